@@ -1,0 +1,1 @@
+"""The five services. They meet only on NATS subjects: none imports another."""

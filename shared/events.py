@@ -1,0 +1,186 @@
+"""The CloudEvents 1.0 envelope of everything that a stream keeps, and the data that it carries."""
+
+from datetime import datetime
+from typing import Generic, Self, TypeVar
+
+from pydantic import Field
+
+from shared.job import BlobRef, Failure, Job, OutputsRef
+from shared.model import Message
+from shared.states import AttemptState
+
+D = TypeVar("D", bound=Message)
+
+
+class Event(Message, Generic[D]):
+    """One CloudEvents 1.0 event in structured JSON mode.
+
+    `id` names the operation that wrote it: a writer that lost an answer compares it to tell its own write
+    from somebody else's. `causedby` is the id of the event that led to this one.
+    """
+
+    specversion: str = "1.0"
+    id: str
+    source: str  # "/wherry/<service>" or "/wherry/node_agent/<node_id>"
+    type: str  # "io.wherry.job.placed.v1"
+    time: datetime
+    subject: str  # the job's id
+    datacontenttype: str = "application/json"
+    causedby: str | None = None
+    data: D
+
+    def to_bytes(self) -> bytes:
+        """Return structured-mode JSON. The envelope is whole; the data leaves its defaults out."""
+        head = self.model_dump_json(exclude={"data"}, exclude_none=True)
+        return head[:-1].encode() + b',"data":' + self.data.to_bytes() + b"}"
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> Self:
+        """Parse structured-mode JSON.
+
+        Raises:
+            pydantic.ValidationError: the body is not such an event.
+        """
+        return cls.model_validate_json(body)
+
+
+class JobChanged(Message):
+    """What `wherry.job.>` carries: the whole job after the event, so that no reader has to ask back."""
+
+    job: Job
+    epoch: int = 0  # of the leading scheduler that wrote it; 0 from the gateway
+
+
+class AttemptStarting(Message):
+    """The node has the attempt in its journal and works on it."""
+
+    attempt: int
+    phase: str = "pull"  # or "stage_in"
+    at: datetime
+
+
+class AttemptRunning(Message):
+    """The user's program runs."""
+
+    attempt: int
+    at: datetime
+    image_digest: str | None = None
+
+
+class AttemptFinishing(Message):
+    """The program has ended; what it left is being brought home."""
+
+    attempt: int
+    at: datetime
+    exit_code: int | None = None
+
+
+class AttemptFinished(Message):
+    """The last word about an attempt. `state` is a final attempt state."""
+
+    attempt: int
+    at: datetime
+    state: AttemptState
+    exit_code: int | None = None
+    error: Failure | None = None
+    outputs: OutputsRef | None = None
+    image_digest: str | None = None
+    running_at: datetime | None = None  # for when `running` was never delivered
+    remarks: tuple[str, ...] = ()
+
+
+class CancelRequested(Message):
+    """Somebody with the right to do so asks for the job to stop."""
+
+    by: str  # a user's id
+    at: datetime
+
+
+class DeliveryRequested(Message):
+    """One notification to one target about one job's end."""
+
+    delivery_id: str
+    job_id: str
+    owner_id: str
+    event_id: str  # of the job event; the webhook-id over all tries is delivery_id
+    event: str  # succeeded, failed, cancelled, timed_out
+    kind: str  # "email" or "webhook"
+    target: str  # an address or a URL
+    secret_ref: str | None = None
+    at: datetime
+
+
+class DeliveryTried(Message):
+    """The outcome of one try of a delivery. Final when `state` is delivered or given_up."""
+
+    delivery_id: str
+    job_id: str
+    owner_id: str
+    tries: int
+    state: str  # "retrying", "delivered", "given_up"
+    detail: str = ""  # what the receiver said, or why it was given up
+    at: datetime
+    next_at: datetime | None = None
+
+
+class LogLine(Message):
+    """One line of output. `n` counts from 1 over both streams of an attempt: a hole in the numbers is a lost range."""
+
+    n: int
+    t: datetime
+    s: str = "o"  # "o" stdout, "e" stderr
+    x: str  # the text without its line end, at most LOG_LINE_BYTES_MAX
+
+
+LOG_LINE_BYTES_MAX = 16 * 1024
+
+
+class Progress(Message):
+    """How far a job says it is: 0 to 1, with its own words."""
+
+    fraction: float = Field(ge=0, le=1)
+    message: str = ""
+    at: datetime
+
+
+class MetricPoint(Message):
+    """One value that the job printed with ``::metric name=value step=n``."""
+
+    name: str
+    value: float
+    step: int | None = None
+    at: datetime
+
+
+class OutputBatch(Message):
+    """What an attempt printed since the last batch. May be lost; the whole log comes home as an artifact."""
+
+    lines: tuple[LogLine, ...] = ()
+    progress: Progress | None = None
+    metrics: tuple[MetricPoint, ...] = ()
+
+
+class TokenRevoked(Message):
+    """A token or all tokens of a user are dead from now on."""
+
+    token_sha256: str | None = None
+    user_id: str | None = None
+
+
+__all__ = [
+    "AttemptFinished",
+    "AttemptFinishing",
+    "AttemptRunning",
+    "AttemptStarting",
+    "BlobRef",
+    "CancelRequested",
+    "DeliveryRequested",
+    "DeliveryTried",
+    "Event",
+    "JobChanged",
+    "LogLine",
+    "MetricPoint",
+    "OutputBatch",
+    "Progress",
+    "TokenRevoked",
+]

@@ -1,0 +1,105 @@
+"""A job as every event carries it: the spec and all that has become of it."""
+
+from datetime import datetime
+
+from shared.model import Message
+from shared.spec import JobSpec
+from shared.states import JOB_TERMINAL, AttemptState, EndReason, JobState, PendingCode
+
+#: Attempts kept in an event; older ones remain in the log.
+ATTEMPTS_KEPT = 8
+REMARKS_KEPT = 50
+
+
+class Owner(Message):
+    """Whose job it is, as known when it was handed in."""
+
+    id: str
+    name: str
+    email: str | None = None
+
+
+class PendingReason(Message):
+    """Why a job waits: a code, and how many nodes it rules out."""
+
+    code: PendingCode
+    nodes: int
+    message: str
+
+
+class BlobRef(Message):
+    """Stored bytes, named by what they are."""
+
+    sha256: str
+    size: int
+
+
+class OutputsRef(Message):
+    """What an attempt left: the manifest (JSON, see `shared.manifest`) and its totals."""
+
+    manifest: BlobRef
+    files: int
+    bytes: int
+
+
+class Failure(Message):
+    """How something ended that did not succeed."""
+
+    reason: EndReason
+    message: str
+
+
+class Attempt(Message):
+    """One try on one node. Its number is the fencing token: reports about another number change nothing."""
+
+    number: int
+    node: str
+    state: AttemptState
+    phase: str | None = None  # "pull" or "stage_in" while starting
+    gpus: tuple[str, ...] = ()  # UUIDs promised
+    score: dict[str, float] = {}  # why this node
+    image_digest: str | None = None
+    placed_at: datetime
+    starting_at: datetime | None = None
+    running_at: datetime | None = None
+    finishing_at: datetime | None = None
+    ended_at: datetime | None = None
+    exit_code: int | None = None
+    error: Failure | None = None
+    outputs: OutputsRef | None = None
+
+
+class Job(Message):
+    """A job after an event. `input_seq` is the stream sequence of the last input that the scheduler took into it."""
+
+    id: str
+    owner: Owner
+    spec: JobSpec
+    spec_digest: str = ""  # SHA-256 of the body as sent, to tell a repeat from another job under the same key
+    state: JobState = JobState.QUEUED
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None = None
+    input_seq: int = 0
+    attempt: int = 0  # the current attempt's number; 0 before the first
+    attempts: tuple[Attempt, ...] = ()  # the last ATTEMPTS_KEPT, oldest first
+    tries: int = 0  # of the user's max_attempts
+    losses: int = 0  # of the infrastructure's budget
+    not_before: datetime | None = None  # back-off after a failed attempt
+    pending: tuple[PendingReason, ...] = ()
+    cancel_requested_at: datetime | None = None
+    error: Failure | None = None
+    remarks: tuple[str, ...] = ()
+    outputs: OutputsRef | None = None
+
+    @property
+    def current(self) -> Attempt | None:
+        """Return the attempt that counts now, or None before the first and between two."""
+        if self.attempts and self.attempts[-1].number == self.attempt:
+            return self.attempts[-1]
+        return None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Return whether nothing can happen to the job any more."""
+        return self.state in JOB_TERMINAL

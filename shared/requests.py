@@ -1,0 +1,351 @@
+"""Questions to storage and their answers (NATS request/reply). Times are UTC, sizes bytes."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from shared.events import LogLine, MetricPoint, Progress
+from shared.fleet import Capacity, NodeInfo, Usage
+from shared.job import BlobRef, Job
+from shared.manifest import Entry
+from shared.model import Message
+
+Role = Literal["admin", "expert", "user"]
+
+
+class Empty(Message):
+    """Nothing to say."""
+
+
+class Principal(Message):
+    """Who is calling."""
+
+    user_id: str
+    name: str
+    role: Role = "user"
+    email: str | None = None
+
+
+class Login(Message):
+    """A user's name and password, against a session token."""
+
+    user: str
+    password: str
+    client: str = ""  # address, for the throttle
+
+
+class Session(Message):
+    """A fresh session token. It is shown once; only its hash is kept."""
+
+    principal: Principal
+    token: str
+    expires_at: datetime
+
+
+class TokenQuery(Message):
+    """A bearer token as the caller sent it."""
+
+    token: str
+
+
+class UserCreate(Message):
+    """A new user."""
+
+    name: str
+    password: str
+    role: Role = "user"
+    email: str | None = None
+
+
+class UserUpdate(Message):
+    """Changes to a user; what is None stays."""
+
+    name: str
+    password: str | None = None
+    role: Role | None = None
+    email: str | None = None
+    disabled: bool | None = None
+
+
+class UserName(Message):
+    """A user by name."""
+
+    name: str
+
+
+class PasswordChange(Message):
+    """One's own new password. It revokes all sessions but the one named."""
+
+    user_id: str
+    old: str
+    new: str
+    keep_token: str | None = None
+
+
+class User(Message):
+    """A user without anything secret."""
+
+    id: str
+    name: str
+    role: Role
+    email: str | None = None
+    disabled: bool = False
+    created_at: datetime
+
+
+class Users(Message):
+    """Users by name."""
+
+    users: tuple[User, ...] = ()
+
+
+class SecretPut(Message):
+    """A webhook secret to be kept for one owner's job."""
+
+    owner_id: str
+    value: str
+
+
+class SecretRef(Message):
+    """A secret's id, or with `owner_id` alone that owner's own signing secret."""
+
+    owner_id: str
+    ref: str | None = None
+
+
+class SecretValue(Message):
+    """A secret in clear. Only the notifier and the owner see it."""
+
+    value: str
+
+
+class JobQuery(Message):
+    """A job by id. `min_seq` is a stream sequence that the answer must have seen, if known."""
+
+    job_id: str
+    min_seq: int = 0
+
+
+class JobView(Message):
+    """A job as storage knows it, with what is not in the log."""
+
+    job: Job
+    seq: int  # stream sequence that the view has reached for this job
+    progress: Progress | None = None
+
+
+class JobListQuery(Message):
+    """Jobs, newest first. `owner_id` None is everybody's (admins)."""
+
+    owner_id: str | None = None
+    states: tuple[str, ...] = ()
+    name: str | None = None
+    kind: str | None = None
+    label: str | None = None
+    limit: int = 50  # 1 to 500
+    cursor: str | None = None
+
+
+class JobList(Message):
+    """A page of jobs; `cursor` asks for the next."""
+
+    jobs: tuple[JobView, ...] = ()
+    cursor: str | None = None
+
+
+class EventQuery(Message):
+    """Job events after a stream sequence, oldest first: of one job, or of one owner, or (both None) of all."""
+
+    job_id: str | None = None
+    owner_id: str | None = None
+    after_seq: int = 0
+    limit: int = 500  # 1 to 1000
+
+
+class StoredEvent(Message):
+    """A CloudEvent as it stands on the stream. `event` is its JSON text, byte for byte."""
+
+    seq: int
+    event: str
+
+
+class EventPage(Message):
+    """Events in order."""
+
+    events: tuple[StoredEvent, ...] = ()
+
+
+class LogQuery(Message):
+    """Lines of one attempt (None: the current one), with numbers above `after`; or the last `tail`."""
+
+    job_id: str
+    attempt: int | None = None
+    stream: Literal["o", "e"] | None = None
+    after: int = 0
+    tail: int | None = None
+    since: datetime | None = None
+    limit: int = 1000  # 1 to 5000
+
+
+class LogPage(Message):
+    """Lines in order of their number. `more` means that the limit cut the page."""
+
+    attempt: int
+    lines: tuple[LogLine, ...] = ()
+    more: bool = False
+
+
+class MetricPage(Message):
+    """Every point that the job printed, in order of arrival; at most 10,000."""
+
+    points: tuple[MetricPoint, ...] = ()
+
+
+class OutputQuery(Message):
+    """Outputs of a job: all, or the one at `path` (``_stdout.txt`` and ``_stderr.txt`` are the logs)."""
+
+    job_id: str
+    path: str | None = None
+    cursor: str | None = None  # the last path of the page before
+    limit: int = 1000
+
+
+class OutputPage(Message):
+    """Entries of the manifest in order of their path. Logs come as files."""
+
+    entries: tuple[Entry, ...] = ()
+    cursor: str | None = None
+    skipped: tuple[str, ...] = ()
+
+
+class ArtifactQuery(Message):
+    """An artifact by id."""
+
+    artifact_id: str
+
+
+class Artifact(Message):
+    """Stored bytes with a name and an owner. The id is the owner's; the bytes may be shared, which nobody can tell."""
+
+    id: str
+    owner_id: str
+    blob: BlobRef
+    name: str = ""
+    media_type: str = "application/octet-stream"
+    created_at: datetime
+
+
+class NodeQuery(Message):
+    """A node by id or name."""
+
+    node: str
+
+
+class NodeView(Message):
+    """A node as of its last heartbeat."""
+
+    node: NodeInfo
+    capacity: Capacity
+    usage: Usage
+    attempts: tuple[dict[str, Any], ...] = ()  # HeldAttempt as JSON
+    images: tuple[str, ...] = ()
+    seen_at: datetime
+    online: bool
+
+
+class NodeList(Message):
+    """Every node that was seen."""
+
+    nodes: tuple[NodeView, ...] = ()
+
+
+class Counts(Message):
+    """What GET /status shows."""
+
+    jobs: dict[str, int] = {}  # by state
+    nodes_online: int = 0
+    nodes_total: int = 0
+
+
+class DeliveryView(Message):
+    """One notification, its tries and its end."""
+
+    id: str
+    job_id: str
+    owner_id: str
+    kind: str
+    target: str
+    event: str
+    state: str  # "pending", "retrying", "delivered", "given_up"
+    tries: int = 0
+    detail: str = ""
+    requested_at: datetime
+    updated_at: datetime
+    next_at: datetime | None = None
+
+
+class DeliveryList(Message):
+    """The notifications of a job, oldest first."""
+
+    deliveries: tuple[DeliveryView, ...] = ()
+
+
+# --- blobs -----------------------------------------------------------------------------------------------------
+
+#: Bytes of a chunk: one NATS message and one GridFS chunk document, so nothing is cut twice.
+CHUNK_BYTES = 512 * 1024
+#: Chunks that one transfer may have under way: 8 MiB. The answer to a chunk, sent once it is stored, is the credit.
+WINDOW_CHUNKS = 16
+
+
+class BlobScope(Message):
+    """What an upload is for: an owner's artifact (gateway), or an attempt's outputs (the node that runs it)."""
+
+    owner_id: str | None = None
+    name: str = ""
+    media_type: str = "application/octet-stream"
+    job_id: str | None = None
+    attempt: int | None = None
+
+
+class UploadOpen(Message):
+    """Begin an upload. The id is the sender's choice (`shared.ids`), so that repeating the call is harmless."""
+
+    upload_id: str
+    scope: BlobScope
+
+
+class UploadCommit(Message):
+    """All chunks are stored: check the length and SHA-256, and make it one blob. Safe to repeat."""
+
+    upload_id: str
+    chunks: int
+    size: int
+    sha256: str
+
+
+class UploadAbort(Message):
+    """Forget an upload and what it stored."""
+
+    upload_id: str
+
+
+class Committed(Message):
+    """The stored blob; `artifact_id` where the scope was an owner's."""
+
+    blob: BlobRef
+    artifact_id: str | None = None
+
+
+class BlobRead(Message):
+    """Bytes `offset` to `offset + length` of a blob; at most CHUNK_BYTES a call. The answer's body is raw.
+
+    A node names the artifact and the job it runs that has it as source; the gateway, which has checked the owner,
+    may name the digest.
+    """
+
+    artifact_id: str | None = None
+    sha256: str | None = None
+    job_id: str | None = None
+    min_seq: int = 0
+    offset: int = 0
+    length: int = CHUNK_BYTES

@@ -1,0 +1,162 @@
+"""What a user asks for: the job spec, with its defaults, units and bounds.
+
+Sizes are bytes (``"512MiB"`` is understood), times are seconds (``"2h"`` is understood), CPUs are fractional.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from shared.model import Frozen
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(i?)[bB]?\s*$")
+_DURATION = re.compile(r"^\s*(?:(\d+(?:\.\d+)?)d)?\s*(?:(\d+(?:\.\d+)?)h)?\s*(?:(\d+(?:\.\d+)?)m)?\s*(?:(\d+(?:\.\d+)?)s?)?\s*$")
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+#: The whole spec as JSON may not be larger (decisions: `created` carries it).
+SPEC_BYTES_MAX = 256 * KIB
+
+
+def parse_size(value: object) -> object:
+    """Turn ``"512MiB"`` (binary) or ``"2GB"`` (decimal) into bytes; leave anything that is not text as it is.
+
+    Raises:
+        ValueError: text that is no size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.match(value)
+    if not match:
+        raise ValueError(f"{value!r} is no size: give bytes or text such as 512MiB or 2GB")
+    number, unit, binary = match.groups()
+    base = 1024 if binary else 1000
+    return int(float(number) * base ** " kmgt".index(unit.lower() or " "))
+
+
+def parse_duration(value: object) -> object:
+    """Turn ``"1h30m"`` into seconds; leave anything that is not text as it is.
+
+    Raises:
+        ValueError: text that is no duration.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.match(value)
+    if not match or not any(match.groups()):
+        raise ValueError(f"{value!r} is no duration: give seconds or text such as 90s, 30m, 2h or 1d")
+    return sum(float(part) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True) if part)
+
+
+Bytes = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=2**53)]
+Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=366 * 86400)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]{0,63}$")]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$")]
+EnvValue = Annotated[str, StringConstraints(max_length=32 * KIB, pattern=r"^[^\x00]*$")]
+Arg = Annotated[str, StringConstraints(max_length=128 * KIB, pattern=r"^[^\x00]*$")]
+ImageRef = Annotated[str, StringConstraints(max_length=512, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$")]
+ArtifactId = Annotated[str, StringConstraints(pattern=r"^a[a-z2-7]{25}$")]
+Email = Annotated[str, StringConstraints(max_length=254, pattern=r"^[^\s@<>\"',;:\x00-\x1f]+@[^\s@<>\"',;:\x00-\x1f]+$")]
+
+
+class Resources(Frozen):
+    """What one attempt is promised, and the most it may use."""
+
+    cpus: float = Field(1.0, gt=0, le=4096)
+    memory: Bytes = Field(GIB, ge=6 * MIB)  # Docker refuses less than 6 MiB
+    gpus: int = Field(0, ge=0, le=64)
+    gpu_memory: Bytes = 0  # free memory wanted on each GPU
+    disk: Bytes = 10 * GIB
+    shm: Bytes = 64 * MIB
+    tmp: Bytes = 256 * MIB
+
+
+class Placement(Frozen):
+    """Which nodes will do. Everything given must hold."""
+
+    tags: tuple[Tag, ...] = ()
+    cluster: str | None = None
+    node: str | None = None  # a node's id or name
+    arch: Literal["amd64", "arm64"] | None = None
+    policy: Literal["pack", "spread"] = "pack"
+
+
+class Timeouts(Frozen):
+    """The five clocks, in seconds; ``None`` is no limit."""
+
+    queue: Seconds | None = None
+    pull: Seconds = 1800
+    stage_in: Seconds = 1800
+    run: Seconds = 86400
+    total: Seconds = 604800
+
+
+class WebhookTarget(Frozen):
+    """Where to POST the event, signed by the Standard Webhooks scheme."""
+
+    url: Annotated[str, StringConstraints(max_length=2048, pattern=r"^https?://[^\s\x00-\x1f]+$")]
+    #: ``whsec_…``; without one the owner's own signing secret is used. Never travels beyond the gateway.
+    secret: Annotated[str, StringConstraints(pattern=r"^whsec_[A-Za-z0-9+/=]{32,88}$")] | None = None
+    #: Set by the gateway when it puts a given secret away; users cannot.
+    secret_ref: str | None = None
+
+
+NotifyOn = Literal["succeeded", "failed", "cancelled", "timed_out"]
+
+
+class Notify(Frozen):
+    """Who hears of which ends: an email address or a webhook."""
+
+    on: tuple[NotifyOn, ...] = ("succeeded", "failed", "cancelled", "timed_out")
+    email: Email | None = None
+    webhook: WebhookTarget | None = None
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "Notify":
+        if (self.email is None) == (self.webhook is None):
+            raise ValueError("give either email or webhook")
+        return self
+
+
+RetryOn = Annotated[str, StringConstraints(pattern=r"^(failed|timed_out|oom|exit:\d{1,3})$")]
+
+
+class JobSpec(Frozen):
+    """A job as a user describes it. An unknown field is an error that names it."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")] = "job"
+    kind: Literal["run"] = "run"
+    runtime: Literal["docker", "process"] = "docker"
+    image: ImageRef | None = None
+    #: Text runs in ``sh -c``, a list as it is; absent, the image's own command runs.
+    command: Arg | Annotated[tuple[Arg, ...], Field(min_length=1, max_length=4096)] | None = None
+    source: ArtifactId | None = None  # a zip, unpacked into the working directory
+    params: dict[str, Any] = {}
+    env: Annotated[dict[EnvName, EnvValue], Field(max_length=1024)] = {}
+    resources: Resources = Resources()
+    placement: Placement = Placement()
+    network: Literal["none"] = "none"
+    tmp_exec: bool = False
+    priority: int = Field(50, ge=0, le=100)
+    max_attempts: int = Field(1, ge=1, le=100)
+    retry_on: tuple[RetryOn, ...] = ("failed",)
+    timeouts: Timeouts = Timeouts()
+    notify: Annotated[tuple[Notify, ...], Field(max_length=20)] = ()
+    labels: Annotated[tuple[Label, ...], Field(max_length=64)] = ()
+    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+
+    @model_validator(mode="after")
+    def _runtime_fits(self) -> "JobSpec":
+        if self.runtime == "docker" and self.image is None:
+            raise ValueError("a container job needs an image")
+        if self.runtime == "process" and self.image is not None:
+            raise ValueError("runtime process runs on the bare machine and takes no image")
+        if self.runtime == "process" and self.command is None:
+            raise ValueError("runtime process needs a command")
+        return self
+
+    def argv(self) -> tuple[str, ...] | None:
+        """Return what to execute: ``sh -c TEXT`` for text, the list as it is, None for the image's own command."""
+        if isinstance(self.command, str):
+            return ("sh", "-c", self.command)
+        return self.command

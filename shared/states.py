@@ -1,0 +1,122 @@
+"""The words for where a job, an attempt or a delivery is, and for how it ended.
+
+Which move is legal is a rule and lives in the scheduler's core.
+"""
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job is. The last four are final: nothing leaves them."""
+
+    QUEUED = "queued"
+    PLACED = "placed"
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHING = "finishing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+class AttemptState(StrEnum):
+    """Where one try of a job on one node is. The last five are final."""
+
+    PLACED = "placed"
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHING = "finishing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+
+
+JOB_TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.TIMED_OUT})
+ATTEMPT_TERMINAL = frozenset(
+    {
+        AttemptState.SUCCEEDED,
+        AttemptState.FAILED,
+        AttemptState.CANCELLED,
+        AttemptState.TIMED_OUT,
+        AttemptState.LOST,
+    }
+)
+
+
+class JobEventName(StrEnum):
+    """The last token of ``wherry.job.<owner>.<job_id>.<event>``. Each carries the whole job after it."""
+
+    CREATED = "created"  # by the gateway; all others by the scheduler
+    PENDING = "pending"  # still queued; the reasons changed
+    PLACED = "placed"
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHING = "finishing"
+    CANCELLING = "cancelling"  # a cancel was asked for and the node has been told
+    REQUEUED = "requeued"  # an attempt ended and another will be made
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+
+
+class AttemptEventName(StrEnum):
+    """The last token of ``wherry.attempt.<node_id>.<job_id>.<event>``, what a node reports."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHING = "finishing"
+    FINISHED = "finished"
+
+
+class EndReason(StrEnum):
+    """Why an attempt or a job ended as it did, for machines. ``message`` beside it is for people."""
+
+    EXIT_CODE = "exit_code"
+    OOM = "oom"
+    COMMAND_NOT_FOUND = "command_not_found"
+    IMAGE_NOT_FOUND = "image_not_found"
+    IMAGE_PULL_FAILED = "image_pull_failed"
+    IMAGE_NO_COMMAND = "image_no_command"
+    BAD_SOURCE = "bad_source"
+    INPUT_MISSING = "input_missing"
+    STAGE_IN_FAILED = "stage_in_failed"
+    UPLOAD_FAILED = "upload_failed"
+    RUNTIME_ERROR = "runtime_error"
+    PULL_TIMEOUT = "pull_timeout"
+    STAGE_IN_TIMEOUT = "stage_in_timeout"
+    RUN_TIMEOUT = "run_timeout"
+    QUEUE_TIMEOUT = "queue_timeout"
+    TOTAL_TIMEOUT = "total_timeout"
+    DISK = "disk"
+    CANCELLED_BY_USER = "cancelled_by_user"
+    NODE_LOST = "node_lost"
+    AGENT_LOST_CONTAINER = "agent_lost_container"
+
+
+#: Reasons that are nobody's fault but the machines': they use the budget of infrastructure losses.
+INFRASTRUCTURE_REASONS = frozenset(
+    {EndReason.NODE_LOST, EndReason.AGENT_LOST_CONTAINER, EndReason.RUNTIME_ERROR, EndReason.UPLOAD_FAILED}
+)
+
+
+class PendingCode(StrEnum):
+    """Why a queued job is not placed."""
+
+    NO_NODES = "no_nodes"
+    CPUS = "cpus"
+    MEMORY = "memory"
+    DISK = "disk"
+    GPUS = "gpus"
+    GPU_MEMORY = "gpu_memory"
+    ARCH = "arch"
+    TAGS = "tags"
+    CLUSTER = "cluster"
+    NODE_NAME = "node_name"
+    RUNTIME = "runtime"
+    NODE_UNHEALTHY = "node_unhealthy"
+    FAILED_HERE = "failed_here"
+    BACKOFF = "backoff"
