@@ -1,0 +1,32 @@
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.stack import ROOT, Stack, docker_answers
+
+BUSYBOX = "wherry/busybox:latest"
+
+
+def _busybox_image() -> bool:
+    """A container image to run jobs in: busybox from Debian, where that can be made."""
+    if subprocess.run(["docker", "image", "inspect", BUSYBOX], capture_output=True, check=False).returncode == 0:
+        return True
+    script = ROOT / "infra/docker/build-busybox.sh"
+    return subprocess.run(["sh", str(script)], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """One wherry for all end-to-end tests: jobs run on Docker where an engine answers, else as plain processes."""
+    home = Path(tempfile.mkdtemp(prefix="wherry-e2e-"))
+    on_docker = docker_answers() and _busybox_image()
+    stack = Stack.start(home, runtime="docker" if on_docker else "process", image=BUSYBOX if on_docker else None)
+    try:
+        yield stack
+    finally:
+        stack.stop()
+        shutil.rmtree(home, ignore_errors=True)

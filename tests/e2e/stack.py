@@ -1,0 +1,169 @@
+"""A whole wherry on this machine for a test: started by the same command as `make up`, in a folder and on a port of its own."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES = ("gateway", "scheduler", "storage", "notifier", "node_agent")
+ENDS = {"succeeded", "failed", "cancelled", "timed_out"}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def docker_answers() -> bool:
+    """Whether an engine answers, found as the docker command finds it."""
+    docker = shutil.which("docker")
+    return bool(docker) and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = 60) -> Any:
+    """Poll an outside system until *condition* gives something true, and return that.
+
+    Raises:
+        AssertionError: it did not within *timeout* seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if found := condition():
+                return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {timeout:.0f} s: {what}")
+
+
+def zip_of(files: Mapping[str, bytes | str]) -> bytes:
+    """Return a zip with these files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@dataclass
+class Stack:
+    """A running stack and an administrator's way into it."""
+
+    home: Path
+    port: int
+    runtime: str
+    image: str | None
+    env: dict[str, str]
+    http: httpx.Client
+
+    @classmethod
+    def start(cls, home: Path, *, runtime: str, image: str | None, env: Mapping[str, str] | None = None) -> "Stack":
+        port = free_port()
+        full = {**os.environ, "WHERRY_HOME": str(home), "WHERRY_PORT": str(port), **(env or {})}
+        done = subprocess.run(
+            [sys.executable, "-m", "infra.local", "up"], cwd=ROOT, env=full, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"make up failed:\n{done.stdout}\n{done.stderr}"
+        credentials = json.loads((home / "credentials.json").read_text())
+        base = f"http://127.0.0.1:{port}/v1"
+        login = httpx.post(f"{base}/login", auth=(credentials["user"], credentials["password"]), timeout=30)
+        login.raise_for_status()
+        http = httpx.Client(
+            base_url=base, headers={"Authorization": f"Bearer {login.json()['token']}"}, timeout=httpx.Timeout(60)
+        )
+        return cls(home, port, runtime, image, full, http)
+
+    def stop(self) -> None:
+        self.http.close()
+        subprocess.run([sys.executable, "-m", "infra.local", "down"], cwd=ROOT, env=self.env, check=True)
+
+    # --- processes ---------------------------------------------------------------------------------------------
+
+    def pid(self, service: str) -> int:
+        return int(json.loads((self.home / "run.json").read_text())["pids"][service])
+
+    def peak_memory_mb(self, service: str) -> float:
+        status = Path(f"/proc/{self.pid(service)}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+    def kill(self, service: str) -> None:
+        """kill -9; the stack's supervisor starts it again."""
+        os.kill(self.pid(service), signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def paused(self, service: str) -> Iterator[None]:
+        """The service is stopped (SIGSTOP) inside the block, and goes on after it if it still lives."""
+        pid = self.pid(service)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    # --- jobs --------------------------------------------------------------------------------------------------
+
+    def spec(self, command: str, **more: Any) -> dict[str, Any]:
+        spec: dict[str, Any] = {"command": command, "resources": {"cpus": 0.5, "memory": "128MiB"}, **more}
+        spec["runtime"] = self.runtime
+        if self.image:
+            spec["image"] = self.image
+        return spec
+
+    def submit(self, spec: Mapping[str, Any], source: bytes | None = None, key: str | None = None) -> str:
+        answer = self.post_job(spec, source, key)
+        assert answer.status_code == 202, answer.text
+        return answer.json()["job_id"]
+
+    def post_job(self, spec: Mapping[str, Any], source: bytes | None = None, key: str | None = None) -> httpx.Response:
+        headers = {"Idempotency-Key": key} if key else {}
+        if source is None:
+            return self.http.post("/jobs", json=dict(spec), headers=headers)
+        files = {
+            "spec": (None, json.dumps(dict(spec)), "application/json"),
+            "source": ("source.zip", source, "application/zip"),
+        }
+        return self.http.post("/jobs", files=files, headers=headers)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        answer = self.http.get(f"/jobs/{job_id}")
+        assert answer.status_code in {200, 503}, answer.text
+        return answer.json() if answer.status_code == 200 else {"state": "unknown"}
+
+    def wait_state(self, job_id: str, *states: str, timeout: float = 90) -> dict[str, Any]:
+        """Wait until the job is in one of *states*; a final state that was not asked for fails at once."""
+        wanted = set(states)
+
+        def reached() -> dict[str, Any] | None:
+            job = self.job(job_id)
+            assert job["state"] in wanted or job["state"] not in ENDS, job
+            return job if job["state"] in wanted else None
+
+        return until(reached, f"job {job_id} in {sorted(wanted)}", timeout)
+
+    def wait_end(self, job_id: str, timeout: float = 90) -> dict[str, Any]:
+        return self.wait_state(job_id, *ENDS, timeout=timeout)
+
+    def output(self, job_id: str, path: str) -> bytes:
+        answer = self.http.get(f"/jobs/{job_id}/outputs/{path}")
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        answer = self.http.get(f"/jobs/{job_id}/events", headers={"Accept": "application/json"})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["events"]

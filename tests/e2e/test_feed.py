@@ -1,0 +1,85 @@
+"""Another system listens with plain NATS: it sees what was accepted, as CloudEvents, and nothing else."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import jsonschema
+import nats
+import nats.errors
+import pytest
+
+from tests.e2e.stack import ENDS, ROOT, Stack
+
+
+def event_schema() -> dict:
+    """The schema of the feed's messages in docs/asyncapi.json, with its references resolvable."""
+    document = json.loads((ROOT / "docs/asyncapi.json").read_text())
+    reference = next(iter(document["channels"]["jobFeed"]["messages"].values()))["$ref"]
+    name = reference.rsplit("/", 1)[1]
+    payload = document["components"]["messages"][name]["payload"]
+    return {**payload, "components": document["components"]}
+
+
+async def connect(url: str, **options):
+    async def quiet(_: Exception) -> None: ...
+
+    return await nats.connect(url, max_reconnect_attempts=0, error_cb=quiet, **options)
+
+
+def broker(stack: Stack) -> tuple[str, str]:
+    ports = json.loads((stack.home / "ports.json").read_text())
+    secrets = json.loads((Path(stack.home) / "nats" / "passwords.json").read_text())
+    return f"nats://127.0.0.1:{ports['nats']}", secrets["watcher"]
+
+
+async def test_a_watcher_sees_the_main_jobs_events_as_valid_cloudevents(stack: Stack) -> None:
+    url, password = broker(stack)
+    client = await connect(url, user="watcher", password=password, inbox_prefix=b"_INBOX.watcher")
+    subscription = await client.subscribe("wherry.feed.>")
+    await client.flush()
+    job_id = await asyncio.to_thread(stack.submit, stack.spec("echo hello"))
+    schema, names = event_schema(), []
+    while not set(names) & ENDS:
+        message = await subscription.next_msg(timeout=60)
+        if message.subject.split(".")[3] != job_id:
+            continue
+        event = json.loads(message.data)
+        jsonschema.validate(event, schema)
+        assert event["specversion"] == "1.0"
+        assert event["subject"] == job_id
+        assert int(message.headers["Nats-Sequence"]) > 0
+        names.append(message.subject.split(".")[4])
+    await client.close()
+    assert names[0] == "created"
+    assert "placed" in names
+    assert names[-1] == "succeeded"
+    stored = [event["type"].split(".")[-2] for event in await asyncio.to_thread(stack.events, job_id)]
+    assert stored == names  # nothing that the stream refused, nothing missing
+
+
+async def test_a_watcher_may_neither_write_nor_listen_elsewhere(stack: Stack) -> None:
+    url, password = broker(stack)
+    errors: list[str] = []
+
+    async def note(error: Exception) -> None:
+        errors.append(str(error))
+
+    client = await nats.connect(url, user="watcher", password=password, error_cb=note, max_reconnect_attempts=0)
+    await client.publish("wherry.job.u.j.created", b"{}")
+    await client.publish("wherry.feed.u.j.created", b"{}")
+    await client.subscribe("wherry.storage.>")
+    await client.flush()
+    await asyncio.wait_for(_until_errors(errors, 3), 5)
+    await client.close()
+
+
+async def _until_errors(errors: list[str], count: int) -> None:
+    while len(errors) < count:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_client_without_a_credential_is_refused(stack: Stack) -> None:
+    url, _ = broker(stack)
+    with pytest.raises((nats.errors.Error, OSError)):
+        await connect(url, allow_reconnect=False)
