@@ -1,25 +1,227 @@
 """Sending and reading blobs: bounded chunks as requests to storage, WINDOW_CHUNKS under way, SHA-256 at both ends.
 
-Each chunk is a request of its own, so that it can be repeated when storage restarts, and its answer is the credit for the next.
-
-INTERFACE DRAFT.
+Each chunk is a request of its own, so that it can be repeated when storage restarts, and its answer is the credit for
+the next. Memory stays at about two windows per transfer, whatever the blob's size.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Literal, TypeVar
 
-from shared.bus import Bus
+from shared.bus import Bus, Raw
+from shared.channels import BLOB_ABORT, BLOB_CHUNK, BLOB_COMMIT, BLOB_OPEN, BLOB_PUT, BLOB_READ
+from shared.clock import monotonic
+from shared.errors import WherryError
+from shared.ids import new_id
 from shared.job import BlobRef
-from shared.requests import BlobRead, BlobScope, Committed
+from shared.requests import (
+    CHUNK_BYTES,
+    WINDOW_CHUNKS,
+    BlobRead,
+    BlobScope,
+    Committed,
+    UploadAbort,
+    UploadCommit,
+    UploadOpen,
+)
+
+T = TypeVar("T")
+
+#: Headers of the raw messages.
+UPLOAD_HEADER, CHUNK_HEADER = "Wherry-Upload", "Wherry-Chunk"
+SCOPE_HEADER, SHA256_HEADER, SIZE_HEADER = "Wherry-Scope", "Wherry-Sha256", "Wherry-Size"
+
+#: Seconds for the answer to one chunk, and to a commit (after a restart storage reads the whole blob again).
+CALL_TIMEOUT_S, COMMIT_TIMEOUT_S, ABORT_TIMEOUT_S = 10.0, 60.0, 5.0
+_PAUSE_S, _PAUSE_MAX_S = 0.1, 2.0
 
 
 class BlobClient:
     """Blobs over one bus connection (one of its own: never the control connection).
 
-    BlobClient(bus, kind="gateway"|"node", peer=id)
+    Args:
+        bus: the connection.
+        kind: who is asking; the broker lets each speak only for itself.
+        peer: the gateway's or node's id.
     """
 
-    # async upload(chunks: AsyncIterator[bytes], scope: BlobScope, *, patience_s=60) -> Committed
-    #     any sizes of bytes in; re-cut to CHUNK_BYTES; <= one chunk goes as BLOB_PUT; aborts (tells storage) if `chunks` raises or the task is cancelled.
-    # read(target: BlobRead, *, start=0, end=None, patience_s=60) -> AsyncIterator[bytes]: up to WINDOW_CHUNKS requests under way, in order;
-    #     checks the SHA-256 when target.sha256 is given and the range is the whole blob; raises WherryError("corrupt") otherwise.
-    # async size(target) -> int
+    def __init__(self, bus: Bus, kind: Literal["gateway", "node"], peer: str) -> None:
+        self._bus = bus
+        self._who = {"kind": kind, "peer": peer}
+
+    async def upload(self, chunks: AsyncIterator[bytes], scope: BlobScope, *, patience_s: float = 60) -> Committed:
+        """Store what *chunks* gives, in pieces of any size, and return the stored blob.
+
+        Nothing is left behind when *chunks* raises or the task is cancelled.
+
+        Args:
+            chunks: the bytes.
+            scope: what they are for.
+            patience_s: for how many seconds each call is repeated while storage is away.
+
+        Raises:
+            WherryError: storage refused it, or stayed away (``unavailable``).
+        """
+        pieces = _recut(chunks)
+        first = await anext(pieces, b"")
+        second = await anext(pieces, None) if len(first) == CHUNK_BYTES else None
+        if second is None:
+            return await self._put(first, scope, patience_s)
+        upload_id = new_id("b")
+        await self._patiently(
+            lambda: self._bus.ask(BLOB_OPEN, UploadOpen(upload_id=upload_id, scope=scope), **self._options()),
+            patience_s,
+        )
+        try:
+            commit = await self._send(upload_id, _chain(first, second, pieces), patience_s)
+            return await self._patiently(
+                lambda: self._bus.ask(BLOB_COMMIT, commit, **self._options(COMMIT_TIMEOUT_S)), patience_s
+            )
+        except BaseException:
+            # Shielded: a cancelled task still tells storage to forget what has arrived.
+            await asyncio.shield(self._abort(upload_id))
+            raise
+
+    async def read(
+        self, target: BlobRead, *, start: int = 0, end: int | None = None, patience_s: float = 60
+    ) -> AsyncGenerator[bytes, None]:
+        """Give the bytes from *start* up to (not with) *end* in order, asking up to WINDOW_CHUNKS pieces ahead.
+
+        Args:
+            target: which blob; its `offset` and `length` are not looked at.
+            start: the first byte.
+            end: the byte after the last; None is the blob's end.
+            patience_s: for how many seconds each call is repeated while storage is away.
+
+        Raises:
+            WherryError: ``not_found``, ``forbidden``, ``unavailable``; ``corrupt`` when the bytes are not what
+                `target.sha256` says (a whole blob only) or an answer is short.
+        """
+        body, size = await self._range(target, start, _piece_end(start, end), patience_s)
+        stop = size if end is None else min(end, size)
+        digest = hashlib.sha256() if target.sha256 and start == 0 and stop == size else None
+        window: deque[asyncio.Task[tuple[bytes, int]]] = deque()
+        asked = given = start
+        try:
+            while True:
+                if len(body) != max(0, min(_piece_end(given, stop), size) - given):
+                    raise WherryError("corrupt", f"Storage gave {len(body)} bytes where more belong.")
+                asked, given = max(asked, given + len(body)), given + len(body)
+                while asked < stop and len(window) < WINDOW_CHUNKS:
+                    until = _piece_end(asked, stop)
+                    window.append(asyncio.ensure_future(self._range(target, asked, until, patience_s)))
+                    asked = until
+                if digest is not None:
+                    digest.update(body)
+                if body:
+                    yield body
+                if given >= stop:
+                    break
+                body, _ = await window.popleft()
+        finally:
+            await _cancel(window)
+        if digest is not None and digest.hexdigest() != target.sha256:
+            raise WherryError("corrupt", "The bytes that came are not those that the blob's SHA-256 names.")
+
+    async def size(self, target: BlobRead, *, patience_s: float = 60) -> int:
+        """Return the blob's length in bytes.
+
+        Raises:
+            WherryError: ``not_found``, ``forbidden`` or ``unavailable``.
+        """
+        return (await self._range(target, 0, 0, patience_s))[1]
+
+    async def _put(self, body: bytes, scope: BlobScope, patience_s: float) -> Committed:
+        headers = {SCOPE_HEADER: scope.to_bytes().decode(), SHA256_HEADER: hashlib.sha256(body).hexdigest()}
+        answer = await self._patiently(
+            lambda: self._bus.ask_raw(BLOB_PUT, body, headers, **self._options()), patience_s
+        )
+        return Committed.from_bytes(answer.body)
+
+    async def _send(self, upload_id: str, pieces: AsyncIterator[bytes], patience_s: float) -> UploadCommit:
+        digest, size, count = hashlib.sha256(), 0, 0
+        credit = asyncio.Semaphore(WINDOW_CHUNKS)
+
+        async def send(number: int, body: bytes) -> None:
+            headers = {UPLOAD_HEADER: upload_id, CHUNK_HEADER: str(number)}
+            await self._patiently(lambda: self._bus.ask_raw(BLOB_CHUNK, body, headers, **self._options()), patience_s)
+            credit.release()
+
+        try:
+            async with asyncio.TaskGroup() as under_way:
+                async for piece in pieces:
+                    await credit.acquire()
+                    under_way.create_task(send(count, piece))
+                    digest.update(piece)
+                    size, count = size + len(piece), count + 1
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from group
+        return UploadCommit(upload_id=upload_id, chunks=count, size=size, sha256=digest.hexdigest())
+
+    async def _abort(self, upload_id: str) -> None:
+        # Best effort: storage forgets uploads that nobody goes on with.
+        with suppress(WherryError, TimeoutError):
+            async with asyncio.timeout(ABORT_TIMEOUT_S):
+                await self._bus.ask(BLOB_ABORT, UploadAbort(upload_id=upload_id), **self._options(ABORT_TIMEOUT_S))
+
+    async def _range(self, target: BlobRead, start: int, end: int, patience_s: float) -> tuple[bytes, int]:
+        question = target.model_copy(update={"offset": start, "length": end - start})
+        answer: Raw = await self._patiently(
+            lambda: self._bus.ask_raw(BLOB_READ, question.to_bytes(), {}, **self._options()), patience_s
+        )
+        return answer.body, int(answer.headers[SIZE_HEADER])
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]], patience_s: float) -> T:
+        give_up_at, pause_s = monotonic() + patience_s, _PAUSE_S
+        while True:
+            try:
+                return await call()
+            except WherryError as error:
+                if not error.retryable or monotonic() + pause_s > give_up_at:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+    def _options(self, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, str | float]:
+        return {"timeout_s": timeout_s, "retry_s": 0, **self._who}
+
+
+def blob_of(body: bytes) -> BlobRef:
+    """Return the reference that *body* will have once it is stored."""
+    return BlobRef(sha256=hashlib.sha256(body).hexdigest(), size=len(body))
+
+
+def _piece_end(start: int, end: int | None) -> int:
+    """Return where the piece from *start* on ends: at the next chunk border, so that one document answers it."""
+    border = start - start % CHUNK_BYTES + CHUNK_BYTES
+    return border if end is None else max(start, min(end, border))
+
+
+async def _recut(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    held = bytearray()
+    async for chunk in chunks:
+        view = memoryview(chunk)
+        while len(held) + len(view) >= CHUNK_BYTES:
+            taken = CHUNK_BYTES - len(held)
+            yield b"".join((held, view[:taken]))
+            held.clear()
+            view = view[taken:]
+        held += view
+    if held:
+        yield bytes(held)
+
+
+async def _chain(first: bytes, second: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    yield first
+    yield second
+    async for piece in rest:
+        yield piece
+
+
+async def _cancel(tasks: "deque[asyncio.Task[tuple[bytes, int]]]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
