@@ -196,7 +196,8 @@ def _passages(channel: AnyChannel) -> Iterator[Passage]:
 def _render(known: Iterable[User], passwords: Mapping[str, str]) -> str:
     known = tuple(known)
     parts = [_account(account, [u for u in known if u.account is account], passwords) for account in Account]
-    return "# Made from shared/channels.py by shared/permissions.py; do not edit.\naccounts {\n" + "".join(parts) + "}\n"
+    head = "# Made from shared/channels.py by shared/permissions.py; do not edit.\n"
+    return f"{head}accounts {{\n{''.join(parts)}}}\n"
 
 
 def _account(account: Account, members: Iterable[User], passwords: Mapping[str, str]) -> str:
@@ -219,13 +220,15 @@ def _member(user: User, password: str) -> str:
         return head + " }"
     return (
         f"{head}, permissions: {{\n"
-        f"          publish: {{ allow: [\n{_listed(user.publish)}          ] }}\n"
-        f"          subscribe: {{ allow: [\n{_listed(user.subscribe)}          ] }} }} }}"
+        f"          publish: {_only(user.publish)}\n"
+        f"          subscribe: {_only(user.subscribe)} }} }}"
     )
 
 
-def _listed(subjects: Iterable[str]) -> str:
-    return "".join(f'            "{subject}"\n' for subject in subjects) or '            "_none_"\n'
+def _only(subjects: tuple[str, ...]) -> str:
+    if not subjects:
+        return '{ deny: [">"] }'
+    return "{ allow: [\n" + "".join(f'            "{subject}"\n' for subject in subjects) + "          ] }"
 
 
 def _quoted(password: str) -> str:
