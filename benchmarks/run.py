@@ -1,0 +1,291 @@
+"""`make bench`: measure, and write benchmarks/results.md and results.json.
+
+Everything is measured in one run on one machine; where a goal is a ratio, both sides are in the same run, in turn. NATS syncs every write to disk.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+import httpx
+from pymongo import MongoClient
+
+from benchmarks.http_load import load, post
+from benchmarks.stack import BenchStack, dump, machine, wait_for
+
+HERE = Path(__file__).resolve().parent
+IMAGE = "wherry/busybox:latest"
+MIB = 1024 * 1024
+SPEC = {"name": "noop", "image": "busybox", "command": ["true"], "resources": {"cpus": 0.5, "memory": "64MiB"}, "env": {"A": "1"}, "labels": ["bench"]}
+
+
+def submit(stack: BenchStack, token: str, seconds: float, samples: int) -> dict[str, float]:
+    """Jobs a second by POST /v1/jobs from 64 clients, one job a request, and 100 a request from 8."""
+    one, many = json.dumps(SPEC).encode(), json.dumps({"jobs": [SPEC] * 100}).encode()
+
+    def measure(path: str, body: bytes, connections: int) -> tuple[float, float]:
+        request = post(path, body, token)
+        outcome = asyncio.run(load("127.0.0.1", stack.port, lambda: request, connections=connections, seconds=seconds))
+        wrong = {status: n for status, n in outcome.statuses.items() if status not in (200, 202)}
+        if wrong:
+            raise RuntimeError(f"{path}: answers other than 202: {wrong}")
+        good = sum(outcome.statuses.values()) / outcome.seconds
+        return good, outcome.percentile(0.5) * 1000
+
+    measure("/v1/jobs", one, 64)  # warm: routes, token cache, connections
+    singles = [measure("/v1/jobs", one, 64) for _ in range(samples)]
+    batches = [measure("/v1/jobs/batch", many, 8) for _ in range(samples)]
+    return {
+        "single_per_s": statistics.median(rate for rate, _ in singles),
+        "single_p50_ms": statistics.median(p50 for _, p50 in singles),
+        "batched_per_s": statistics.median(rate for rate, _ in batches) * 100,
+    }
+
+
+def bench_submit(seconds: float, samples: int) -> dict[str, object]:
+    """Submission with gateway, NATS and load only, and with every service running."""
+    with BenchStack([]) as stack:
+        for name in ("storage", "scheduler", "notifier", "gateway"):
+            stack.service(name)
+        token = stack.login()
+        with stack.stopped("storage", "scheduler", "notifier"):
+            alone = submit(stack, token, seconds, samples)
+    with BenchStack([]) as stack:
+        for name in ("storage", "scheduler", "notifier", "gateway"):
+            stack.service(name)
+        together = submit(stack, stack.login(), seconds, samples)
+    return {"alone": alone, "all_services": together}
+
+
+def bench_lifecycle(jobs: int, nodes: int, samples: int) -> dict[str, object]:
+    """No-op jobs a second from POST to the recorded end, on simulated nodes that speak the real protocol."""
+    names = [f"sim-{i}" for i in range(nodes)]
+    rates: list[float] = []
+    with BenchStack(names) as stack:
+        for name in ("storage", "scheduler", "notifier", "gateway"):
+            stack.service(name)
+        token = stack.login()
+        env = {**os.environ, "WHERRY_NATS_URL": stack.nats.url, "BENCH_PASSWORDS": json.dumps(stack.passwords)}
+        agents = subprocess.Popen([sys.executable, "-m", "benchmarks.agents", *names], env=env)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{stack.port}/v1", headers={"Authorization": f"Bearer {token}"}, timeout=60) as http:
+                wait_for(lambda: "ok" if http.get("/status").json()["nodes"]["online"] == nodes else None, 30)
+                for sample in range(samples + 1):
+                    before = http.get("/status").json()["jobs"].get("succeeded", 0)
+                    started = time.perf_counter()
+                    spec = {**SPEC, "name": f"noop-{sample}"}
+                    for _ in range(jobs // 100):
+                        http.post("/jobs/batch", json={"jobs": [spec] * 100}).raise_for_status()
+                    wait_for(lambda: "ok" if http.get("/status").json()["jobs"].get("succeeded", 0) >= before + jobs else None, 300)
+                    if sample:  # the first warms up
+                        rates.append(jobs / (time.perf_counter() - started))
+        finally:
+            agents.kill()
+            agents.wait()
+    return {"jobs": jobs, "nodes": nodes, "per_s": statistics.median(rates), "samples": rates}
+
+
+def bench_first_output(samples: int) -> dict[str, object] | None:
+    """Seconds from POST to the container's first output, and of a plain `docker run` of the same command to its own, in turn."""
+    if subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False).returncode != 0:
+        return None
+    seen: list[float] = []
+    printed: list[float] = []
+    plain: list[float] = []
+    with BenchStack(["bench"]) as stack:
+        for name in ("storage", "scheduler", "notifier", "gateway"):
+            stack.service(name)
+        stack.agent("bench", WHERRY_STOP_JOBS_ON_EXIT="1", WHERRY_RUNTIMES="docker")
+        token = stack.login()
+        headers = {"Authorization": f"Bearer {token}"}
+        spec = {"name": "first", "image": IMAGE, "command": "echo hello", "resources": {"cpus": 1, "memory": "64MiB"}}
+        with httpx.Client(base_url=f"http://127.0.0.1:{stack.port}/v1", headers=headers, timeout=60) as http:
+            wait_for(lambda: "ok" if http.get("/status").json()["nodes"]["online"] == 1 else None, 30)
+            for sample in range(samples + 2):
+                started, wall = time.perf_counter(), time.time()  # noqa: TID251  compared with the engine's stamp
+                job = http.post("/jobs", json=spec).json()["job_id"]
+                line = next(_log_events(http, job))
+                at = time.perf_counter() - started
+                stamp = datetime.fromisoformat(line["t"]).timestamp() - wall
+                _wait_end(http, job)
+                run = _docker_run()
+                if sample >= 2:
+                    seen.append(at)
+                    printed.append(stamp)
+                    plain.append(run)
+    return {
+        "post_to_output_ms": statistics.median(printed) * 1000,
+        "post_to_output_seen_ms": statistics.median(seen) * 1000,
+        "docker_run_to_output_ms": statistics.median(plain) * 1000,
+        "ratio": statistics.median(a / b for a, b in zip(printed, plain, strict=True)),
+        "ratio_seen": statistics.median(a / b for a, b in zip(seen, plain, strict=True)),
+        "samples": samples,
+    }
+
+
+def _log_events(http: httpx.Client, job: str) -> Iterator[dict[str, str]]:
+    with http.stream("GET", f"/jobs/{job}/logs?follow=true") as answer:
+        name = ""
+        for line in answer.iter_lines():
+            if line.startswith("event:"):
+                name = line[6:].strip()
+            elif line.startswith("data:") and name == "log":
+                yield json.loads(line[5:])
+
+
+def _wait_end(http: httpx.Client, job: str) -> None:
+    def ended() -> str | None:
+        state = http.get(f"/jobs/{job}").json()["state"]
+        if state in {"failed", "cancelled", "timed_out"}:
+            raise RuntimeError(f"the job ended {state}")
+        return state if state == "succeeded" else None
+
+    wait_for(ended, 60)
+
+
+def _docker_run() -> float:
+    started = time.perf_counter()
+    with subprocess.Popen(["docker", "run", "--rm", IMAGE, "sh", "-c", "echo hello"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        at = time.perf_counter() - started
+        process.wait()
+    return at
+
+
+def bench_artifacts(size_mb: int, samples: int) -> dict[str, object]:
+    """MB/s of artifacts through the gateway, and of pymongo's own GridFS bucket on the same server, in turn."""
+    import gridfs  # noqa: PLC0415  part of pymongo
+
+    up: list[float] = []
+    down: list[float] = []
+    raw_up: list[float] = []
+    raw_down: list[float] = []
+    with BenchStack([]) as stack:
+        for name in ("storage", "gateway"):
+            stack.service(name)
+        token = stack.login()
+        url, headers = f"http://127.0.0.1:{stack.port}/v1/artifacts", {"Authorization": f"Bearer {token}"}
+        bucket = gridfs.GridFSBucket(MongoClient(stack.mongo.url)["raw"])
+        with httpx.Client(headers=headers, timeout=300) as http:
+            for sample in count():
+                if sample > samples:
+                    break
+                blocks = [os.urandom(MIB) for _ in range(size_mb)]
+                body = b"".join(blocks)
+                started = time.perf_counter()
+                artifact = http.put(url, content=body).json()["artifact_id"]
+                taken_up = size_mb / (time.perf_counter() - started)
+                started, size = time.perf_counter(), 0
+                with http.stream("GET", f"{url}/{artifact}") as answer:
+                    for part in answer.iter_raw(MIB):
+                        size += len(part)
+                taken_down = size_mb / (time.perf_counter() - started)
+                assert size == len(body)
+                started = time.perf_counter()
+                file_id = bucket.upload_from_stream("raw", body)
+                base_up = size_mb / (time.perf_counter() - started)
+                started = time.perf_counter()
+                reader = bucket.open_download_stream(file_id)
+                while reader.read(MIB):
+                    pass
+                base_down = size_mb / (time.perf_counter() - started)
+                bucket.delete(file_id)
+                if sample:
+                    up.append(taken_up)
+                    down.append(taken_down)
+                    raw_up.append(base_up)
+                    raw_down.append(base_down)
+    return {
+        "size_mb": size_mb,
+        "upload_mb_s": statistics.median(up),
+        "raw_upload_mb_s": statistics.median(raw_up),
+        "upload_ratio": statistics.median(a / b for a, b in zip(up, raw_up, strict=True)),
+        "download_mb_s": statistics.median(down),
+        "raw_download_mb_s": statistics.median(raw_down),
+        "download_ratio": statistics.median(a / b for a, b in zip(down, raw_down, strict=True)),
+    }
+
+
+PAGE = """# Results
+
+Written by `make bench` ({when}) on {machine}. All processes of a measurement, load generator, NATS, MongoDB and services, share these cores; NATS syncs every
+write (`sync_interval: always`). Medians of {samples} samples after one that warms up. Absolute figures are this machine's; ratios have both sides in the same run, in turn.
+
+| what | goal | here |
+| --- | --- | --- |
+{rows}
+
+* *gateway, NATS and load only*: storage, scheduler and notifier are stopped (SIGSTOP) after the login; every request carries a token and is validated in full.
+* *no-op jobs*: handed in 100 a request, placed by the scheduler on {nodes} simulated nodes that speak the real protocol with real credentials, ended by their reports;
+  the clock stops when storage shows all as succeeded.
+* *first output*: `sh -c "echo hello"` in a 2 MB image, hardened container with its own volumes, against `docker run --rm` of the same; by the engine's time stamp of the
+  line, and as received over SSE.
+* *artifacts*: {size_mb} MB of random bytes through HTTP, gateway, NATS and storage, SHA-256 at both ends, against pymongo's GridFS bucket straight to the same mongod.
+"""
+
+
+def page(results: dict[str, object], samples: int) -> str:
+    """Return results.md."""
+    rows: list[str] = []
+
+    def row(what: str, goal: str, here: str) -> None:
+        rows.append(f"| {what} | {goal} | {here} |")
+
+    if s := results.get("submit"):
+        row("jobs submitted a second, one a request, 64 clients: gateway, NATS and load only", ">= 2,000", f"{s['alone']['single_per_s']:,.0f} (p50 {s['alone']['single_p50_ms']:.0f} ms)")
+        row("the same with all services running", "", f"{s['all_services']['single_per_s']:,.0f} (p50 {s['all_services']['single_p50_ms']:.0f} ms)")
+        row("100 jobs a request, 8 clients: gateway, NATS and load only", "far more", f"{s['alone']['batched_per_s']:,.0f}")
+        row("the same with all services running", "", f"{s['all_services']['batched_per_s']:,.0f}")
+    if s := results.get("lifecycle"):
+        row("no-op jobs a second, end to end", ">= 300", f"{s['per_s']:,.0f}")
+    if s := results.get("first_output"):
+        row("POST to the container's first output", "not above `docker run`", f"{s['post_to_output_ms']:.0f} ms ({s['ratio']:.2f} x)")
+        row("POST to that line received over SSE", "", f"{s['post_to_output_seen_ms']:.0f} ms ({s['ratio_seen']:.2f} x)")
+        row("`docker run` of the same command to its first output", "", f"{s['docker_run_to_output_ms']:.0f} ms")
+    if s := results.get("artifacts"):
+        row("artifact upload", "beside raw GridFS", f"{s['upload_mb_s']:.0f} MB/s ({s['upload_ratio']:.2f} x raw {s['raw_upload_mb_s']:.0f})")
+        row("artifact download", "beside raw GridFS", f"{s['download_mb_s']:.0f} MB/s ({s['download_ratio']:.2f} x raw {s['raw_download_mb_s']:.0f})")
+    nodes = (results.get("lifecycle") or {}).get("nodes", 0)
+    size = (results.get("artifacts") or {}).get("size_mb", 0)
+    return PAGE.format(when=results["when"], machine=results["machine"], samples=samples, rows="\n".join(rows), nodes=nodes, size_mb=size)
+
+
+def main() -> None:
+    """Run the chosen measurements."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("only", nargs="*", choices=["submit", "lifecycle", "first_output", "artifacts", []], help="default: all")
+    parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4)
+    args = parser.parse_args()
+    path = HERE / "results.json"
+    results = json.loads(path.read_text()) if args.only and path.exists() else {}
+    results |= {"when": time.strftime("%Y-%m-%d"), "machine": machine()}
+    for name, measure in {
+        "submit": lambda: bench_submit(args.seconds, args.samples),
+        "lifecycle": lambda: bench_lifecycle(2000, 8, args.samples),
+        "first_output": lambda: bench_first_output(args.samples * 4) if shutil.which("docker") else None,
+        "artifacts": lambda: bench_artifacts(256, args.samples),
+    }.items():
+        if args.only and name not in args.only:
+            continue
+        print(f"{name} …", flush=True)
+        results[name] = measure()
+        print(json.dumps(results[name], indent=2), flush=True)
+    dump(results, path)
+    (HERE / "results.md").write_text(page(results, args.samples))
+    print(f"written: {HERE.name}/results.md")
+
+
+if __name__ == "__main__":
+    main()
