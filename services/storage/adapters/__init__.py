@@ -1,0 +1,1 @@
+"""MongoDB, collection by collection, and the hashing of passwords."""

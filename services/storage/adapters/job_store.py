@@ -1,0 +1,169 @@
+"""Projections of the streams: jobs, their events, output while they run, notifications, nodes."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+
+from pymongo import UpdateOne
+
+from services.storage.adapters.mongo import Mongo, insert_new, upsert_newer
+from services.storage.core.projections import Document, Upsert, delivery_view, newest, node_view
+from services.storage.core.queries import POINTS_MOST, Filter
+from shared.errors import NotFound
+from shared.events import LogLine, MetricPoint, OutputBatch, Progress
+from shared.job import Job
+from shared.requests import DeliveryView, NodeView, StoredEvent
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A job as of stream sequence `seq`."""
+
+    job: Job
+    seq: int
+    created_us: int
+
+
+class JobStore:
+    """Collections ``jobs``, ``events``, ``progress``, ``logs``, ``metrics``, ``deliveries`` and ``nodes``."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._jobs = mongo["jobs"]
+        self._events = mongo["events"]
+        self._progress = mongo["progress"]
+        self._logs = mongo["logs"]
+        self._metrics = mongo["metrics"]
+        self._deliveries = mongo["deliveries"]
+        self._nodes = mongo["nodes"]
+
+    # --- jobs and events ---------------------------------------------------------------------------------------
+
+    async def write_jobs(self, upserts: list[Upsert], events: Sequence[Document]) -> None:
+        """Write a batch of the log: events first, so that a job that is seen has all of its events."""
+        await insert_new(self._events, events)
+        await upsert_newer(self._jobs, newest(upserts))
+
+    async def job(self, job_id: str) -> StoredJob | None:
+        """Return a job as the projection knows it."""
+        document = await self._jobs.find_one({"_id": job_id})
+        return _job(document) if document else None
+
+    async def jobs(self, wanted: Filter, limit: int) -> list[StoredJob]:
+        """Return jobs, newest first."""
+        found = self._jobs.find(wanted).sort([("created_us", -1), ("_id", -1)]).limit(limit)
+        return [_job(document) async for document in found]
+
+    async def node_of(self, job_id: str, attempt: int) -> str | None:
+        """Return where an attempt was placed, also one that events no longer name."""
+        document = await self._jobs.find_one({"_id": job_id}, {f"nodes.{attempt}": 1})
+        return document.get("nodes", {}).get(str(attempt)) if document else None
+
+    async def counts(self) -> dict[str, int]:
+        """Return the number of jobs by state."""
+        found = self._jobs.aggregate([{"$group": {"_id": "$state", "count": {"$sum": 1}}}])
+        return {document["_id"]: document["count"] async for document in found}
+
+    async def events(self, wanted: Filter, limit: int) -> list[StoredEvent]:
+        """Return events in order of their sequence."""
+        found = self._events.find(wanted, {"event": 1}).sort("_id", 1).limit(limit)
+        return [StoredEvent(seq=document["_id"], event=document["event"]) async for document in found]
+
+    async def has_event(self, seq: int) -> bool:
+        """Return whether the event with this sequence has been projected."""
+        return await self._events.find_one({"_id": seq}, {"_id": 1}) is not None
+
+    # --- output ------------------------------------------------------------------------------------------------
+
+    async def write_output(self, logs: Sequence[Document], metrics: Sequence[Document], progress: list[Upsert]) -> None:
+        """Write what attempts printed."""
+        await insert_new(self._logs, logs)
+        await insert_new(self._metrics, metrics)
+        await upsert_newer(self._progress, newest(progress))
+
+    async def progress(self, keys: Sequence[str]) -> dict[str, Progress]:
+        """Return the progress of attempts, by key."""
+        found = self._progress.find({"_id": {"$in": list(keys)}})
+        return {document["_id"]: Progress.from_bytes(document["progress"].encode()) async for document in found}
+
+    async def lines(self, wanted: Filter) -> AsyncIterator[LogLine]:
+        """Give lines by number, each number once."""
+        last = 0
+        async for document in self._logs.find(wanted, batch_size=20).sort([("first", 1), ("last", 1)]):
+            for line in _lines(document):
+                if line.n > last:
+                    last = line.n
+                    yield line
+
+    async def lines_backwards(self, wanted: Filter) -> AsyncIterator[LogLine]:
+        """Give lines from the last one back, each number once."""
+        before: int | None = None
+        async for document in self._logs.find(wanted, batch_size=20).sort([("last", -1), ("first", -1)]):
+            for line in reversed(_lines(document)):
+                if before is None or line.n < before:
+                    before = line.n
+                    yield line
+
+    async def points(self, key: str) -> list[MetricPoint]:
+        """Return what an attempt measured, at most POINTS_MOST points."""
+        points: list[MetricPoint] = []
+        async for document in self._metrics.find({"key": key}).sort([("at_us", 1), ("_id", 1)]):
+            points += OutputBatch.from_bytes(document["points"].encode()).metrics
+            if len(points) >= POINTS_MOST:
+                break
+        return points[:POINTS_MOST]
+
+    # --- notifications -----------------------------------------------------------------------------------------
+
+    async def write_deliveries(self, requested: dict[str, Document], tried: list[Upsert]) -> None:
+        """Write notifications and their tries."""
+        if requested:
+            await self._deliveries.bulk_write(
+                [
+                    UpdateOne({"_id": key}, {"$set": fields, "$setOnInsert": {"seq": 0}}, upsert=True)
+                    for key, fields in requested.items()
+                ],
+                ordered=False,
+            )
+        await upsert_newer(self._deliveries, newest(tried))
+
+    async def deliveries(self, job_id: str) -> list[DeliveryView]:
+        """Return a job's notifications, oldest first."""
+        views: list[DeliveryView] = []
+        async for document in self._deliveries.find({"job_id": job_id}):
+            with suppress(NotFound):
+                views.append(delivery_view(document))
+        return sorted(views, key=lambda view: (view.requested_at, view.id))
+
+    # --- nodes -------------------------------------------------------------------------------------------------
+
+    async def write_nodes(self, upserts: list[Upsert]) -> None:
+        """Write what nodes last said."""
+        await upsert_newer(self._nodes, upserts)
+
+    async def nodes(self, now: datetime) -> list[NodeView]:
+        """Return every node that was seen, by name."""
+        documents = [document async for document in self._nodes.find().sort([("name", 1), ("_id", 1)])]
+        return [node_view(document, now, len(documents)) for document in documents]
+
+    async def node(self, id_or_name: str, now: datetime) -> NodeView | None:
+        """Return a node by its id or, if none has it, by its name."""
+        total = await self._nodes.estimated_document_count()
+        document = await self._nodes.find_one({"_id": id_or_name})
+        document = document or await self._nodes.find_one({"name": id_or_name}, sort=[("seq", -1)])
+        return node_view(document, now, total) if document else None
+
+    async def nodes_seen(self, since_us: int) -> tuple[int, int]:
+        """Return how many nodes were heard of since then, and how many there are."""
+        return (
+            await self._nodes.count_documents({"seq": {"$gte": since_us}}),
+            await self._nodes.estimated_document_count(),
+        )
+
+
+def _job(document: Document) -> StoredJob:
+    return StoredJob(Job.from_bytes(document["job"].encode()), document["seq"], document["created_us"])
+
+
+def _lines(document: Document) -> list[LogLine]:
+    return sorted(OutputBatch.from_bytes(document["lines"].encode()).lines, key=lambda line: line.n)

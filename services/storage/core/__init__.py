@@ -1,0 +1,1 @@
+"""What storage decides, without asking anything: projections, queries, rules of access."""

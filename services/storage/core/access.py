@@ -1,0 +1,71 @@
+"""Who may store and read which bytes. The asker's kind and id come from the subject: the broker vouches for them."""
+
+from dataclasses import dataclass
+
+from shared.errors import NotFound, WherryError
+from shared.job import Job
+from shared.requests import BlobScope
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerScope:
+    """An upload that becomes an artifact of its owner."""
+
+    owner_id: str
+    name: str
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptScope:
+    """An upload that belongs to what an attempt left."""
+
+    job_id: str
+    attempt: int
+
+
+def scope_of(kind: str, scope: BlobScope) -> OwnerScope | AttemptScope:
+    """Return what an upload by an asker of *kind* is for.
+
+    Raises:
+        WherryError: ``forbidden``: a node may store only for attempts, a gateway only for owners.
+    """
+    if kind == "node" and scope.job_id and scope.attempt is not None and scope.owner_id is None:
+        return AttemptScope(scope.job_id, scope.attempt)
+    if kind == "gateway" and scope.owner_id and scope.job_id is None:
+        return OwnerScope(scope.owner_id, scope.name, scope.media_type)
+    raise WherryError("forbidden", "A node stores for its attempts and a gateway for owners, each for nothing else.")
+
+
+def check_attempt(job: Job, node_id: str, attempt: int) -> None:
+    """Return if *attempt* is the job's current one and is on *node_id*.
+
+    Raises:
+        WherryError: ``not_current``: it was replaced, ended or is somewhere else; its outputs no longer count.
+    """
+    current = job.current
+    if current is None or current.number != attempt or current.node != node_id or job.is_terminal:
+        raise WherryError("not_current", f"Attempt {attempt} of job {job.id} is not what this node runs now.")
+
+
+def check_source(job: Job, node_id: str, artifact_id: str) -> None:
+    """Return if *node_id* runs the job and *artifact_id* is the job's source.
+
+    Raises:
+        NotFound: it is not: a node sees the inputs of its own jobs and knows of no others.
+    """
+    current = job.current
+    if current is None or current.node != node_id or job.spec.source != artifact_id:
+        raise NotFound(f"There is no artifact {artifact_id} for this node.")
+
+
+def ref_scope(scope: OwnerScope | AttemptScope, artifact_id: str | None) -> str:
+    """Return the name under which a reference to the stored bytes is kept."""
+    if isinstance(scope, AttemptScope):
+        return attempt_ref(scope.job_id, scope.attempt)
+    return f"artifact:{artifact_id}"
+
+
+def attempt_ref(job_id: str, attempt: int) -> str:
+    """Return the name of an attempt's references."""
+    return f"attempt:{job_id}:{attempt}"

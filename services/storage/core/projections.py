@@ -1,0 +1,190 @@
+"""From messages to documents. Writing the same message twice, or an older one later, changes nothing."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+from shared.errors import NotFound
+from shared.events import DeliveryRequested, DeliveryTried, OutputBatch, Progress
+from shared.fleet import Heartbeat
+from shared.job import Job
+from shared.requests import DeliveryView, NodeView
+
+Document = dict[str, Any]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+#: A node is online when it was heard of within these seconds, or within this many of its intervals.
+ONLINE_S, ONLINE_INTERVALS = 30.0, 3
+#: The fleet sends at most this many heartbeats a second; no node sends faster than every two seconds.
+FLEET_HEARTBEATS_PER_S, INTERVAL_LEAST_S = 500, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """Set *fields* on document *id*, unless it is already at *version* (in the field `seq`) or beyond."""
+
+    id: str
+    version: int
+    fields: Document
+
+
+def microseconds(moment: datetime) -> int:
+    """Return *moment* as whole microseconds since 1970: what is stored, since BSON dates stop at milliseconds."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment_of(us: int) -> datetime:
+    """Return the time that is *us* microseconds after 1970."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+# --- jobs --------------------------------------------------------------------------------------------------------
+
+
+def job_upsert(seq: int, job: Job) -> Upsert:
+    """Return the job's document after the event with stream sequence *seq*.
+
+    The job travels as JSON text, so that users' own keys never become MongoDB's; beside it stand the fields that
+    queries use, and the node of every attempt that the event still names.
+    """
+    fields: Document = {
+        "owner_id": job.owner.id,
+        "state": job.state.value,
+        "name": job.spec.name,
+        "kind": job.spec.kind,
+        "labels": list(job.spec.labels),
+        "created_us": microseconds(job.created_at),
+        "job": job.to_bytes().decode(),
+    }
+    fields |= {f"nodes.{attempt.number}": attempt.node for attempt in job.attempts}
+    return Upsert(job.id, seq, fields)
+
+
+def event_document(seq: int, job: Job, text: str) -> Document:
+    """Return the document that keeps an event byte for byte."""
+    return {"_id": seq, "job_id": job.id, "owner_id": job.owner.id, "event": text}
+
+
+def newest(upserts: list[Upsert]) -> list[Upsert]:
+    """Return the one with the highest version for each id, with all fields that only older ones have."""
+    by_id: dict[str, Upsert] = {}
+    for upsert in sorted(upserts, key=lambda one: one.version):
+        before = by_id.get(upsert.id)
+        fields = (before.fields if before else {}) | upsert.fields
+        by_id[upsert.id] = Upsert(upsert.id, upsert.version, fields)
+    return list(by_id.values())
+
+
+# --- output ------------------------------------------------------------------------------------------------------
+
+
+def attempt_key(job_id: str, attempt: int, node_id: str) -> str:
+    """Return the key of what *node_id* says about an attempt: nobody else's words are mixed in."""
+    return f"{job_id}/{attempt}/{node_id}"
+
+
+def log_document(key: str, batch: OutputBatch) -> Document | None:
+    """Return the document that keeps a batch's lines, or None if it has none."""
+    if not batch.lines:
+        return None
+    numbers = [line.n for line in batch.lines]
+    lines = OutputBatch(lines=batch.lines).to_bytes().decode()
+    return {
+        "_id": f"{key}/{min(numbers)}-{max(numbers)}",
+        "key": key,
+        "first": min(numbers),
+        "last": max(numbers),
+        "until_us": max(microseconds(line.t) for line in batch.lines),
+        "lines": lines,
+    }
+
+
+def metric_document(key: str, batch: OutputBatch) -> Document | None:
+    """Return the document that keeps a batch's metric points, or None if it has none."""
+    if not batch.metrics:
+        return None
+    points = OutputBatch(metrics=batch.metrics).to_bytes()
+    digest = sha256(points).hexdigest()[:16]  # the same batch again is the same document
+    return {
+        "_id": f"{key}/{digest}",
+        "key": key,
+        "at_us": microseconds(batch.metrics[0].at),
+        "count": len(batch.metrics),
+        "points": points.decode(),
+    }
+
+
+def progress_upsert(key: str, progress: Progress) -> Upsert:
+    """Return the attempt's progress; the newest word counts."""
+    return Upsert(key, microseconds(progress.at), {"progress": progress.to_bytes().decode()})
+
+
+# --- nodes -------------------------------------------------------------------------------------------------------
+
+
+def node_upsert(node_id: str, heartbeat: Heartbeat, seen_at: datetime) -> Upsert:
+    """Return the node's document. Its id is the subject's, never the body's."""
+    node = heartbeat.node.model_copy(update={"id": node_id})
+    body = heartbeat.model_copy(update={"node": node}).to_bytes().decode()
+    return Upsert(node_id, microseconds(seen_at), {"name": heartbeat.node.name, "heartbeat": body})
+
+
+def node_view(document: Document, now: datetime, nodes_total: int) -> NodeView:
+    """Return a node as it is shown."""
+    heartbeat = Heartbeat.from_bytes(document["heartbeat"].encode())
+    seen_at = moment_of(document["seq"])
+    return NodeView(
+        node=heartbeat.node,
+        capacity=heartbeat.capacity,
+        usage=heartbeat.usage,
+        attempts=tuple(held.model_dump(mode="json") for held in heartbeat.attempts),
+        images=heartbeat.images,
+        seen_at=seen_at,
+        online=now - seen_at <= online_within(nodes_total),
+    )
+
+
+def online_within(nodes_total: int) -> timedelta:
+    """Return how old a node's last heartbeat may be: the interval grows with the fleet."""
+    interval_s = max(INTERVAL_LEAST_S, nodes_total / FLEET_HEARTBEATS_PER_S)
+    return timedelta(seconds=max(ONLINE_S, ONLINE_INTERVALS * interval_s))
+
+
+# --- deliveries --------------------------------------------------------------------------------------------------
+
+
+def delivery_requested(requested: DeliveryRequested) -> Document:
+    """Return the fields that a request sets, whenever it comes."""
+    return {"job_id": requested.job_id, "requested": requested.to_bytes().decode()}
+
+
+def delivery_tried(seq: int, tried: DeliveryTried) -> Upsert:
+    """Return the outcome of a try; the last one counts."""
+    return Upsert(tried.delivery_id, seq, {"job_id": tried.job_id, "tried": tried.to_bytes().decode()})
+
+
+def delivery_view(document: Document) -> DeliveryView:
+    """Return a delivery as it is shown.
+
+    Raises:
+        NotFound: only a try of it is known so far.
+    """
+    if "requested" not in document:
+        raise NotFound("The request of this delivery has not arrived yet.")
+    requested = DeliveryRequested.from_bytes(document["requested"].encode())
+    tried = DeliveryTried.from_bytes(document["tried"].encode()) if "tried" in document else None
+    return DeliveryView(
+        id=requested.delivery_id,
+        job_id=requested.job_id,
+        owner_id=requested.owner_id,
+        kind=requested.kind,
+        target=requested.target,
+        event=requested.event,
+        state=tried.state if tried else "pending",
+        tries=tried.tries if tried else 0,
+        detail=tried.detail if tried else "",
+        requested_at=requested.at,
+        updated_at=tried.at if tried else requested.at,
+        next_at=tried.next_at if tried else None,
+    )

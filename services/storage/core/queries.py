@@ -1,0 +1,113 @@
+"""From questions to MongoDB filters and pages. Users' text is only ever a value to compare with, never an operator."""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+from shared.errors import FieldProblem, WherryError
+from shared.events import LogLine
+from shared.requests import EventQuery, JobListQuery, LogQuery
+from shared.states import JobState
+
+Filter = dict[str, Any]
+
+JOBS_MOST, EVENTS_MOST, LINES_MOST, POINTS_MOST, ENTRIES_MOST = 500, 1000, 5000, 10_000, 5000
+#: JSON bytes of an answer's main part: below the broker's largest message, with room for the rest.
+ANSWER_BYTES_MOST = 768 * 1024
+
+
+def bounded(limit: int, most: int) -> int:
+    """Return *limit* within 1 and *most*."""
+    return max(1, min(limit, most))
+
+
+def fitting(sizes: Iterable[int], most: int = ANSWER_BYTES_MOST) -> int:
+    """Return how many things of these *sizes* fit into *most* bytes; at least one: a page never stands still."""
+    total = count = 0
+    for size in sizes:
+        total += size
+        if count and total > most:
+            break
+        count += 1
+    return count
+
+
+def cursor_text(created_us: int, job_id: str) -> str:
+    """Return a cursor that continues after the job, newest first. Opaque to users."""
+    return base64.urlsafe_b64encode(json.dumps([created_us, job_id]).encode()).decode().rstrip("=")
+
+
+def cursor_place(cursor: str) -> tuple[int, str]:
+    """Return where a cursor points.
+
+    Raises:
+        WherryError: ``invalid``: it is not one of ours.
+    """
+    try:
+        place = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (binascii.Error, ValueError) as error:
+        raise _invalid_cursor() from error
+    match place:
+        case [int(created_us), str(job_id)]:
+            return created_us, job_id
+        case _:
+            raise _invalid_cursor()
+
+
+def _invalid_cursor() -> WherryError:
+    problem = FieldProblem(field="cursor", message="take it from the page before, as it is")
+    return WherryError("invalid", "The cursor is not one that a list gave.", fields=(problem,))
+
+
+def jobs_filter(query: JobListQuery) -> Filter:
+    """Return the filter of a page of jobs, newest first.
+
+    Raises:
+        WherryError: ``invalid``: an unknown state or cursor.
+    """
+    wanted: Filter = {}
+    if unknown := set(query.states) - {state.value for state in JobState}:
+        problem = FieldProblem(field="state", message=f"unknown: {', '.join(sorted(unknown))}")
+        raise WherryError("invalid", "There is no such state.", fields=(problem,))
+    if query.states:
+        wanted["state"] = {"$in": list(query.states)}
+    for field, value in (
+        ("owner_id", query.owner_id),
+        ("name", query.name),
+        ("kind", query.kind),
+        ("labels", query.label),
+    ):
+        if value is not None:
+            wanted[field] = {"$eq": value}
+    if query.cursor:
+        created_us, job_id = cursor_place(query.cursor)
+        wanted["$or"] = [{"created_us": {"$lt": created_us}}, {"created_us": created_us, "_id": {"$lt": job_id}}]
+    return wanted
+
+
+def events_filter(query: EventQuery) -> Filter:
+    """Return the filter of events after a sequence."""
+    wanted: Filter = {"_id": {"$gt": query.after_seq}}
+    if query.job_id is not None:
+        wanted["job_id"] = {"$eq": query.job_id}
+    if query.owner_id is not None:
+        wanted["owner_id"] = {"$eq": query.owner_id}
+    return wanted
+
+
+def logs_filter(key: str, query: LogQuery, since_us: int | None) -> Filter:
+    """Return the filter of the documents that may have wanted lines."""
+    wanted: Filter = {"key": key, "last": {"$gt": query.after}}
+    if since_us is not None:
+        wanted["until_us"] = {"$gte": since_us}
+    return wanted
+
+
+def lines_wanted(lines: Iterable[LogLine], stream: str | None, since: datetime | None) -> Iterator[LogLine]:
+    """Give the lines of one stream, and not older than *since*, where these are asked for."""
+    for line in lines:
+        if (stream is None or line.s == stream) and (since is None or line.t >= since):
+            yield line
