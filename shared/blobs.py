@@ -6,17 +6,19 @@ the next. Memory stays at about two windows per transfer, whatever the blob's si
 
 import asyncio
 import hashlib
+import json
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from shared.bus import Bus, Raw
-from shared.channels import BLOB_ABORT, BLOB_CHUNK, BLOB_COMMIT, BLOB_OPEN, BLOB_PUT, BLOB_READ
+from shared.channels import BLOB_ABORT, BLOB_CHUNK, BLOB_COMMIT, BLOB_OPEN, BLOB_PUT, BLOB_READ, Channel
 from shared.clock import monotonic
 from shared.errors import WherryError
 from shared.ids import new_id
 from shared.job import BlobRef
+from shared.model import Message
 from shared.requests import (
     CHUNK_BYTES,
     WINDOW_CHUNKS,
@@ -29,6 +31,8 @@ from shared.requests import (
 )
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+R = TypeVar("R", bound=Message)
 
 #: Headers of the raw messages.
 UPLOAD_HEADER, CHUNK_HEADER = "Wherry-Upload", "Wherry-Chunk"
@@ -71,15 +75,10 @@ class BlobClient:
         if second is None:
             return await self._put(first, scope, patience_s)
         upload_id = new_id("b")
-        await self._patiently(
-            lambda: self._bus.ask(BLOB_OPEN, UploadOpen(upload_id=upload_id, scope=scope), **self._options()),
-            patience_s,
-        )
+        await self._ask(BLOB_OPEN, UploadOpen(upload_id=upload_id, scope=scope), patience_s)
         try:
             commit = await self._send(upload_id, _chain(first, second, pieces), patience_s)
-            return await self._patiently(
-                lambda: self._bus.ask(BLOB_COMMIT, commit, **self._options(COMMIT_TIMEOUT_S)), patience_s
-            )
+            return await self._ask(BLOB_COMMIT, commit, patience_s, COMMIT_TIMEOUT_S)
         except BaseException:
             # Shielded: a cancelled task still tells storage to forget what has arrived.
             await asyncio.shield(self._abort(upload_id))
@@ -135,10 +134,10 @@ class BlobClient:
         return (await self._range(target, 0, 0, patience_s))[1]
 
     async def _put(self, body: bytes, scope: BlobScope, patience_s: float) -> Committed:
-        headers = {SCOPE_HEADER: scope.to_bytes().decode(), SHA256_HEADER: hashlib.sha256(body).hexdigest()}
-        answer = await self._patiently(
-            lambda: self._bus.ask_raw(BLOB_PUT, body, headers, **self._options()), patience_s
-        )
+        # ASCII with escapes: a header takes neither line ends nor every character.
+        scope_text = json.dumps(scope.model_dump(mode="json", exclude_defaults=True))
+        headers = {SCOPE_HEADER: scope_text, SHA256_HEADER: hashlib.sha256(body).hexdigest()}
+        answer = await self._ask_raw(BLOB_PUT, body, headers, patience_s)
         return Committed.from_bytes(answer.body)
 
     async def _send(self, upload_id: str, pieces: AsyncIterator[bytes], patience_s: float) -> UploadCommit:
@@ -147,7 +146,7 @@ class BlobClient:
 
         async def send(number: int, body: bytes) -> None:
             headers = {UPLOAD_HEADER: upload_id, CHUNK_HEADER: str(number)}
-            await self._patiently(lambda: self._bus.ask_raw(BLOB_CHUNK, body, headers, **self._options()), patience_s)
+            await self._ask_raw(BLOB_CHUNK, body, headers, patience_s)
             credit.release()
 
         try:
@@ -163,30 +162,38 @@ class BlobClient:
 
     async def _abort(self, upload_id: str) -> None:
         # Best effort: storage forgets uploads that nobody goes on with.
-        with suppress(WherryError, TimeoutError):
-            async with asyncio.timeout(ABORT_TIMEOUT_S):
-                await self._bus.ask(BLOB_ABORT, UploadAbort(upload_id=upload_id), **self._options(ABORT_TIMEOUT_S))
+        with suppress(WherryError):
+            await self._ask(BLOB_ABORT, UploadAbort(upload_id=upload_id), 0, ABORT_TIMEOUT_S)
 
     async def _range(self, target: BlobRead, start: int, end: int, patience_s: float) -> tuple[bytes, int]:
         question = target.model_copy(update={"offset": start, "length": end - start})
-        answer: Raw = await self._patiently(
-            lambda: self._bus.ask_raw(BLOB_READ, question.to_bytes(), {}, **self._options()), patience_s
-        )
+        answer = await self._ask_raw(BLOB_READ, question.to_bytes(), {}, patience_s)
         return answer.body, int(answer.headers[SIZE_HEADER])
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]], patience_s: float) -> T:
-        give_up_at, pause_s = monotonic() + patience_s, _PAUSE_S
-        while True:
-            try:
-                return await call()
-            except WherryError as error:
-                if not error.retryable or monotonic() + pause_s > give_up_at:
-                    raise
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+    async def _ask(self, channel: Channel[M, R], message: M, patience_s: float, timeout_s: float = CALL_TIMEOUT_S) -> R:
+        return await _patiently(
+            lambda: self._bus.ask(channel, message, timeout_s=timeout_s, retry_s=0, **self._who), patience_s
+        )
 
-    def _options(self, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, str | float]:
-        return {"timeout_s": timeout_s, "retry_s": 0, **self._who}
+    async def _ask_raw(
+        self, channel: Channel[Any, Any], body: bytes, headers: Mapping[str, str], patience_s: float
+    ) -> Raw:
+        return await _patiently(
+            lambda: self._bus.ask_raw(channel, body, headers, timeout_s=CALL_TIMEOUT_S, retry_s=0, **self._who),
+            patience_s,
+        )
+
+
+async def _patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
+    give_up_at, pause_s = monotonic() + patience_s, _PAUSE_S
+    while True:
+        try:
+            return await call()
+        except WherryError as error:
+            if not error.retryable or monotonic() + pause_s > give_up_at:
+                raise
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
 
 def blob_of(body: bytes) -> BlobRef:
