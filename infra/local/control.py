@@ -1,0 +1,190 @@
+"""Up, down, status and logs, from outside the supervisor."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import httpx
+import psutil
+
+from infra.local.engine import remove_containers
+from infra.local.home import Home, address, identity, port
+from infra.local.ports import is_free
+from infra.local.supervisor import ROOT, born_at, end, locked
+
+READY_S = 90.0
+#: A service that has died this often before the stack was ready will not get there.
+TOO_MANY_RESTARTS = 4
+DOWN_S = 90.0
+
+
+class StackFailedError(Exception):
+    """The stack did not start or stop; the message says why."""
+
+
+def up(home: Home) -> None:
+    """Start the stack and return when it takes jobs; a stack that runs is left as it is.
+
+    Raises:
+        StackFailedError: it did not start. Nothing of it is left running.
+    """
+    if locked(home):
+        wait_ready(home)
+        print(f"wherry runs already at {address()} (data in {home.root})")
+        return
+    clear_leftovers(home)
+    if not is_free(port()):
+        raise StackFailedError(f"port {port()} is in use by another program; set WHERRY_PORT to a free one")
+    identity(home)
+    started = time.monotonic()
+    log = home.log("supervisor")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infra.local", "supervise"],
+            cwd=ROOT,
+            env={**os.environ, "WHERRY_HOME": str(home.root)},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_ready(home, process)
+    except BaseException:
+        down(home)
+        raise
+    print(f"wherry is ready at {address()} after {time.monotonic() - started:.1f} s")
+    print(f"  user and password: {home.credentials}\n  logs: {home.root / 'logs'}\n  mail and webhooks: {home.inbox}")
+
+
+def wait_ready(home: Home, supervisor: subprocess.Popen[bytes] | None = None) -> None:
+    """Return when the gateway is ready and a node is online.
+
+    Raises:
+        StackFailedError: something died for good, or time ran out; with the end of the log at fault.
+    """
+    limit = time.monotonic() + READY_S
+    missing = "the supervisor"
+    while missing := _missing(home):
+        run = running(home)
+        if run.get("problem"):
+            raise StackFailedError(run["problem"])
+        if supervisor and supervisor.poll() is not None:
+            raise StackFailedError(f"the supervisor ended with {supervisor.returncode}:\n{home.tail('supervisor')}")
+        for name, times in run.get("restarts", {}).items():
+            if times >= TOO_MANY_RESTARTS:
+                raise StackFailedError(f"{name} keeps ending; the end of {home.log(name)}:\n{home.tail(name)}")
+        if time.monotonic() > limit:
+            name, what = missing
+            raise StackFailedError(f"{what} after {READY_S:g} s; the end of {home.log(name)}:\n{home.tail(name)}")
+        time.sleep(0.1)
+
+
+def _missing(home: Home) -> tuple[str, str] | None:
+    """Return whose log to look at and what is not there yet, or None when the stack takes jobs."""
+    if running(home).get("state") != "running":
+        return "supervisor", "the servers are not up"
+    try:
+        answer = httpx.get(f"{address()}/readyz", timeout=5)
+        if answer.status_code != 200:
+            return "gateway", f"the gateway is not ready ({answer.status_code} {answer.text[:300]})"
+        return None if nodes_online(home) else ("node_agent", "no node is online")
+    except httpx.HTTPError as failed:
+        return "gateway", f"the gateway does not answer ({failed or type(failed).__name__})"
+
+
+_tokens: dict[str, str] = {}
+
+
+def nodes_online(home: Home) -> bool:
+    """Whether a node takes jobs. When the administrator's password is no longer the first one, this cannot be seen."""
+    credentials = json.loads(home.credentials.read_text())
+    if address() not in _tokens:
+        answer = httpx.post(f"{address()}/v1/login", auth=(credentials["user"], credentials["password"]), timeout=20)
+        if answer.status_code == 401:
+            return True
+        if answer.status_code != 200:
+            return False
+        _tokens[address()] = answer.json()["token"]
+    answer = httpx.get(f"{address()}/v1/nodes", headers={"Authorization": f"Bearer {_tokens[address()]}"}, timeout=10)
+    return answer.status_code == 200 and any(node.get("online") for node in answer.json()["nodes"])
+
+
+def down(home: Home) -> None:
+    """Stop everything; data stays. Return when no process and no container of the stack is left.
+
+    Raises:
+        StackFailedError: something could not be stopped.
+    """
+    run = running(home)
+    was_there = locked(home)
+    asked, limit = False, time.monotonic() + DOWN_S
+    while locked(home) and time.monotonic() < limit:
+        run = running(home) or run
+        pid = run.get("pids", {}).get("supervisor")
+        if not asked and pid and born_at(pid) == run["born"].get("supervisor"):
+            os.kill(pid, signal.SIGTERM)
+            asked = True
+        time.sleep(0.05)
+    clear_leftovers(home)
+    if locked(home):
+        raise StackFailedError(f"the supervisor of {home.root} does not end; see {home.log('supervisor')}")
+    containers = remove_containers(run["stack_id"]) if run.get("stack_id") else 0
+    if containers:
+        print(f"removed {containers} containers of jobs that ran; they are tried again after the next start")
+    print("wherry is stopped" if was_there else "wherry did not run", f"(data stays in {home.root})")
+
+
+def clear_leftovers(home: Home) -> None:
+    """End what a stack left behind whose supervisor was killed, or whose machine went down."""
+    run = running(home)
+    born = run.get("born", {})
+    left = {
+        name: psutil.Process(pid)
+        for name, pid in run.get("pids", {}).items()
+        if (since := born_at(pid)) is not None and since == born.get(name)
+    }
+    if left.keys() - {"supervisor"}:  # alone, it is on its way out
+        print("ending what an earlier stack left:", ", ".join(sorted(left)))
+    below = [child for process in left.values() for child in process.children(recursive=True)]
+    end([*left.values(), *below], 10.0)
+    home.run.unlink(missing_ok=True)
+
+
+def running(home: Home) -> dict[str, Any]:
+    """Return run.json, empty when nothing runs."""
+    try:
+        return json.loads(home.run.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def status(home: Home) -> int:
+    """Print what runs; return 0 when all of it does, else 3."""
+    run = running(home)
+    if not locked(home):
+        print(f"wherry does not run (data in {home.root})" + (": a crash left run.json" if run else ""))
+        return 3
+    print(f"wherry is {run.get('state', 'starting')} at {address()} (data in {home.root})")
+    alive = True
+    for name, pid in sorted(run.get("pids", {}).items()):
+        there = born_at(pid) is not None
+        alive &= there
+        again = run.get("restarts", {}).get(name, 0)
+        print(f"  {name:<11} {pid:>8}  {'running' if there else 'dead'}" + (f", restarted {again} x" if again else ""))
+    return 0 if alive and run.get("state") == "running" else 3
+
+
+def logs(home: Home, names: list[str], *, follow: bool) -> None:
+    """Show the end of the logs, and what comes after it with *follow*."""
+    files = [home.log(name) for name in names] or sorted((home.root / "logs").glob("*.log"))
+    there = [str(file) for file in files if file.exists()]
+    if not there:
+        print(f"no logs yet in {home.root / 'logs'}")
+        return
+    subprocess.run(["tail", "-n", "30", *(["-F"] if follow else []), *there], check=False)

@@ -1,0 +1,317 @@
+"""One process that starts the stack, starts again what dies, and stops it in order.
+
+It is a process group of its own, holds a lock as long as it lives, and writes run.json whenever something changes.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from infra.local import programs
+from infra.local.engine import engine
+from infra.local.home import Home, Identity, identity, port
+from infra.local.ports import kept_port, write_whole
+from infra.local.programs import Addresses, Program
+from infra.local.servers import MongoServer, NatsServer, Server, ServerFailedError
+from shared.permissions import accounts_config
+
+ROOT = Path(__file__).resolve().parents[2]
+LOG_BYTES_MAX = 20 * 1024 * 1024
+FIRST_DELAY_S, LONGEST_DELAY_S, SETTLED_S = 0.2, 5.0, 10.0
+STOP_S = 15.0
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Stopped(BaseException):
+    """SIGTERM came while the stack was starting."""
+
+
+@dataclass
+class Backoff:
+    """How long to wait before starting something again: doubling, and from the start once it has settled."""
+
+    delay_s: float = FIRST_DELAY_S
+
+    def after(self, ran_s: float) -> float:
+        """Return the wait in seconds after a run of *ran_s* seconds."""
+        wait = FIRST_DELAY_S if ran_s >= SETTLED_S else self.delay_s
+        self.delay_s = min(wait * 2, LONGEST_DELAY_S)
+        return wait
+
+
+@dataclass
+class Child:
+    """One process that should be there."""
+
+    name: str
+    spawn: Callable[[], subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    restarts: int = 0
+    again_at: float | None = None
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def start(self) -> None:
+        """Start it now."""
+        self.process, self.started, self.again_at = self.spawn(), time.monotonic(), None
+
+    def look(self, now: float) -> bool:
+        """Start it again when it is dead and due; return whether anything changed."""
+        if self.process is None or self.process.poll() is None:
+            return False
+        if self.again_at is None:
+            wait = self.backoff.after(now - self.started)
+            self.again_at = now + wait
+            _say(f"{self.name} ended with {self.process.returncode}; starting it again in {wait:g} s")
+            return True
+        if now >= self.again_at:
+            self.restarts += 1
+            self.start()
+            return True
+        return False
+
+
+class Supervisor:
+    """The stack of one home folder."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.who: Identity = identity(home)
+        self.children: dict[str, Child] = {}
+        self.state = "starting"
+        self.problem = ""
+        self.stopping = False
+        self.nats: NatsServer | None = None
+        self.mongo: MongoServer | None = None
+        self.where: Addresses | None = None
+
+    def run(self) -> int:
+        """Run the stack until it is told to stop; return the exit code."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        _adopt_orphans()
+        self._note()
+        try:
+            self._start()
+            self.state = "running"
+            self._note()
+            self._watch()
+        except Stopped:
+            pass
+        except (ServerFailedError, OSError, subprocess.SubprocessError) as failed:
+            self.state, self.problem = "failed", str(failed)
+            _say(self.problem)
+            self._note()
+        self._stop()
+        return 1 if self.problem else 0
+
+    def _on_signal(self, *_: object) -> None:
+        self.stopping = True
+
+    # --- start -----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.where = where = self._servers()
+        self._add(programs.sinks(self.home, where))
+        for server in (self.nats, self.mongo):
+            if server:
+                self.children[server.name] = Child(server.name, server.spawn)
+                self.children[server.name].start()
+        self._note()
+        self._ready(self.nats)
+        self._set_up(programs.bootstrap(self.who, where))
+        self._ready(self.mongo)
+        runtimes = "docker,process" if engine(5) else "process"
+        for program in programs.services(self.home, self.who, where, runtimes, os.environ):
+            self._add(program)
+        self._note()
+
+    def _servers(self) -> Addresses:
+        env, root, ports = os.environ, self.home.root, self.home.ports
+        if "WHERRY_NATS_URL" not in env:
+            self.nats = NatsServer(root, accounts_config(self.who.nats, [programs.NODE]))
+        if "WHERRY_MONGO_URL" not in env:
+            cache, oplog = env.get("WHERRY_MONGO_CACHE_GB", "1"), env.get("WHERRY_MONGO_OPLOG_MB", "1024")
+            self.mongo = MongoServer(root, cache_gb=float(cache), oplog_mb=int(oplog))
+        return Addresses(
+            nats=self.nats.url if self.nats else env["WHERRY_NATS_URL"],
+            mongo=self.mongo.url if self.mongo else env["WHERRY_MONGO_URL"],
+            http_port=port(env),
+            webhook_port=kept_port(ports, "webhook"),
+            smtp_port=None if "WHERRY_SMTP_HOST" in env else kept_port(ports, "smtp"),
+        )
+
+    def _ready(self, server: Server | None, timeout_s: float = 60) -> None:
+        """Wait for a server without being deaf to SIGTERM meanwhile."""
+        limit = time.monotonic() + timeout_s
+        while server and not server.answers():
+            if not server.running or time.monotonic() > limit:
+                server.wait_ready(0)  # says which it is, with the end of the log
+            self._pause(0.02)
+
+    def _set_up(self, program: Program) -> None:
+        """Run the set-up to its end; the broker may still be loading its streams, so more than once."""
+        backoff = Backoff()
+        for _ in range(6):
+            if self._spawn(program).wait(60) == 0:
+                return
+            self._pause(backoff.after(0))
+        tail = self.home.tail(program.name)
+        raise ServerFailedError(f"the set-up of streams failed; the end of {self.home.log(program.name)}:\n{tail}")
+
+    def _add(self, program: Program) -> None:
+        child = Child(program.name, lambda: self._spawn(program))
+        self.children[program.name] = child
+        child.start()
+
+    def _spawn(self, program: Program) -> subprocess.Popen[bytes]:
+        with _appending(self.home.log(program.name)) as out:
+            return subprocess.Popen(
+                program.argv,
+                cwd=ROOT,
+                env={**os.environ, **program.env},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    # --- run -------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while True:
+            now = time.monotonic()
+            changed = [child.look(now) for child in self.children.values()]
+            if any(changed):
+                self._note()
+            self._bury()
+            self._pause(0.1)
+
+    def _pause(self, seconds: float) -> None:
+        if self.stopping:
+            raise Stopped
+        time.sleep(seconds)
+        if self.stopping:
+            raise Stopped
+
+    def _bury(self) -> None:
+        """Collect the exit codes of adopted processes; those of our own children are theirs to collect."""
+        ours = {child.process.pid for child in self.children.values() if child.process}
+        for process in psutil.Process().children():
+            if process.pid not in ours and _is_zombie(process):
+                os.waitpid(process.pid, os.WNOHANG)
+
+    def _note(self) -> None:
+        """Write down what runs now."""
+        pids = {name: c.process.pid for name, c in self.children.items() if c.process and c.process.poll() is None}
+        pids["supervisor"] = os.getpid()
+        record = {
+            "state": self.state,
+            "problem": self.problem,
+            "stack_id": self.who.stack_id,
+            "pids": pids,
+            "born": {name: born for name, pid in pids.items() if (born := born_at(pid))},
+            "restarts": {name: child.restarts for name, child in self.children.items()},
+            "sinks": {"webhook_url": self.where.webhook_url} if self.where else {},
+        }
+        write_whole(self.home.run, json.dumps(record, indent=2) + "\n")
+
+    # --- stop ------------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        for stage in programs.STOP_ORDER:
+            running = [c.process for n in stage if (c := self.children.get(n)) and c.process]
+            end([process for process in running if process.poll() is None], STOP_S)
+        # What is left are programs of jobs, and whatever a killed child had started.
+        end(psutil.Process().children(recursive=True), 2.0)
+        if not self.problem:
+            self.home.run.unlink(missing_ok=True)
+
+
+def end(processes: Iterable[subprocess.Popen[bytes] | psutil.Process], patience_s: float) -> None:
+    """SIGTERM to all, and SIGKILL to those that are still there after *patience_s* seconds."""
+    waiting = [process for process in processes if _signal(process, signal.SIGTERM)]
+    limit = time.monotonic() + patience_s
+    for process in waiting:
+        try:
+            process.wait(max(limit - time.monotonic(), 0.01))
+        except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
+            _signal(process, signal.SIGKILL)
+            process.wait(10)
+
+
+def born_at(pid: int) -> float | None:
+    """Return when process *pid* was started, which tells it from a later one of the same number; None: it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def supervise(home: Home) -> int:
+    """Run the stack in this process; return at once with 1 when another supervisor has it."""
+    home.root.mkdir(parents=True, exist_ok=True)
+    with (home.root / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("another supervisor runs this stack")
+            return 1
+        return Supervisor(home).run()
+
+
+def locked(home: Home) -> bool:
+    """Whether a supervisor runs this stack."""
+    if not home.root.exists():
+        return False
+    with (home.root / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what our children leave behind, so that `down` finds all of it (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(process: subprocess.Popen[bytes] | psutil.Process, number: int) -> bool:
+    try:
+        process.send_signal(number)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
+    return True
+
+
+def _appending(log: Path) -> IO[bytes]:
+    """Open a log for appending; one that has grown large is put aside first."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
+        log.replace(log.with_suffix(".1.log"))
+    return log.open("ab")
+
+
+def _say(text: str) -> None:
+    print(time.strftime("%Y-%m-%dT%H:%M:%S"), text, flush=True)
