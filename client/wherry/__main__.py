@@ -1,0 +1,5 @@
+"""`python -m client.wherry` is the `wherry` command."""
+
+from client.wherry.cli import app
+
+app()

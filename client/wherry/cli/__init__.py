@@ -1,0 +1,5 @@
+"""The `wherry` command."""
+
+from client.wherry.cli.main import app
+
+__all__ = ["app"]

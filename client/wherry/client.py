@@ -1,0 +1,337 @@
+"""The blocking client."""
+
+import random
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+import httpx_sse
+
+from client.wherry import models, protocol, scripts, transport
+from client.wherry.effects import (
+    Close,
+    Effect,
+    Emit,
+    Now,
+    Open,
+    Pause,
+    Read,
+    Request,
+    Response,
+    Script,
+    Send,
+    Series,
+    Stream,
+    Work,
+)
+from client.wherry.errors import WherryError
+from client.wherry.source import ProgressCallback
+
+T = TypeVar("T")
+
+
+class Driver:
+    """Carries out what scripts ask for, blocking."""
+
+    def __init__(self, url: str, token: str | None, timeout_s: float) -> None:
+        self.url = transport.base_url(url)
+        self.token = token
+        self._timeout_s = timeout_s
+        self._http = httpx.Client(follow_redirects=False)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def run(self, script: Script[T]) -> T:
+        """Return the script's result."""
+        iterator = self.iterate(script)
+        while True:
+            try:
+                next(iterator)
+            except StopIteration as end:
+                return end.value
+
+    def iterate(self, script: Series[T] | Script[Any]) -> Iterator[T]:
+        """Yield what the script emits."""
+        streams: list[Stream] = []
+        answer: Any = None
+        error: WherryError | None = None
+        try:
+            while True:
+                try:
+                    effect = script.send(answer) if error is None else script.throw(error)
+                except StopIteration as end:
+                    return end.value
+                answer = error = None
+                if isinstance(effect, Emit):
+                    yield effect.item
+                    continue
+                try:
+                    answer = self._perform(effect, streams)
+                except WherryError as problem:
+                    error = problem
+        finally:
+            script.close()
+            for stream in streams:
+                stream.response.close()
+
+    def _perform(self, effect: Effect, streams: list[Stream]) -> Any:
+        match effect:
+            case Send(request):
+                return self._send(request)
+            case Open(request, events):
+                stream = self._open(request, events=events)
+                streams.append(stream)
+                return stream
+            case Read(stream):
+                return self._read(stream)
+            case Close(stream):
+                stream.response.close()
+                streams.remove(stream)
+            case Pause(seconds):
+                time.sleep(seconds * random.uniform(0.5, 1))  # noqa: S311 - spreads clients, guards nothing
+            case Now():
+                return time.monotonic()
+            case Work(function):
+                return function()
+        return None
+
+    def _built(self, request: Request) -> httpx.Request:
+        content = request.body.chunks() if request.body else None
+        return self._http.build_request(**transport.arguments(self.url, self.token, request, content, self._timeout_s))
+
+    def _send(self, request: Request) -> Response:
+        try:
+            answer = self._http.send(self._built(request))
+        except httpx.HTTPError as error:
+            raise transport.unreachable(self.url, error) from error
+        return Response(answer.status_code, transport.lower(answer.headers), answer.content)
+
+    def _open(self, request: Request, *, events: bool) -> Stream:
+        try:
+            answer = self._http.send(self._built(request), stream=True)
+            stream = Stream(answer.status_code, transport.lower(answer.headers), response=answer)
+            if transport.is_error(answer.status_code):
+                stream.body = answer.read()
+        except httpx.HTTPError as error:
+            raise transport.unreachable(self.url, error) from error
+        stream.chunks = httpx_sse.EventSource(answer).iter_sse() if events else answer.iter_bytes()
+        return stream
+
+    def _read(self, stream: Stream) -> Any:
+        try:
+            return next(stream.chunks, None)
+        except httpx_sse.SSEError as error:
+            raise transport.no_stream(error) from error
+        except httpx.HTTPError as error:
+            raise transport.unreachable(self.url, error) from error
+
+
+class Client:
+    """A wherry server, from a program that waits for its answers.
+
+    Every method raises `WherryError`. Those that are safe to repeat are repeated while the server cannot be reached
+    or is busy, for at most `patience_s` seconds.
+
+    Args:
+        url: the server, e.g. ``http://127.0.0.1:8080``.
+        token: a session token or API key; `login` gets one.
+        patience_s: how long to go on trying, in seconds.
+        timeout_s: how long one answer may take, in seconds.
+
+    """
+
+    def __init__(
+        self, url: str, token: str | None = None, *, patience_s: float = 30.0, timeout_s: float = 60.0
+    ) -> None:
+        self._driver = Driver(url, token, timeout_s)
+        self._patience_s = patience_s
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._driver.url
+
+    @property
+    def token(self) -> str | None:
+        """The token that requests carry."""
+        return self._driver.token
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._driver.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def login(self, user: str, password: str) -> models.Session:
+        """Get a session token; later calls of this client carry it."""
+        session = self._driver.run(scripts.ask(models.Session, protocol.login(user, password), self._patience_s))
+        self._driver.token = session.token
+        return session
+
+    def logout(self) -> None:
+        """Kill the token that this client carries, on every gateway."""
+        self._driver.run(scripts.done(protocol.logout(), self._patience_s))
+        self._driver.token = None
+
+    def whoami(self) -> models.Identity:
+        """Return whom the token belongs to."""
+        return self._driver.run(scripts.ask(models.Identity, protocol.whoami(), self._patience_s))
+
+    def submit(
+        self,
+        spec: Mapping[str, Any],
+        source: Path | str | None = None,
+        *,
+        key: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> models.Submitted:
+        """Hand in a job.
+
+        Args:
+            spec: the job spec; see the server's documentation for its fields.
+            source: a folder (sent as a zip, without what `.wherryignore` names) or a zip; unpacked into the job's
+                working directory.
+            key: the idempotency key; one is made if none is given, so that a repeated try is the same job.
+            progress: called with the bytes of the source sent so far and in all.
+
+        """
+        return self._driver.run(
+            scripts.submit(
+                spec,
+                Path(source) if source is not None else None,
+                key or secrets.token_urlsafe(24),
+                progress,
+                self._patience_s,
+            )
+        )
+
+    def jobs(
+        self,
+        *,
+        states: Sequence[str] = (),
+        owner: str | None = None,
+        name: str | None = None,
+        kind: str | None = None,
+        label: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[models.Job]:
+        """Give jobs, newest first, at most `limit` of them; pages are fetched as they are needed."""
+        return self._driver.iterate(
+            scripts.jobs(
+                {"state": ",".join(states) or None, "owner": owner, "name": name, "kind": kind, "label": label},
+                limit,
+                self._patience_s,
+            )
+        )
+
+    def job(self, job_id: str) -> models.Job:
+        """Return a job as it is now."""
+        return self._driver.run(scripts.ask(models.Job, protocol.job(job_id), self._patience_s))
+
+    def cancel(self, job_id: str) -> models.Submitted:
+        """Ask for a job to stop. Safe to repeat; returns at once, see `wait`."""
+        return self._driver.run(scripts.ask(models.Submitted, protocol.cancel(job_id), self._patience_s))
+
+    def rerun(self, job_id: str, *, key: str | None = None) -> models.Submitted:
+        """Hand in the same job again; returns the new one."""
+        return self._driver.run(
+            scripts.ask(models.Submitted, protocol.rerun(job_id, key or secrets.token_urlsafe(24)), self._patience_s)
+        )
+
+    def wait(self, job_id: str, timeout_s: float | None = None) -> models.Job:
+        """Return the job once it has ended.
+
+        Raises:
+            WaitTimeout: it had not ended after `timeout_s` seconds.
+
+        """
+        return self._driver.run(scripts.wait(job_id, timeout_s, self._patience_s))
+
+    def logs(self, job_id: str, *, stream: str | None = None, tail: int | None = None) -> Iterator[str]:
+        """Give the lines that a job has printed so far: of stdout, stderr or both; all, or the last `tail`."""
+        return self._driver.iterate(scripts.logs(job_id, stream, tail, self._patience_s))
+
+    def follow(self, job_id: str) -> Iterator[models.JobOutput]:
+        """Give lines, progress and metrics as the job prints them, from its beginning; ends with `End`."""
+        return self._driver.iterate(scripts.follow(job_id, self._patience_s))
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """Return a job's CloudEvents so far, oldest first."""
+        return self._driver.run(
+            scripts.ask_list(dict[str, Any], "events", protocol.job(job_id, "/events"), self._patience_s)
+        )
+
+    def metrics(self, job_id: str) -> list[models.Metric]:
+        """Return what a job has measured, in order of arrival."""
+        return self._driver.run(
+            scripts.ask_list(models.Metric, "points", protocol.job(job_id, "/metrics"), self._patience_s)
+        )
+
+    def outputs(self, job_id: str) -> list[models.Entry]:
+        """Return what a job left, in order of its paths."""
+        return self._driver.run(scripts.entries(job_id, self._patience_s))
+
+    def download(
+        self,
+        job_id: str,
+        folder: Path | str,
+        path: str | None = None,
+        *,
+        progress: ProgressCallback | None = None,
+    ) -> list[Path]:
+        """Bring what a job left to a folder, bit for bit, with modes, times and empty folders; return the files.
+
+        A download that broke goes on where it was. With `path` only that file, or all below that folder.
+
+        Raises:
+            WherryError: nothing is at `path`; or a path leads out of the folder (code ``unsafe_path``).
+            Corrupt: a file arrived damaged twice.
+
+        """
+        return self._driver.run(scripts.download(job_id, Path(folder), path, progress, self._patience_s))
+
+    def put_artifact(
+        self, path: Path | str, *, name: str | None = None, progress: ProgressCallback | None = None
+    ) -> models.Artifact:
+        """Store a file."""
+        return self._driver.run(scripts.put_artifact(Path(path), name or Path(path).name, progress, self._patience_s))
+
+    def get_artifact(self, artifact_id: str, path: Path | str, *, progress: ProgressCallback | None = None) -> str:
+        """Bring an artifact to the file `path`; return the SHA-256 of what arrived, in hex."""
+        return self._driver.run(scripts.get_artifact(artifact_id, Path(path), progress, self._patience_s))
+
+    def nodes(self) -> list[models.Node]:
+        """Return every machine of the fleet."""
+        return self._driver.run(scripts.ask_list(models.Node, "nodes", protocol.simple("/nodes"), self._patience_s))
+
+    def node(self, node: str) -> models.Node:
+        """Return a machine by its id or name."""
+        return self._driver.run(scripts.ask(models.Node, protocol.node(node), self._patience_s))
+
+    def status(self) -> models.Status:
+        """Return the system at a glance."""
+        return self._driver.run(scripts.ask(models.Status, protocol.simple("/status"), self._patience_s))
+
+    def users(self) -> list[models.User]:
+        """Return all users (administrators only)."""
+        return self._driver.run(scripts.ask_list(models.User, "users", protocol.simple("/users"), self._patience_s))
+
+    def notifications(self, job_id: str) -> list[models.Notification]:
+        """Return a job's notifications and how far each got."""
+        return self._driver.run(
+            scripts.ask_list(
+                models.Notification, "notifications", protocol.job(job_id, "/notifications"), self._patience_s
+            )
+        )

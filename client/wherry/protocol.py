@@ -1,0 +1,243 @@
+"""The REST interface as data: which request asks for what, and what an answer means. No IO."""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from pydantic import TypeAdapter, ValidationError
+
+from client.wherry import models
+from client.wherry.effects import Body, Request, Response
+from client.wherry.errors import FieldProblem, WherryError
+
+T = TypeVar("T")
+
+EVENT_STREAM = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+#: Silence on an event stream after which it counts as broken; servers send a comment every few seconds.
+STREAM_SILENCE_S = 45.0
+_RETRYABLE = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+def problem(status: int, headers: Mapping[str, str], body: bytes) -> WherryError | None:
+    """Return the error that an answer is, or None. Understands RFC 9457 and anything a proxy may say instead."""
+    if status < HTTPStatus.BAD_REQUEST:
+        return None
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        document = {}
+    phrase = _phrase(status)
+    detail = document.get("detail") or document.get("title") or f"the server answered {status} {phrase}"
+    return WherryError(
+        str(document.get("code") or phrase.lower().replace(" ", "_")),
+        detail if isinstance(detail, str) else json.dumps(detail),
+        status=status,
+        fields=_fields(document),
+        retryable=status in _RETRYABLE or document.get("retryable") is True,
+        retry_after_s=_seconds(headers.get("retry-after")),
+    )
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "error"
+
+
+def _fields(document: dict[str, Any]) -> tuple[FieldProblem, ...]:
+    given = document.get("fields") or document.get("errors") or ()
+    if not isinstance(given, list):
+        return ()
+    return tuple(
+        FieldProblem(str(item.get("field", "")), str(item.get("message", "")))
+        for item in given
+        if isinstance(item, dict)
+    )
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text or ""))
+    except ValueError:
+        return None
+
+
+def parse(kind: type[T], answer: Response) -> T:
+    """Return the JSON of *answer* as a *kind*.
+
+    Raises:
+        WherryError: it is something else (code ``bad_answer``).
+
+    """
+    try:
+        return TypeAdapter(kind).validate_json(answer.body)
+    except ValidationError as error:
+        raise WherryError(
+            "bad_answer",
+            "the server's answer was not understood: is this a wherry server, and is this client as new as it is?",
+            status=answer.status,
+        ) from error
+
+
+def listed(kind: type[T], key: str, answer: Response) -> list[T]:
+    """Return the list under *key* of a JSON answer.
+
+    Raises:
+        WherryError: it is something else (code ``bad_answer``).
+
+    """
+    found = parse(dict[str, Any], answer).get(key, [])
+    return parse(list[kind], Response(answer.status, answer.headers, json.dumps(found).encode()))
+
+
+_STREAMS = {"o": "stdout", "e": "stderr"}
+_OUTPUT: Mapping[str, type[models.JobOutput]] = {
+    "log": models.LogLine,
+    "progress": models.Progress,
+    "metric": models.Metric,
+    "gap": models.Gap,
+    "end": models.End,
+}
+
+
+def job_output(event: str, data: str) -> models.JobOutput | None:
+    """Return what an event of a followed log says; None for kinds that this version does not know."""
+    kind = _OUTPUT.get(event)
+    if kind is None:
+        return None
+    try:
+        item = kind.model_validate_json(data or "{}")
+    except ValidationError:
+        return None
+    if isinstance(item, models.LogLine):
+        return item.model_copy(update={"stream": _STREAMS.get(item.stream, item.stream)})
+    return item
+
+
+def ended(event: Mapping[str, Any]) -> bool:
+    """Return whether a CloudEvent tells of a job's end."""
+    parts = str(event.get("type", "")).split(".")
+    return len(parts) > 3 and parts[2] == "job" and parts[3] in models.TERMINAL
+
+
+# --- requests ----------------------------------------------------------------------------------------------------
+
+
+def login(user: str, password: str) -> Request:
+    """Ask for a session token."""
+    return Request("POST", "/login", json={"user": user, "password": password})
+
+
+def logout() -> Request:
+    """End the session."""
+    return Request("DELETE", "/logout")
+
+
+def whoami() -> Request:
+    """Ask whom the token belongs to."""
+    return Request("GET", "/me")
+
+
+def simple(path: str) -> Request:
+    """Ask for what is at *path*."""
+    return Request("GET", path)
+
+
+def node(node: str) -> Request:
+    """Ask for a machine."""
+    return Request("GET", f"/nodes/{_segment(node)}")
+
+
+def submit(spec: Mapping[str, Any], key: str, body: Body | None) -> Request:
+    """Hand in a job; the key makes it safe to repeat."""
+    headers = {"Idempotency-Key": key}
+    return Request("POST", "/jobs", headers=headers, json=None if body else dict(spec), body=body)
+
+
+def jobs(filters: Mapping[str, str | Sequence[str] | None], cursor: str | None, limit: int) -> Request:
+    """Ask for a page of jobs."""
+    query: dict[str, str | list[str]] = {"limit": str(limit)}
+    for name, value in (*filters.items(), ("cursor", cursor)):
+        if value is not None:
+            query[name] = value if isinstance(value, str) else list(value)
+    return Request("GET", "/jobs", query=query)
+
+
+def job(job_id: str, below: str = "") -> Request:
+    """Ask for a job, or for what lies below it."""
+    return Request("GET", f"/jobs/{_segment(job_id)}{below}")
+
+
+def cancel(job_id: str) -> Request:
+    """Ask for a job to stop."""
+    return Request("POST", f"/jobs/{_segment(job_id)}/cancel")
+
+
+def rerun(job_id: str, key: str) -> Request:
+    """Hand in the same job again; the key makes it safe to repeat."""
+    return Request("POST", f"/jobs/{_segment(job_id)}/rerun", headers={"Idempotency-Key": key})
+
+
+def logs(job_id: str, stream: str | None, tail: int | None) -> Request:
+    """Ask for a log as text."""
+    query: dict[str, str | list[str]] = {}
+    if stream:
+        query["stream"] = stream
+    if tail is not None:
+        query["tail"] = str(tail)
+    return Request("GET", f"/jobs/{_segment(job_id)}/logs", query=query)
+
+
+def follow(job_id: str, last_event_id: str) -> Request:
+    """Ask for a log as it grows, after the event last seen."""
+    headers = EVENT_STREAM | ({"Last-Event-ID": last_event_id} if last_event_id else {})
+    path = f"/jobs/{_segment(job_id)}/logs"
+    return Request("GET", path, query={"follow": "true"}, headers=headers, read_timeout_s=STREAM_SILENCE_S)
+
+
+def watch(job_id: str, silence_s: float) -> Request:
+    """Ask for a job's events as they happen."""
+    return Request("GET", f"/jobs/{_segment(job_id)}/events", headers=EVENT_STREAM, read_timeout_s=silence_s)
+
+
+def outputs(job_id: str, cursor: str | None) -> Request:
+    """Ask for a page of what a job left."""
+    query: dict[str, str | list[str]] = {"list": "true"}
+    if cursor:
+        query["cursor"] = cursor
+    return Request("GET", f"/jobs/{_segment(job_id)}/outputs", query=query)
+
+
+def output(job_id: str, path: str, start: int) -> Request:
+    """Ask for one file of a job, from byte *start* on."""
+    return _download(f"/jobs/{_segment(job_id)}/outputs/{quote(path, safe='/')}", start)
+
+
+def artifact(artifact_id: str, start: int) -> Request:
+    """Ask for an artifact's bytes, from byte *start* on."""
+    return _download(f"/artifacts/{_segment(artifact_id)}", start)
+
+
+def put_artifact(body: Body, name: str) -> Request:
+    """Store bytes."""
+    return Request("PUT", "/artifacts", query={"name": name} if name else {}, body=body)
+
+
+def _download(path: str, start: int) -> Request:
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    return Request("GET", path, headers=headers)
+
+
+def _segment(text: str) -> str:
+    """Return *text* as one segment of a path: nothing that a user types may lead elsewhere."""
+    if text in ("", ".", ".."):
+        raise WherryError("not_found", f"{text!r} is not the id of anything")
+    return quote(text, safe="@")

@@ -1,0 +1,404 @@
+"""Every operation of the client, written once: what to ask, when to try again, what to make of the answer.
+
+Scripts do nothing themselves; a driver carries out what they yield (see `effects`).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from client.wherry import models, outputs, protocol
+from client.wherry.effects import (
+    Body,
+    Close,
+    Emit,
+    Now,
+    Open,
+    Pause,
+    Read,
+    Request,
+    Response,
+    Script,
+    Send,
+    Series,
+    Stream,
+    Work,
+)
+from client.wherry.errors import Corrupt, Unreachable, WaitTimeout, WherryError
+from client.wherry.source import ProgressCallback, file_body, submission_body
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
+PAGE = 200
+#: Tries of one file in a row that bring no new byte, after which a download is given up.
+STALLED_TRIES = 5
+
+
+def backoff(tries: int, asked_s: float | None = None) -> float:
+    """Return the longest pause before the next try, in seconds: doubling, or what the server asked for if longer."""
+    return max(min(FIRST_PAUSE_S * 2 ** (tries - 1), LONGEST_PAUSE_S), asked_s or 0.0)
+
+
+# --- one request ---------------------------------------------------------------------------------------------------
+
+
+def call(request: Request, patience_s: float) -> Script[Response]:
+    """Send *request* until it is answered; a repeatable one is tried again for *patience_s* seconds.
+
+    Raises:
+        WherryError: the server refused it, or could not be reached in that time.
+
+    """
+    started: float = yield Now()
+    tries = 0
+    while True:
+        try:
+            answer: Response = yield Send(request)
+            error = protocol.problem(answer.status, answer.headers, answer.body)
+            if error is None:
+                return answer
+        except Unreachable as lost:
+            error = lost
+        tries += 1
+        pause = backoff(tries, error.retry_after_s)
+        now: float = yield Now()
+        if not (request.repeatable and error.retryable) or now - started + pause > patience_s:
+            raise error
+        yield Pause(pause)
+
+
+def ask(kind: type[T], request: Request, patience_s: float) -> Script[T]:
+    """Send *request* and return its answer as a *kind*."""
+    return protocol.parse(kind, (yield from call(request, patience_s)))
+
+
+def ask_list(kind: type[T], key: str, request: Request, patience_s: float) -> Script[list[T]]:
+    """Send *request* and return the list under *key* of its answer."""
+    return protocol.listed(kind, key, (yield from call(request, patience_s)))
+
+
+def done(request: Request, patience_s: float) -> Script[None]:
+    """Send *request*; its answer says nothing more than that it was done."""
+    yield from call(request, patience_s)
+
+
+def _opened(request: Request, *, events: bool = False) -> Script[Stream]:
+    stream: Stream = yield Open(request, events)
+    error = protocol.problem(stream.status, stream.headers, stream.body)
+    if error:
+        yield Close(stream)
+        raise error
+    return stream
+
+
+# --- jobs ----------------------------------------------------------------------------------------------------------
+
+
+def submit(
+    spec: Mapping[str, Any],
+    source: Path | None,
+    key: str,
+    progress: ProgressCallback | None,
+    patience_s: float,
+) -> Script[models.Submitted]:
+    """Hand in a job, with the bytes of its source if it has one."""
+    body: Body | None = None
+    if source is not None:
+        body = yield Work(partial(submission_body, dict(spec), source, progress))
+    return (yield from ask(models.Submitted, protocol.submit(spec, key, body), patience_s))
+
+
+def jobs(filters: Mapping[str, str | Sequence[str] | None], limit: int | None, patience_s: float) -> Series[models.Job]:
+    """Give jobs, newest first, page by page."""
+    cursor: str | None = None
+    left = limit
+    while left is None or left > 0:
+        size = PAGE if left is None else min(PAGE, left)
+        page = yield from ask(models.JobPage, protocol.jobs(filters, cursor, size), patience_s)
+        for job in page.jobs[:left]:
+            yield Emit(job)
+        left = None if left is None else left - len(page.jobs)
+        cursor = page.cursor
+        if not cursor or not page.jobs:
+            return
+
+
+def wait(job_id: str, timeout_s: float | None, patience_s: float) -> Script[models.Job]:
+    """Return the job once it has ended: told by its events, or found by asking where they cannot be had.
+
+    Raises:
+        WaitTimeout: it had not ended after *timeout_s* seconds.
+
+    """
+    started: float = yield Now()
+    pauses = 0
+    while True:
+        job, streamed = yield from _watched(job_id, started, timeout_s, patience_s)
+        if job.is_terminal:
+            return job
+        pauses = 0 if streamed else pauses + 1
+        yield from _time_left(job, started, timeout_s)
+        yield Pause(backoff(pauses or 1))
+
+
+def _watched(
+    job_id: str, started: float, timeout_s: float | None, patience_s: float
+) -> Script[tuple[models.Job, bool]]:
+    """Return the job at the end of one connection to its events, and whether there was one.
+
+    The connection is opened before the job is asked for, so that no end falls between the two.
+    """
+    stream: Stream | None = None
+    now: float = yield Now()
+    silence = protocol.STREAM_SILENCE_S if timeout_s is None else min(protocol.STREAM_SILENCE_S, timeout_s)
+    try:
+        stream = yield from _opened(protocol.watch(job_id, max(0.1, silence - (now - started))), events=True)
+    except WherryError as error:
+        if not error.retryable and error.code != "no_stream":
+            raise
+    job = yield from ask(models.Job, protocol.job(job_id), patience_s)
+    if stream is None:
+        return job, False
+    try:
+        while not job.is_terminal and (event := (yield Read(stream))) is not None:
+            if _tells_end(event.data):
+                job = yield from ask(models.Job, protocol.job(job_id), patience_s)
+            else:
+                yield from _time_left(job, started, timeout_s)
+    except Unreachable:
+        pass
+    yield Close(stream)
+    return job, True
+
+
+def _tells_end(data: str) -> bool:
+    try:
+        event = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(event, dict) and protocol.ended(event)
+
+
+def _time_left(job: models.Job, started: float, timeout_s: float | None) -> Script[None]:
+    now: float = yield Now()
+    if timeout_s is not None and now - started >= timeout_s:
+        raise WaitTimeout(f"job {job.job_id} was {job.state} after {timeout_s:g} s; it goes on")
+
+
+def logs(job_id: str, stream: str | None, tail: int | None, patience_s: float) -> Series[str]:
+    """Give the lines of a log as it is now."""
+    yield from _lines(protocol.logs(job_id, stream, tail), patience_s)
+
+
+def _lines(request: Request, patience_s: float) -> Series[str]:
+    opened = yield from _patiently(lambda: _opened(request), patience_s)
+    rest = b""
+    while chunk := (yield Read(opened)):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield Emit(line.decode(errors="replace"))
+    if rest:
+        yield Emit(rest.decode(errors="replace"))
+
+
+def _patiently(attempt: Callable[[], Script[T]], patience_s: float) -> Script[T]:
+    started: float = yield Now()
+    tries = 0
+    while True:
+        try:
+            return (yield from attempt())
+        except WherryError as error:
+            tries += 1
+            pause = backoff(tries, error.retry_after_s)
+            now: float = yield Now()
+            if not error.retryable or now - started + pause > patience_s:
+                raise
+        yield Pause(pause)
+
+
+def follow(job_id: str, patience_s: float) -> Series[models.JobOutput]:
+    """Give what a job prints, from its beginning until it ends, over as many connections as that takes.
+
+    Raises:
+        Unreachable: the server could not be reached for *patience_s* seconds.
+
+    """
+    last_id, tries = "", 0
+    lost_at: float | None = None
+    while True:
+        try:
+            stream = yield from _opened(protocol.follow(job_id, last_id), events=True)
+            lost_at = None
+            while (event := (yield Read(stream))) is not None:
+                last_id, tries = event.id or last_id, 0
+                item = protocol.job_output(event.event, event.data)
+                if item is not None:
+                    yield Emit(item)
+                if isinstance(item, models.End):
+                    return
+            yield Close(stream)
+            error: WherryError = Unreachable("the server closed the log before the job's end")
+        except WherryError as lost:
+            if not lost.retryable:
+                raise
+            error = lost
+        tries += 1
+        now: float = yield Now()
+        lost_at = now if lost_at is None else lost_at
+        if now - lost_at > patience_s:
+            raise error
+        yield Pause(backoff(tries, error.retry_after_s))
+
+
+# --- outputs -------------------------------------------------------------------------------------------------------
+
+
+def entries(job_id: str, patience_s: float) -> Script[list[models.Entry]]:
+    """Return what a job left, in order of its paths."""
+    found: list[models.Entry] = []
+    cursor: str | None = None
+    while True:
+        page = yield from ask(models.OutputPage, protocol.outputs(job_id, cursor), patience_s)
+        found += page.entries
+        cursor = page.cursor
+        if not cursor:
+            return found
+
+
+def download(
+    job_id: str, folder: Path, path: str | None, progress: ProgressCallback | None, patience_s: float
+) -> Script[list[Path]]:
+    """Bring what a job left to *folder*, bit for bit, with its modes, times and empty folders.
+
+    What an earlier, broken download left is used. Returns the files that are there now.
+
+    Raises:
+        WherryError: there is nothing at *path* (``not_found``), or a path leads out of the folder (``unsafe_path``).
+        Corrupt: a file arrived damaged twice.
+
+    """
+    found = outputs.select((yield from entries(job_id, patience_s)), path)
+    if path is not None and not found:
+        raise WherryError("not_found", f"job {job_id} has no output {path!r}")
+    targets = [(entry, outputs.safe_target(folder, entry.path)) for entry in found]
+    meter = _Meter(sum(entry.size for entry in found), progress)
+    yield Work(partial(folder.mkdir, parents=True, exist_ok=True))
+    files: list[Path] = []
+    for entry, target in targets:
+        if entry.kind == "dir":
+            yield Work(partial(target.mkdir, parents=True, exist_ok=True))
+        else:
+            yield from _file(job_id, entry, target, meter, patience_s)
+            files.append(target)
+    for entry, target in reversed(targets):  # folders last and deepest first: a file's arrival changes its folder
+        if entry.kind == "dir":
+            yield Work(partial(outputs.restore, target, entry))
+    return files
+
+
+class _Meter:
+    """Counts bytes over many files."""
+
+    def __init__(self, total: int, callback: ProgressCallback | None) -> None:
+        self._total, self._done, self._callback = total, 0, callback
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._callback:
+            self._callback(self._done, self._total)
+
+
+def _file(job_id: str, entry: models.Entry, target: Path, meter: _Meter, patience_s: float) -> Script[None]:
+    if (yield Work(partial(outputs.already_there, target, entry))):
+        meter.add(entry.size)
+        yield Work(partial(outputs.restore, target, entry))
+        return
+    for last_try in (False, True):
+        yield from _gather(job_id, entry, target, meter, patience_s)
+        try:
+            yield Work(partial(outputs.finish_file, target, entry))
+        except Corrupt:
+            if last_try:
+                raise
+            meter.add(-entry.size)
+        else:
+            return
+
+
+def _gather(job_id: str, entry: models.Entry, target: Path, meter: _Meter, patience_s: float) -> Script[None]:
+    """Bring the bytes of a file that are not there yet, going on where a connection broke."""
+    have: int = yield Work(partial(outputs.start_part, target, entry))
+    meter.add(have)
+    part, stalled = outputs.part_file(target), 0
+    while have < entry.size:
+        before = have
+        try:
+            request = protocol.output(job_id, entry.path, have)
+            stream = yield from _patiently(partial(_opened, request), patience_s)
+            if have and stream.status != 206:
+                meter.add(-have)
+                have = before = 0
+            while chunk := (yield Read(stream)):
+                yield Work(partial(outputs.append, part, chunk, have))
+                have += len(chunk)
+                meter.add(len(chunk))
+            yield Close(stream)
+        except Unreachable:
+            pass
+        stalled = 0 if have > before else stalled + 1
+        if stalled >= STALLED_TRIES:
+            raise Unreachable(f"{entry.path} stopped at {have} of {entry.size} bytes; get it again to go on from there")
+        if have < entry.size:
+            yield Pause(backoff(stalled + 1))
+
+
+# --- artifacts -----------------------------------------------------------------------------------------------------
+
+
+def put_artifact(
+    path: Path, name: str, progress: ProgressCallback | None, patience_s: float
+) -> Script[models.Artifact]:
+    """Store the file at *path*."""
+    body: Body = yield Work(partial(file_body, path, "application/octet-stream", progress))
+    return (yield from ask(models.Artifact, protocol.put_artifact(body, name), patience_s))
+
+
+def get_artifact(artifact_id: str, target: Path, progress: ProgressCallback | None, patience_s: float) -> Script[str]:
+    """Bring an artifact to the file *target* and return the SHA-256 of what arrived, in hex."""
+    yield Work(partial(target.parent.mkdir, parents=True, exist_ok=True))
+    part, have, stalled = outputs.part_file(target), 0, 0
+    digest = hashlib.sha256()
+    total: int | None = None
+    while total is None or have < total:
+        before = have
+        try:
+            stream = yield from _patiently(partial(_opened, protocol.artifact(artifact_id, have)), patience_s)
+            if have and stream.status != 206:
+                have, digest = 0, hashlib.sha256()
+            length = stream.headers.get("content-length")
+            total = have + int(length) if length else None
+            while chunk := (yield Read(stream)):
+                yield Work(partial(outputs.append, part, chunk, have))
+                digest.update(chunk)
+                have += len(chunk)
+                if progress:
+                    progress(have, total or have)
+            yield Close(stream)
+            total = have if total is None else total
+        except Unreachable:
+            stalled = 0 if have > before else stalled + 1
+            if stalled >= STALLED_TRIES:
+                raise
+            yield Pause(backoff(stalled + 1))
+    yield Work(partial(_keep, part, target))
+    return digest.hexdigest()
+
+
+def _keep(part: Path, target: Path) -> None:
+    if not part.exists():
+        part.touch()
+    part.replace(target)
