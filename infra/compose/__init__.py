@@ -1,0 +1,1 @@
+"""The stack in containers: ``python -m infra.compose prepare | images | up | smoke | down``."""

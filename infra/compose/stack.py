@@ -1,0 +1,84 @@
+"""Driving Docker Compose: start all, stop all, look inside."""
+
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from infra.compose.images import REPOSITORY, build, choose
+from infra.compose.prepare import Prepared, folder_of, prepare
+from infra.local.engine import remove_containers
+from infra.local.home import Home, identity
+
+READY_LIMIT_S = 180
+Say = Callable[[str], None]
+
+
+class ComposeError(Exception):
+    """Docker Compose is not there or said no."""
+
+
+def up(home: Path, environment: Mapping[str, str], say: Say) -> Prepared:
+    """Start the stack and return how to use it once every container is healthy.
+
+    Raises:
+        ComposeError: something did not become healthy in time; its log is in the message.
+        ImageError: an image could not be made.
+        FileNotFoundError: there is no engine's socket.
+
+    """
+    chosen = choose(environment, say)
+    prepared = prepare(home, environment, chosen)
+    build(json.loads(compose(home, "config", "--format", "json"))["services"], say)
+    say("starting")
+    try:
+        compose(home, "up", "--detach", "--no-build", "--wait", "--wait-timeout", str(READY_LIMIT_S))
+    except ComposeError as failed:
+        raise ComposeError(f"{failed}\n{compose(home, 'logs', '--no-color', '--tail', '40')}") from failed
+    return prepared
+
+
+def down(home: Path, *, forget: bool = False) -> None:
+    """Stop the stack, and the jobs on this machine with it. Its data stays in volumes, unless *forget* removes them.
+
+    Raises:
+        ComposeError: Compose said no.
+
+    """
+    compose(home, "down", "--remove-orphans", "--timeout", "30", *(["--volumes"] if forget else []))
+    remove_containers(identity(Home(folder_of(home))).stack_id)
+
+
+def compose(home: Path, *arguments: str) -> str:
+    """Run Docker Compose on the stack of *home* and return what it wrote.
+
+    Raises:
+        ComposeError: it failed.
+
+    """
+    env_file = folder_of(home) / "compose.env"
+    if not env_file.exists():
+        raise ComposeError(f"there is no stack under {home}: start it with `python -m infra.compose up`")
+    known = ["--project-directory", str(REPOSITORY), "--env-file", str(env_file)]
+    command = [*_program(), *known, *_profiles(os.environ), *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ComposeError(f"docker compose {' '.join(arguments)}: {done.stderr.strip()[-4000:]}")
+    return done.stdout
+
+
+def _profiles(environment: Mapping[str, str]) -> list[str]:
+    """Without a mail server the stack brings its own receiver."""
+    return [] if environment.get("WHERRY_SMTP_HOST") else ["--profile", "demo"]
+
+
+def _program() -> list[str]:
+    wheel = Path(sysconfig.get_path("scripts")) / "docker-compose"
+    if wheel.exists():
+        return [str(wheel)]
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    return ["docker", "compose"]

@@ -1,0 +1,1 @@
+"""Images: Dockerfiles, and scripts that build what no registry gives."""
