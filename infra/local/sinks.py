@@ -58,8 +58,8 @@ class WebhookSink(BaseHTTPRequestHandler):
         """Say nothing: the file is the record."""
 
 
-def main(folder: Path, smtp_port: int, http_port: int) -> None:
-    """Serve both until SIGTERM."""
+def main(folder: Path, smtp_port: int, http_port: int, address: str = LOOPBACK) -> None:
+    """Serve both on *address* until SIGTERM."""
     stop = threading.Event()
 
     def on_signal(_number: int, _frame: object) -> None:
@@ -69,8 +69,8 @@ def main(folder: Path, smtp_port: int, http_port: int) -> None:
     signal.signal(signal.SIGINT, on_signal)
     folder.mkdir(parents=True, exist_ok=True)
     WebhookSink.folder = folder
-    mail = Controller(MailSink(folder), hostname=LOOPBACK, port=smtp_port) if smtp_port else None
-    web = ThreadingHTTPServer((LOOPBACK, http_port), WebhookSink)
+    mail = Controller(MailSink(folder), hostname=address, port=smtp_port) if smtp_port else None
+    web = ThreadingHTTPServer((address, http_port), WebhookSink)
     if mail:
         mail.start()
     threading.Thread(target=web.serve_forever, daemon=True).start()
@@ -85,4 +85,4 @@ def _stamp() -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:5])
