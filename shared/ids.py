@@ -7,7 +7,7 @@ import re
 import secrets
 
 #: What a parameter of a subject may be: no dots, no wildcards, no spaces.
-TOKEN = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+TOKEN = re.compile(r"^[A-Za-z0-9_-]{1,64}\Z")
 
 
 def new_id(prefix: str) -> str:
