@@ -3,6 +3,7 @@
 What an entry claims is checked here; what it really holds is counted by whoever unpacks it.
 """
 
+import calendar
 import re
 import stat
 import struct
@@ -57,6 +58,7 @@ class ZipEntry:
         member: the name under which `zipfile` finds it.
         size: claimed bytes after unpacking.
         mode: permission bits.
+        mtime: seconds since the epoch; a zip does not say in which time zone, so UTC is taken.
     """
 
     path: str
@@ -64,6 +66,7 @@ class ZipEntry:
     is_dir: bool
     size: int
     mode: int
+    mtime: int
 
 
 def inspect(file: BinaryIO, limits: Limits = Limits()) -> list[ZipEntry]:  # noqa: B008 - frozen
@@ -114,7 +117,15 @@ def _entry(info: zipfile.ZipInfo, limits: Limits) -> ZipEntry | None:
     if not path:
         return None  # the root itself, "./"
     # Zips made outside Unix, or by hand, carry no mode.
-    return ZipEntry(path, info.filename, is_dir, info.file_size, mode & 0o777 or (0o755 if is_dir else 0o644))
+    mode = mode & 0o777 or (0o755 if is_dir else 0o644)
+    return ZipEntry(path, info.filename, is_dir, info.file_size, mode, _mtime(info))
+
+
+def _mtime(info: zipfile.ZipInfo) -> int:
+    try:
+        return calendar.timegm((*info.date_time, 0, 0, 0))
+    except ValueError:  # month 0 and the like
+        return calendar.timegm((1980, 1, 1, 0, 0, 0))
 
 
 def _path(info: zipfile.ZipInfo, limits: Limits) -> str:

@@ -80,6 +80,13 @@ def test_a_zip_without_modes_gets_the_usual_ones() -> None:
     assert [oct(e.mode) for e in inspect(io.BytesIO(zeroed))] == ["0o755", "0o644"]
 
 
+def test_times_are_kept_and_impossible_ones_replaced() -> None:
+    good, bad = info("good"), info("bad")
+    good.date_time = (2024, 2, 29, 12, 0, 2)
+    bad.date_time = (1980, 0, 0, 0, 0, 0)
+    assert [e.mtime for e in inspect(zip_of((good, b""), (bad, b"")))] == [1709208002, 315532800]
+
+
 @pytest.mark.parametrize("body", [b"", b"hello", b"PK\x03\x04", b"PK\x05\x06" + b"\xff" * 18, b"\0" * 100_000])
 def test_what_is_no_zip_is_refused(body: bytes) -> None:
     assert "zip" in refusal(io.BytesIO(body))

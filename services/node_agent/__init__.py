@@ -1,0 +1,1 @@
+"""One per machine: reports what it has, runs what it is told to, brings results home."""

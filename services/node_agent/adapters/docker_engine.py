@@ -1,0 +1,554 @@
+"""The Docker engine: hardened containers, filled and emptied through its API. The only module that knows `docker`."""
+
+import asyncio
+import json
+import socket
+import tarfile
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import docker
+import docker.errors
+import docker.tls
+import docker.utils
+
+from services.node_agent.adapters import source_zip
+from services.node_agent.adapters.docker_endpoint import Endpoint
+from services.node_agent.adapters.reader_thread import ReaderThread
+from services.node_agent.core import archive, container
+from services.node_agent.core.container import Key, Place
+from services.node_agent.core.ending import Outcome
+from services.node_agent.core.frames import FrameParser, LogPosition, moment
+from services.node_agent.ports import Chunk, Found, Image, Output, RuntimeFacts, Sink
+from shared.errors import NotFound, Unavailable, WherryError
+from shared.fleet import Order
+from shared.job import Failure
+from shared.requests import CHUNK_BYTES
+from shared.states import EndReason
+
+T = TypeVar("T")
+_TAR_PIECE_BYTES = 256 * 1024
+_QUICK_TIMEOUT_S = 5.0
+_LONG_THREADS = 64
+
+
+class DockerRuntime:
+    """Runs attempts as containers of one engine.
+
+    Args:
+        place: names and labels.
+        endpoints: where the engine may be, in order.
+        pids_limit: processes and threads of a job.
+        timeout_s: for the answer to one call.
+        threads: calls under way at once.
+        starts: containers created or started at once; more would only wait inside the engine.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        place: Place,
+        endpoints: list[Endpoint],
+        *,
+        pids_limit: int = 256,
+        timeout_s: float = 60,
+        threads: int = 16,
+        starts: int = 4,
+    ) -> None:
+        self._place = place
+        self._endpoints = endpoints
+        self._pids_limit = pids_limit
+        self._timeout_s = timeout_s
+        self._pool = ThreadPoolExecutor(threads, "docker")
+        self._long_pool = ThreadPoolExecutor(_LONG_THREADS, "docker-long")
+        self._starts = asyncio.Semaphore(starts)
+        self._client: docker.APIClient | None = None
+        self._connecting = threading.Lock()
+        self._facts: RuntimeFacts | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    # --- the engine ---
+
+    async def describe(self) -> RuntimeFacts:
+        """Return the engine's facts, asking anew whether it answers.
+
+        Raises:
+            Unavailable: no engine answers; the message says where it was looked for.
+        """
+        return await self._call(self._describe)
+
+    async def find_image(self, order: Order) -> Image | None:
+        """Return the image if the engine has it: by the digest that an earlier attempt ran, else by its name."""
+        for reference in dict.fromkeys(filter(None, (order.image_digest, order.spec.image))):
+            with suppress(NotFound):
+                return _image(await self._call(self._api().inspect_image, reference), order)
+        return None
+
+    async def pull_image(self, order: Order, tell: Callable[[float, str], None]) -> Image:
+        """Pull the image.
+
+        Raises:
+            WherryError: ``image_not_found``, ``image_pull_failed``, or ``unavailable``.
+        """
+        pinned = order.image_digest if order.image_digest and "@" in order.image_digest else None
+        reference = pinned or order.spec.image or ""
+        cancelled = threading.Event()
+        try:
+            await self._call(partial(self._pull, reference, tell, cancelled), pool=self._long_pool)
+        finally:
+            cancelled.set()
+        image = await self.find_image(order)
+        if image is None:
+            raise WherryError(EndReason.IMAGE_NOT_FOUND, f"{reference} was pulled and is not there.")
+        return image
+
+    # --- one attempt ---
+
+    async def stage(self, order: Order, image: Image, source: Callable[[], Awaitable[Path | None]]) -> str:
+        """Create the container and fill its volumes, in four calls of which three overlap with the download."""
+        if not container.has_command(order, image.config):
+            raise WherryError(
+                EndReason.IMAGE_NO_COMMAND, f"{order.spec.image} has no command of its own, and the job gives none."
+            )
+        key = Key(order.job_id, order.attempt)
+        name = self._place.name(key)
+        staging = container.staging_container(self._place, order, image.id)
+        job = container.job_container(self._place, order, image.id, pids_limit=self._pids_limit)
+        async with _all_or_none() as group:
+            path = group.create_task(_awaited(source()))
+            filled = group.create_task(self._create(staging, f"{name}-staging"))
+            created = group.create_task(self._create(job, name))
+        await self._call(partial(self._fill, filled.result(), order, path.result()), pool=self._long_pool)
+        return created.result()
+
+    async def start(self, key: Key, handle: str) -> None:
+        """Start the container; its staging container goes in the background."""
+        async with self._starts:
+            try:
+                await self._call(self._api().start, handle)
+            except WherryError as error:
+                raise _start_error(error) from error
+        task = asyncio.get_running_loop().create_task(self._remove_quietly(f"{self._place.name(key)}-staging"))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def follow(self, key: Key, handle: str, position: dict[str, Any] | None, sink: Sink) -> ReaderThread:
+        """Read the container's log from *position* on, until it ends."""
+        del key
+        place = LogPosition(**(position or {}))
+        return ReaderThread(f"log-{handle[:12]}", partial(self._read_log, handle, place, sink))
+
+    async def outcome(self, key: Key, handle: str) -> Outcome | None:
+        """Return how the container ended; None while it runs, or before it was started."""
+        del key
+        state = (await self._call(self._api().inspect_container, handle))["State"]
+        if state["Status"] in ("created", "running", "paused", "restarting", "removing"):
+            return None
+        code = state["ExitCode"]
+        failure = None
+        if state.get("Error"):
+            failure = Failure(reason=EndReason.RUNTIME_ERROR, message=state["Error"])
+        return Outcome(code, is_oom=bool(state["OOMKilled"]) and code != 0, failure=failure)
+
+    async def kill(self, key: Key, handle: str, signal: Literal["SIGTERM", "SIGKILL"]) -> None:
+        """Send a signal to the container's first process."""
+        del key
+        try:
+            await self._call(self._api().kill, handle, signal)
+        except NotFound:
+            return
+        except WherryError as error:
+            if "is not running" not in error.message:
+                raise
+
+    async def outputs(self, key: Key, handle: str) -> AsyncIterator[Output]:
+        """Give what is in /outputs, read from the container's volume as one tar."""
+        del key
+        queue: asyncio.Queue[Output | bytes | BaseException | None] = asyncio.Queue(8)
+        loop = asyncio.get_running_loop()
+        cancelled = threading.Event()
+
+        def put(item: Output | bytes | BaseException | None) -> None:
+            if cancelled.is_set():
+                raise InterruptedError
+            asyncio.run_coroutine_threadsafe(queue.put(item), loop).result()
+
+        reading = loop.run_in_executor(self._long_pool, self._read_outputs, handle, put)
+        try:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                if isinstance(item, bytes):
+                    continue  # of a file whose content nobody wanted
+                yield item if item.body is not None or item.kind != "file" else _with_chunks(item, queue)
+        finally:
+            cancelled.set()
+            while not reading.done():
+                while not queue.empty():
+                    queue.get_nowait()
+                await asyncio.wait({reading}, timeout=0.05)
+
+    async def clear(self, key: Key) -> None:
+        """Remove the attempt's containers, then its volumes, also those that its image declared."""
+        name = self._place.name(key)
+        await asyncio.gather(*(self._remove(one) for one in (name, f"{name}-staging")))
+        api = self._api()
+        for volume in container.volumes(self._place, key).values():
+            with suppress(NotFound):
+                await self._call(partial(api.remove_volume, volume, force=True))
+
+    async def found(self) -> list[Found]:
+        """Return every container and volume with this agent's labels."""
+        labels = [f"{name}={value}" for name, value in self._place.own_labels().items()]
+        api = self._api()
+        containers, volumes = await asyncio.gather(
+            self._call(partial(api.containers, all=True, filters={"label": labels})),
+            self._call(partial(api.volumes, filters={"label": labels})),
+        )
+        found: list[Found] = []
+        for one in containers:
+            key = container.key_of(one["Labels"])
+            if key is not None:
+                handle = one["Id"] if one["Labels"].get("wherry.role") == "job" else ""
+                condition = "created" if one["State"] == "created" else "started"
+                found.append(Found(key, datetime.fromtimestamp(one["Created"], UTC), handle, condition))
+        for one in volumes["Volumes"] or ():
+            key = container.key_of(one["Labels"] or {})
+            if key is not None:
+                found.append(Found(key, datetime.fromisoformat(one["CreatedAt"])))
+        return found
+
+    async def close(self) -> None:
+        """Let go of the connection; containers run on."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=self._timeout_s)
+        self._pool.shutdown(wait=True)
+        self._long_pool.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
+
+    # --- in threads ---
+
+    def _describe(self) -> RuntimeFacts:
+        with self._connecting:
+            if self._client is None:
+                self._client, self._facts = self._connect()
+                return self._facts
+            client, facts = self._client, self._facts
+        try:
+            client.ping()
+        except (docker.errors.DockerException, OSError):
+            with self._connecting:
+                self._client = self._facts = None
+            raise
+        if facts is None:
+            raise Unavailable("the Docker engine was lost")
+        return facts
+
+    def _connect(self) -> tuple[docker.APIClient, RuntimeFacts]:
+        tried: list[str] = []
+        for endpoint in self._endpoints:
+            try:
+                client = _client(endpoint, self._timeout_s)
+                return client, _facts(client)
+            except (docker.errors.DockerException, OSError, ValueError) as error:
+                tried.append(f"{endpoint.url or 'nothing'} ({endpoint.why}): {_short(error)}")
+        raise Unavailable("no Docker engine answers; tried " + "; ".join(tried))
+
+    def _pull(self, reference: str, tell: Callable[[float, str], None], cancelled: threading.Event) -> None:
+        repository, tag = docker.utils.parse_repository_tag(reference)
+        layers: dict[str, tuple[int, int]] = {}
+        try:
+            for event in self._api().pull(repository, tag or "latest", stream=True, decode=True):
+                if cancelled.is_set():
+                    return
+                if "error" in event:
+                    raise _pull_error(reference, str(event["error"]))
+                detail = event.get("progressDetail") or {}
+                if event.get("status") == "Downloading" and detail.get("total"):
+                    layers[event["id"]] = (detail["current"], detail["total"])
+                    done, total = (sum(column) for column in zip(*layers.values(), strict=True))
+                    tell(done / total, f"pulling {reference}: {done / 1e6:.1f} of {total / 1e6:.1f} MB")
+        except docker.errors.APIError as error:
+            raise _pull_error(reference, str(error.explanation or error)) from error
+
+    def _fill(self, staging: str, order: Order, source: Path | None) -> None:
+        with _translated("putting files into the container"):
+            self._api().put_archive(staging, "/", _joined(_staged(order, source)))
+
+    def _read_log(self, handle: str, position: LogPosition, sink: Sink, reader: ReaderThread) -> None:
+        api = self._api()
+        query = {"follow": 1, "stdout": 1, "stderr": 1, "timestamps": 1, "since": position.since() or 0}
+        url = f"{api.base_url}/v{api.api_version}/containers/{handle}/logs"
+        frames = FrameParser()
+        with _translated("reading a container's log"):
+            response = api.get(url, params=query, stream=True, timeout=(self._timeout_s, None))
+            try:
+                reader.interrupt = partial(_shut_down, api, response)
+                if response.status_code == 404:
+                    raise NotFound("the container is gone")
+                response.raise_for_status()
+                for data in response.iter_content(None):
+                    if reader.is_closed:
+                        return
+                    for frame in frames.feed(data):
+                        if not position.passed(frame):
+                            sink(Chunk(frame.stream, moment(frame.stamp), frame.data, position.saved()))
+            finally:
+                reader.interrupt = None
+                response.close()
+
+    def _read_outputs(self, handle: str, put: Callable[[Output | bytes | BaseException | None], None]) -> None:
+        try:
+            with _translated("reading the outputs"):
+                pieces, _ = self._api().get_archive(handle, container.OUTPUTS, CHUNK_BYTES)
+                with tarfile.open(fileobj=_Reader(pieces), mode="r|", bufsize=_TAR_PIECE_BYTES) as tar:
+                    while (member := tar.next()) is not None:
+                        _give(tar, member, put)
+                        tar.members.clear()  # else it remembers every file
+            put(None)
+        except InterruptedError:
+            return
+        except BaseException as error:  # noqa: BLE001 - raised again by the one who reads
+            with suppress(InterruptedError):
+                put(error)
+
+    # --- helpers ---
+
+    def _api(self) -> docker.APIClient:
+        if self._client is None:
+            raise Unavailable("the Docker engine does not answer")
+        return self._client
+
+    async def _create(self, config: dict[str, Any], name: str) -> str:
+        async with self._starts:
+            create = partial(self._api().create_container_from_config, config, name)
+            try:
+                return (await self._call(create))["Id"]
+            except WherryError as error:
+                if "is already in use" not in error.message:
+                    raise
+                # Left by a try whose answer was lost. It was never started: `start` comes after this returns.
+                await self._remove(name)
+                return (await self._call(create))["Id"]
+
+    async def _remove(self, name: str) -> None:
+        try:
+            await self._call(partial(self._api().remove_container, name, v=True, force=True))
+        except NotFound:
+            return
+        except WherryError as error:
+            if "already in progress" not in error.message:
+                raise
+
+    async def _remove_quietly(self, name: str) -> None:
+        with suppress(WherryError):  # `clear` comes by again
+            await self._remove(name)
+
+    async def _call(self, call: Callable[..., T], *args: Any, pool: ThreadPoolExecutor | None = None) -> T:
+        """Run *call* in a thread. A cancelled caller leaves only when the thread is done: no call outlives its task."""
+
+        def run() -> T:
+            with _translated("the Docker engine"):
+                return call(*args)
+
+        future = asyncio.get_running_loop().run_in_executor(pool or self._pool, run)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                await asyncio.wait({future})
+            raise
+
+
+def _client(endpoint: Endpoint, timeout_s: float) -> docker.APIClient:
+    tls: docker.tls.TLSConfig | bool = False
+    if (folder := endpoint.certificates) is not None:
+        tls = docker.tls.TLSConfig(
+            client_cert=(str(folder / "cert.pem"), str(folder / "key.pem")),
+            ca_cert=str(folder / "ca.pem") if (folder / "ca.pem").exists() else None,
+            verify=endpoint.verify,
+        )
+    if not endpoint.url:
+        raise ValueError("names no engine")
+    # No version: it is negotiated. The first answer must come soon, or nothing else is tried.
+    client = docker.APIClient(endpoint.url, timeout=_QUICK_TIMEOUT_S, tls=tls, use_ssh_client=True)
+    client.timeout = timeout_s
+    return client
+
+
+def _facts(client: docker.APIClient) -> RuntimeFacts:
+    version, info = client.version(), client.info()
+    return RuntimeFacts(
+        text=f"docker {version['Version']} api {client.api_version}",
+        cpus=float(info["NCPU"]),
+        memory=int(info["MemTotal"]),
+        arch={"x86_64": "amd64", "aarch64": "arm64"}.get(info["Architecture"], info["Architecture"]),
+    )
+
+
+def _image(found: dict[str, Any], order: Order) -> Image:
+    repository, _ = docker.utils.parse_repository_tag(order.spec.image or "")
+    digests: list[str] = found.get("RepoDigests") or []
+    own = [digest for digest in digests if digest.partition("@")[0] == repository]
+    digest = next(iter(own or digests), found["Id"])
+    return Image(found["Id"], digest, found.get("Config") or {})
+
+
+def _pull_error(reference: str, said: str) -> WherryError:
+    missing = ("not found", "does not exist", "manifest unknown", "access denied", "invalid reference")
+    if any(words in said.lower() for words in missing):
+        return WherryError(EndReason.IMAGE_NOT_FOUND, f"The image {reference} was not found: {said}")
+    return WherryError(EndReason.IMAGE_PULL_FAILED, f"The image {reference} could not be pulled: {said}")
+
+
+def _start_error(error: WherryError) -> WherryError:
+    said = error.message
+    if any(words in said for words in ("executable file not found", "no such file or directory", "permission denied")):
+        return WherryError(EndReason.COMMAND_NOT_FOUND, f"The command could not be executed: {said}")
+    return error
+
+
+def _staged(order: Order, source: Path | None) -> Iterator[bytes]:
+    """Give the tar that fills all volumes of an attempt at once."""
+    params = json.dumps(order.spec.params).encode()
+    yield archive.folder("workspace")
+    yield archive.folder("outputs")
+    yield archive.folder("run/wherry")
+    yield archive.file("run/wherry/params.json", len(params), 0o444)
+    yield params + archive.padding(len(params))
+    if source is not None:
+        yield from source_zip.tar_of(source_zip.members(source, bytes_max=order.spec.resources.disk), "workspace")
+    yield archive.END
+
+
+def _joined(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Give *parts* in larger pieces: each one is a chunk on the wire."""
+    held = bytearray()
+    for part in parts:
+        held += part
+        if len(held) >= _TAR_PIECE_BYTES:
+            yield bytes(held)
+            held.clear()
+    yield bytes(held)
+
+
+class _Reader:
+    """Makes a file of pieces, for tarfile."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._held = b""
+
+    def read(self, size: int) -> bytes:
+        """Return up to *size* bytes; nothing at the end."""
+        while not self._held:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            self._held = piece
+        taken, self._held = self._held[:size], self._held[size:]
+        return taken
+
+
+def _give(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, put: Callable[[Output | bytes | BaseException | None], None]
+) -> None:
+    path = _below_outputs(member.name)
+    if not path:
+        return
+    mode, mtime = member.mode & 0o7777, float(member.mtime)
+    if member.isdir():
+        put(Output(path, "dir", mode, mtime))
+    elif member.islnk():
+        put(Output(path, "link", mode, mtime, target=_below_outputs(member.linkname)))
+    elif not member.isreg():
+        put(Output(path, "other", mode, mtime))
+    elif (content := tar.extractfile(member)) is not None:
+        size = member.size
+        if size <= CHUNK_BYTES:
+            put(Output(path, "file", mode, mtime, size, body=content.read()))
+            return
+        put(Output(path, "file", mode, mtime, size))
+        while piece := content.read(CHUNK_BYTES):
+            put(piece)
+
+
+def _below_outputs(name: str) -> str:
+    return name.partition("/")[2].strip("/")
+
+
+def _with_chunks(item: Output, queue: "asyncio.Queue[Output | bytes | BaseException | None]") -> Output:
+    async def chunks() -> AsyncIterator[bytes]:
+        left = item.size
+        while left > 0:
+            piece = await queue.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            if not isinstance(piece, bytes):
+                raise WherryError("runtime_error", "the engine's archive ended in the middle of a file", retryable=True)
+            left -= len(piece)
+            yield piece
+
+    return Output(item.path, "file", item.mode, item.mtime, item.size, chunks=chunks())
+
+
+def _shut_down(api: docker.APIClient, response: Any) -> None:
+    """Wake the thread that waits for more of *response*: closing alone would not."""
+    with suppress(AttributeError, ValueError):
+        reader: Any = api._get_raw_response_socket(response)  # noqa: SLF001 - there is no public way  # pyright: ignore[reportPrivateUsage]
+        getattr(reader, "_sock", reader).shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Raise what the engine answers, or that it does not, as our own errors."""
+    try:
+        yield
+    except docker.errors.NotFound as error:
+        raise NotFound(f"{what}: {_short(error)}") from error
+    except docker.errors.APIError as error:
+        raise WherryError("runtime_error", f"{what}: {_short(error)}", retryable=error.is_server_error()) from error
+    except (InterruptedError, WherryError):
+        raise
+    except (docker.errors.DockerException, OSError) as error:  # requests' errors are OSErrors
+        raise Unavailable(f"{what}: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, docker.errors.APIError) and error.explanation:
+        return str(error.explanation)
+    return str(error)[:500]
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+class _all_or_none:  # noqa: N801 - used as a block
+    """A task group that raises its first error as it is."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> asyncio.TaskGroup:
+        return await self._group.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        with _unwrapped():
+            await self._group.__aexit__(*error)
+
+
+async def _awaited(value: Awaitable[T]) -> T:
+    return await value

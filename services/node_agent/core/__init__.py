@@ -1,0 +1,1 @@
+"""What the agent decides. Pure: no IO, no clock, no randomness, no environment, no log."""

@@ -1,0 +1,520 @@
+"""What an agent does about the attempts it was given. Facts in, effects out; time comes in as data.
+
+The order of every turn is: decide (here), write the journal, act. What the acts find comes back as the next facts.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from services.node_agent.core.container import Key
+from services.node_agent.core.ending import Outcome, failure_of
+from shared.events import AttemptFinished, AttemptFinishing, AttemptRunning, AttemptStarting
+from shared.fleet import Assignment, DesiredState, HeldAttempt, Order
+from shared.job import Failure, OutputsRef
+from shared.model import Message
+from shared.states import AttemptEventName, AttemptState, EndReason
+
+_COMMAND_CHARS_MAX = 200
+
+
+class Phase(StrEnum):
+    """How far an attempt is on this node."""
+
+    ACCEPTED = "accepted"  # in the journal; its image is being looked for
+    PULLING = "pulling"
+    STAGING = "staging"
+    STARTING = "starting"  # its container exists and is about to be started, once
+    RUNNING = "running"
+    FINISHING = "finishing"  # the program has ended; what it left is being stored
+    FINISHED = "finished"  # its last report is in the outbox, or delivered
+    FORGETTING = "forgetting"  # nobody wants it any more; it is being removed
+
+
+PREPARING = frozenset({Phase.ACCEPTED, Phase.PULLING, Phase.STAGING})
+_STATE_OF: Mapping[Phase, AttemptState] = {
+    Phase.ACCEPTED: AttemptState.STARTING,
+    Phase.PULLING: AttemptState.STARTING,
+    Phase.STAGING: AttemptState.STARTING,
+    Phase.STARTING: AttemptState.STARTING,
+    Phase.RUNNING: AttemptState.RUNNING,
+    Phase.FINISHING: AttemptState.FINISHING,
+}
+
+
+class End(Message):
+    """What the attempt's last report will say."""
+
+    state: AttemptState
+    failure: Failure | None = None
+
+
+class Held(Message):
+    """An attempt as the journal has it. `stop` is set once somebody wants it to end before it does so by itself."""
+
+    order: Order
+    phase: Phase = Phase.ACCEPTED
+    since: datetime  # of the phase
+    handle: str = ""  # what the runtime calls it: a container's id
+    image_digest: str | None = None
+    running_at: datetime | None = None
+    stop: End | None = None
+    stop_grace_s: float = 10.0
+    exit_code: int | None = None
+    end: End | None = None
+    is_delivered: bool = False
+    is_cleared: bool = False
+
+    @property
+    def key(self) -> Key:
+        """Return which attempt it is."""
+        return Key(self.order.job_id, self.order.attempt)
+
+
+# --- facts -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The scheduler's answer to a heartbeat."""
+
+    state: DesiredState
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A runtime answers, and this is what it has of ours. Comes first of all facts about its attempts."""
+
+    runtime: str
+    found: Mapping[Key, tuple[str, Literal["created", "started"]]]  # handle, and whether it ever ran
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMissing:
+    """The image is not on the machine: the pull begins."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFound:
+    """The image is on the machine."""
+
+    key: Key
+    digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Files are in place and the container exists."""
+
+    key: Key
+    handle: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The program runs, or has run."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The program could not be brought to run."""
+
+    key: Key
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The program has ended, and all that it printed is read."""
+
+    key: Key
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What it left is stored, or cannot be."""
+
+    key: Key
+    outputs: OutputsRef | None
+    remarks: tuple[str, ...] = ()
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The log has acknowledged the attempt's last report."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """Its container, volumes and files are gone."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Fact = (
+    Desired | Recovered | ImageMissing | ImageFound | Staged | Started | Failed | Exited | Collected | Delivered
+    | Cleared | Tick
+)  # fmt: skip
+
+# --- effects: the first four are the journal's, written together before any other is carried out ------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write the attempt down."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Take the attempt and its reports out of the journal."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class SaveEpoch:
+    """Remember the highest epoch seen."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell the scheduler, for as long as it takes. The id is the same whoever sends it again."""
+
+    key: Key
+    name: AttemptEventName
+    data: Message
+
+    @property
+    def id(self) -> str:
+        """Return the report's id, without the node's part."""
+        phase = f"-{self.data.phase}" if isinstance(self.data, AttemptStarting) else ""
+        return f"{self.key.job_id}-{self.key.attempt}-{self.name.value}{phase}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Find or pull the image, stage the files, create the container.
+
+    `again`: an agent before this one may have begun with it; what it left is removed first.
+    """
+
+    order: Order
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start the container, once, and follow it."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Read on what a started program prints, and wait for its end."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """SIGTERM, and SIGKILL after the grace."""
+
+    held: Held
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Give up preparing."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Bring home what it left."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Kill what still runs; remove container, volumes and files."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatNow:
+    """Something changed that the scheduler waits for."""
+
+
+Effect = (
+    Save | Drop | SaveEpoch | Report | Prepare | Start | Follow | Stop | Abort | Collect | Clear | HeartbeatNow
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Machine:
+    """All attempts of a node. `handle` is the only way to change it.
+
+    Args:
+        held: the journal's attempts.
+        epoch: the highest seen.
+    """
+
+    held: dict[Key, Held] = field(default_factory=dict[Key, Held])
+    epoch: int = 0
+    recovered: set[str] = field(default_factory=set[str])  # runtimes that have answered
+
+    def handle(self, fact: Fact, now: datetime) -> list[Effect]:
+        """Take in *fact* and return what is to be done. Facts that come late or twice change nothing."""
+        match fact:
+            case Desired(state):
+                return self._desired(state, now)
+            case Recovered():
+                self.recovered.add(fact.runtime)
+                return [effect for held in self._of(fact.runtime) for effect in self._recover(held, fact, now)]
+            case Tick():
+                return [effect for held in list(self.held.values()) for effect in self._tick(held, now)]
+            case _:
+                held = self.held.get(fact.key)
+                return [] if held is None else self._attempt(held, fact, now)
+
+    def attempts(self) -> tuple[HeldAttempt, ...]:
+        """Return what the heartbeat says of the attempts."""
+        return tuple(
+            HeldAttempt(job_id=held.key.job_id, attempt=held.key.attempt, state=state.value)
+            for held in self.held.values()
+            if (state := _state(held)) is not None
+        )
+
+    # --- the scheduler's wishes ---
+
+    def _desired(self, state: DesiredState, now: datetime) -> list[Effect]:
+        if state.epoch < self.epoch:
+            return []  # a scheduler that does not know yet that it leads no more
+        effects: list[Effect] = []
+        if state.epoch > self.epoch:
+            self.epoch = state.epoch
+            effects.append(SaveEpoch(state.epoch))
+        for assignment in state.assignments:
+            effects += self._assigned(assignment, now)
+        return effects
+
+    def _assigned(self, assignment: Assignment, now: datetime) -> list[Effect]:
+        held = self.held.get(Key(assignment.job_id, assignment.attempt))
+        match assignment.action:
+            case "start" if held is None and assignment.order is not None:
+                order = assignment.order
+                save = self._save(Held(order=order, since=now))
+                # Of a runtime that has not answered yet, `Recovered` begins with what was accepted meanwhile.
+                return [save, Prepare(order)] if order.spec.runtime in self.recovered else [save]
+            case "stop" if held is not None:
+                return self._stop(held, _CANCELLED, assignment.grace_s, now)
+            case "forget" if held is not None:
+                return self._forget(held, now)
+            case _:
+                return []
+
+    def _stop(self, held: Held, end: End, grace_s: float, now: datetime) -> list[Effect]:
+        if held.stop is not None or held.phase not in PREPARING | {Phase.STARTING, Phase.RUNNING}:
+            return []
+        held = held.model_copy(update={"stop": end, "stop_grace_s": grace_s})
+        if held.phase in PREPARING:
+            return [*self._finish(held, end, now), Abort(held.key)]
+        # While starting, nobody knows whether there is something to stop yet: `Started` will tell.
+        return [self._save(held), *([Stop(held, grace_s)] if held.phase is Phase.RUNNING else [])]
+
+    def _forget(self, held: Held, now: datetime) -> list[Effect]:
+        if held.is_cleared:
+            return self._drop(held)
+        if held.phase is Phase.FORGETTING:
+            return []
+        return self._clear(held.model_copy(update={"phase": Phase.FORGETTING, "since": now}))
+
+    # --- what becomes of an attempt ---
+
+    def _attempt(self, held: Held, fact: Fact, now: datetime) -> list[Effect]:
+        match (held.phase, fact):
+            case (Phase.ACCEPTED, ImageMissing()):
+                return self._report_starting(held, Phase.PULLING, "pull", now)
+            case (Phase.ACCEPTED | Phase.PULLING, ImageFound(_, digest)):
+                return self._report_starting(
+                    held.model_copy(update={"image_digest": digest}), Phase.STAGING, "stage_in", now
+                )
+            case (Phase.STAGING, Staged(_, handle)):
+                held = held.model_copy(update={"phase": Phase.STARTING, "since": now, "handle": handle})
+                return [self._save(held), Start(held)]
+            case (Phase.STARTING, Started()):
+                return self._running(held, now)
+            case (Phase.ACCEPTED | Phase.PULLING | Phase.STAGING | Phase.STARTING, Failed(_, failure)):
+                return self._finish(held, held.stop or End(state=AttemptState.FAILED, failure=failure), now)
+            case (Phase.RUNNING, Exited(_, outcome)):
+                return self._exited(held, outcome, now)
+            case (Phase.FINISHING, Collected()):
+                return self._collected(held, fact, now)
+            case (Phase.FINISHED, Delivered()) if not held.is_delivered:
+                return [*self._clear(held.model_copy(update={"is_delivered": True})), HeartbeatNow()]
+            case (Phase.FINISHED, Cleared()):
+                return [self._save(held.model_copy(update={"is_cleared": True}))]
+            case (Phase.FORGETTING, Cleared()):
+                return self._drop(held)
+            case _:
+                return []
+
+    def _report_starting(self, held: Held, phase: Phase, word: str, now: datetime) -> list[Effect]:
+        held = held.model_copy(update={"phase": phase, "since": now})
+        report = AttemptStarting(attempt=held.key.attempt, phase=word, at=now)
+        return [self._save(held), Report(held.key, AttemptEventName.STARTING, report)]
+
+    def _running(self, held: Held, now: datetime) -> list[Effect]:
+        held = held.model_copy(update={"phase": Phase.RUNNING, "since": now, "running_at": now})
+        report = AttemptRunning(attempt=held.key.attempt, at=now, image_digest=held.image_digest)
+        stop = [Stop(held, held.stop_grace_s)] if held.stop else []
+        return [self._save(held), Report(held.key, AttemptEventName.RUNNING, report), *stop]
+
+    def _exited(self, held: Held, outcome: Outcome, now: datetime) -> list[Effect]:
+        failure = failure_of(outcome, _command(held))
+        own = End(state=AttemptState.FAILED if failure else AttemptState.SUCCEEDED, failure=failure)
+        held = held.model_copy(
+            update={
+                "phase": Phase.FINISHING,
+                "since": now,
+                "exit_code": outcome.exit_code,
+                "end": held.stop or own,
+            }
+        )
+        report = AttemptFinishing(attempt=held.key.attempt, at=now, exit_code=outcome.exit_code)
+        return [self._save(held), Report(held.key, AttemptEventName.FINISHING, report), Collect(held)]
+
+    def _collected(self, held: Held, fact: Collected, now: datetime) -> list[Effect]:
+        end = held.end or End(state=AttemptState.FAILED)
+        if fact.failure is not None and end.state is AttemptState.SUCCEEDED:
+            end = End(state=AttemptState.FAILED, failure=fact.failure)  # a result that nobody can have is none
+        return self._finish(held, end, now, fact.outputs, fact.remarks)
+
+    def _finish(
+        self,
+        held: Held,
+        end: End,
+        now: datetime,
+        outputs: OutputsRef | None = None,
+        remarks: tuple[str, ...] = (),
+    ) -> list[Effect]:
+        held = held.model_copy(update={"phase": Phase.FINISHED, "since": now, "end": end})
+        report = AttemptFinished(
+            attempt=held.key.attempt,
+            at=now,
+            state=end.state,
+            exit_code=held.exit_code,
+            error=end.failure,
+            outputs=outputs,
+            image_digest=held.image_digest,
+            running_at=held.running_at,
+            remarks=remarks,
+        )
+        return [self._save(held), Report(held.key, AttemptEventName.FINISHED, report)]
+
+    # --- time, and what a restart finds ---
+
+    def _tick(self, held: Held, now: datetime) -> list[Effect]:
+        limits = held.order.spec.timeouts
+        match held.phase:
+            case Phase.ACCEPTED | Phase.PULLING:
+                limit, reason, what = limits.pull, EndReason.PULL_TIMEOUT, "Pulling the image"
+            case Phase.STAGING:
+                limit, reason, what = limits.stage_in, EndReason.STAGE_IN_TIMEOUT, "Bringing the files"
+            case Phase.RUNNING:
+                limit, reason, what = limits.run, EndReason.RUN_TIMEOUT, "The program"
+            case _:
+                return []
+        if (now - held.since).total_seconds() < limit:
+            return []
+        failure = Failure(reason=reason, message=f"{what} took longer than {limit:g} s.")
+        return self._stop(held, End(state=AttemptState.TIMED_OUT, failure=failure), held.stop_grace_s, now)
+
+    def _recover(self, held: Held, fact: Recovered, now: datetime) -> list[Effect]:
+        handle, condition = fact.found.get(held.key, ("", "gone"))
+        match held.phase:
+            case Phase.ACCEPTED | Phase.PULLING | Phase.STAGING:
+                fresh = held.model_copy(update={"phase": Phase.ACCEPTED, "since": now})
+                return [self._save(fresh), Prepare(held.order, again=True)]
+            case Phase.STARTING if condition == "created":
+                return [Start(held.model_copy(update={"handle": handle}))]
+            case Phase.STARTING if condition == "started":
+                return [*self._running(held, now), Follow(held)]
+            case Phase.STARTING:
+                return self._lost(held, now)
+            case Phase.RUNNING if condition == "gone":
+                return self._lost(held, now)
+            case Phase.RUNNING:
+                return [Follow(held), *([Stop(held, held.stop_grace_s)] if held.stop else [])]
+            case Phase.FINISHING:
+                return [Collect(held)]
+            case Phase.FINISHED if held.is_delivered and not held.is_cleared:
+                return [Clear(held)]
+            case Phase.FORGETTING:
+                return [Clear(held)]
+            case Phase.FINISHED:
+                return []  # the outbox sends what is left to say
+
+    def _lost(self, held: Held, now: datetime) -> list[Effect]:
+        failure = Failure(
+            reason=EndReason.AGENT_LOST_CONTAINER, message="The program is gone, and nobody knows how it ended."
+        )
+        held = held.model_copy(update={"phase": Phase.RUNNING})
+        return self._exited(held, Outcome(None, failure=failure), now)
+
+    # --- helpers ---
+
+    def _of(self, runtime: str) -> Iterable[Held]:
+        return [held for held in self.held.values() if held.order.spec.runtime == runtime]
+
+    def _save(self, held: Held) -> Save:
+        self.held[held.key] = held
+        return Save(held)
+
+    def _clear(self, held: Held) -> list[Effect]:
+        return [self._save(held), Clear(held)]
+
+    def _drop(self, held: Held) -> list[Effect]:
+        del self.held[held.key]
+        return [Drop(held.key)]
+
+
+_CANCELLED = End(
+    state=AttemptState.CANCELLED, failure=Failure(reason=EndReason.CANCELLED_BY_USER, message="It was told to stop.")
+)
+
+
+def _command(held: Held) -> str:
+    command = held.order.spec.command
+    text = command if isinstance(command, str) else " ".join(command or ("of the image",))
+    return text[:_COMMAND_CHARS_MAX]
+
+
+def _state(held: Held) -> AttemptState | None:
+    if held.phase is Phase.FINISHED:
+        return held.end.state if held.end else AttemptState.FAILED
+    return _STATE_OF.get(held.phase)

@@ -1,0 +1,182 @@
+"""Understanding what a program prints: lines with numbers, progress, metrics, bars that redraw themselves."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from shared.events import LOG_LINE_BYTES_MAX, LogLine, MetricPoint, Progress
+
+#: Stands at the end of a line that was too long.
+CUT_MARK = " …[line cut]"
+MESSAGE_CHARS_MAX = 300
+_TEXT_MAX = LOG_LINE_BYTES_MAX - len(CUT_MARK.encode())
+_PROGRESS = re.compile(r"^::progress\s+(\d*\.?\d+(?:[eE][-+]?\d+)?)(%?)\s*(?:::(.*))?$")
+_METRIC = re.compile(r"^::metric\s+(\S.*)$")
+_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_./:@-]{0,99}$")
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_PERCENT_BAR = re.compile(r"(?:^|[\s:])(\d{1,3})%\|")  # tqdm
+_COUNT_BAR = re.compile(r"^\s*(\d+)/(\d+)\s+(?:\[[=>.\s]*\]|[━╸╺]+)")  # Keras 2 and 3
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What some bytes of output said. `progress` is the latest."""
+
+    lines: tuple[LogLine, ...] = ()
+    progress: Progress | None = None
+    metrics: tuple[MetricPoint, ...] = ()
+
+
+@dataclass(slots=True)
+class _Pending:
+    """The line of one stream that has not ended yet; more than `_TEXT_MAX` of it is dropped."""
+
+    text: bytes = b""
+    is_cut: bool = False
+    is_returned: bool = False  # a carriage return came: what follows overwrites, unless it is the line's end
+
+
+@dataclass(slots=True)
+class OutputParser:
+    """Turns chunks of the two streams of an attempt into numbered lines, progress and metrics.
+
+    Args:
+        next_number: of the next line; counts over both streams.
+        pending: what `saved` returned, to go on after a restart.
+    """
+
+    next_number: int = 1
+    pending: dict[str, _Pending] = field(default_factory=lambda: {"o": _Pending(), "e": _Pending()})
+
+    def feed(self, stream: str, at: datetime, chunk: bytes, *, keep_lines: bool = True) -> Parsed:
+        """Take in bytes of *stream* ("o" or "e") printed at *at*; with *keep_lines* off only signals are looked for."""
+        pending = self.pending[stream]
+        pieces = chunk.split(b"\n")
+        found = _Found(at)
+        for piece in pieces[:-1]:
+            self._extend(pending, piece, found)
+            self._end_line(stream, pending, found, keep_lines=keep_lines)
+        if pieces[-1]:
+            self._extend(pending, pieces[-1], found)
+        return found.parsed()
+
+    def finish(self, at: datetime, *, keep_lines: bool = True) -> Parsed:
+        """Return what the last lines say, which had no line end."""
+        found = _Found(at)
+        for stream, pending in self.pending.items():
+            if pending.text:
+                self._end_line(stream, pending, found, keep_lines=keep_lines)
+        return found.parsed()
+
+    def saved(self) -> dict[str, Any]:
+        """Return the parser's state as JSON values."""
+        return {
+            "next_number": self.next_number,
+            "pending": {name: [p.text.decode("latin-1"), p.is_cut, p.is_returned] for name, p in self.pending.items()},
+        }
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> "OutputParser":
+        """Return a parser that goes on where *saved* stopped."""
+        pending = {name: _Pending(text.encode("latin-1"), *flags) for name, (text, *flags) in saved["pending"].items()}
+        return cls(saved["next_number"], pending)
+
+    def _extend(self, pending: _Pending, piece: bytes, found: "_Found") -> None:
+        first, *redrawn = piece.split(b"\r")
+        self._append(pending, first)
+        for update in redrawn:
+            found.bar(pending.text)
+            pending.is_returned = True
+            self._append(pending, update)
+
+    def _append(self, pending: _Pending, piece: bytes) -> None:
+        if piece and pending.is_returned:
+            pending.text, pending.is_cut, pending.is_returned = b"", False, False
+        room = _TEXT_MAX - len(pending.text)
+        pending.is_cut = pending.is_cut or len(piece) > room
+        pending.text += piece[: max(room, 0)]
+
+    def _end_line(self, stream: str, pending: _Pending, found: "_Found", *, keep_lines: bool) -> None:
+        found.signal(pending.text)
+        if keep_lines:
+            text = pending.text.decode("utf-8", "replace")
+            if len(text) > _TEXT_MAX // 3:  # a replaced byte takes three
+                text = text.encode()[:_TEXT_MAX].decode("utf-8", "ignore")
+            text += CUT_MARK if pending.is_cut else ""
+            found.lines.append(LogLine(n=self.next_number, t=found.at, s=stream, x=text))
+            self.next_number += 1
+        pending.text, pending.is_cut, pending.is_returned = b"", False, False
+
+
+@dataclass(slots=True)
+class _Found:
+    at: datetime
+    lines: list[LogLine] = field(default_factory=list[LogLine])
+    progress: Progress | None = None
+    metrics: list[MetricPoint] = field(default_factory=list[MetricPoint])
+
+    def parsed(self) -> Parsed:
+        return Parsed(tuple(self.lines), self.progress, tuple(self.metrics))
+
+    def signal(self, raw: bytes) -> None:
+        """Look for progress and metrics in a line."""
+        if raw.startswith(b"::"):
+            text = raw.decode("utf-8", "replace").strip()
+            self.progress = progress_in(text, self.at) or self.progress
+            self.metrics.extend(metrics_in(text, self.at))
+        else:
+            self.bar(raw)
+
+    def bar(self, raw: bytes) -> None:
+        """Look for progress in one drawing of a bar."""
+        if b"%|" in raw or b"/" in raw[:40]:
+            self.progress = bar_in(raw.decode("utf-8", "replace"), self.at) or self.progress
+
+
+def progress_in(text: str, at: datetime) -> Progress | None:
+    """Read ``::progress 0.42::epoch 3 of 7``; a percent sign is understood, and what is beyond 0 to 1 is brought back."""
+    match = _PROGRESS.match(text)
+    if match is None:
+        return None
+    fraction = float(match[1]) / (100 if match[2] else 1)
+    return Progress(fraction=min(fraction, 1.0), message=(match[3] or "").strip()[:MESSAGE_CHARS_MAX], at=at)
+
+
+def metrics_in(text: str, at: datetime) -> list[MetricPoint]:
+    """Read ``::metric accuracy=0.93 loss=0.1 step=3``; what is no finite number is left out."""
+    match = _METRIC.match(text)
+    if match is None:
+        return []
+    values: dict[str, float] = {}
+    for word in match[1].split():
+        name, _, number = word.partition("=")
+        value = _number(number)
+        if value is not None and _NAME.match(name):
+            values[name] = value
+    step = values.pop("step", None)
+    return [
+        MetricPoint(name=name, value=value, step=None if step is None else int(step), at=at)
+        for name, value in values.items()
+    ]
+
+
+def bar_in(text: str, at: datetime) -> Progress | None:
+    """Read a bar as tqdm or Keras draws it."""
+    text = _ANSI.sub("", text)
+    if match := _PERCENT_BAR.search(text):
+        fraction = int(match[1]) / 100
+    elif (match := _COUNT_BAR.match(text)) and int(match[2]):
+        fraction = int(match[1]) / int(match[2])
+    else:
+        return None
+    return Progress(fraction=min(fraction, 1.0), message=text.strip()[:MESSAGE_CHARS_MAX], at=at)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
