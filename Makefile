@@ -1,0 +1,71 @@
+# wherry: every command there is. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup up down demo status logs test test-all check format docs lock bench \
+	compose-up compose-smoke compose-down clean
+
+PY := .venv/bin/python
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## .venv with everything that tests and checks need
+	@sh scripts/setup.sh dev
+
+up: stack-env ## start wherry on this machine and wait until it takes jobs
+	@$(PY) -m infra.local up
+
+down: stack-env ## stop it; data stays under .wherry
+	@$(PY) -m infra.local down
+
+demo: stack-env ## run a real job on it: a container where Docker answers, else a plain process
+	@$(PY) -m infra.local demo
+
+status: stack-env ## what of it runs
+	@$(PY) -m infra.local status
+
+logs: stack-env ## the end of its logs
+	@$(PY) -m infra.local logs
+
+test: setup ## tests, but for the slow ones; says what it skips and why
+	@$(PY) scripts/test.py
+
+test-all: setup ## all tests
+	@$(PY) scripts/test.py --slow
+
+check: setup ## format, lint, types, import contracts, dependencies, made documents
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/basedpyright
+	.venv/bin/lint-imports
+	.venv/bin/deptry .
+	$(PY) docs/generate.py --check
+
+format: setup ## put the code into its format
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+docs: setup ## write the documents that are made from code
+	$(PY) docs/generate.py
+
+lock: setup ## resolve all dependencies anew and write the lock files
+	@sh scripts/lock.sh
+
+bench: setup ## measure, and write the results page
+	$(PY) -m benchmarks.run
+
+compose-up: stack-env ## the same stack in containers
+	@$(PY) -m infra.compose up
+
+compose-smoke: stack-env ## run the main job through the containers and check it
+	@$(PY) -m infra.compose smoke
+
+compose-down: stack-env ## stop the containers; data stays in volumes
+	@$(PY) -m infra.compose down
+
+clean: ## remove caches; .venv and .wherry stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.PHONY: stack-env
+stack-env:
+	@sh scripts/setup.sh stack
