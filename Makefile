@@ -27,10 +27,10 @@ logs: stack-env ## the end of its logs
 	@$(PY) -m infra.local logs
 
 test: setup ## tests, but for the slow ones; says what it skips and why
-	@$(PY) scripts/test.py
+	@$(PY) tests/run.py
 
 test-all: setup ## all tests
-	@$(PY) scripts/test.py --slow
+	@$(PY) tests/run.py --slow
 
 check: setup ## format, lint, types, import contracts, dependencies, made documents
 	.venv/bin/ruff format --check .

@@ -1,6 +1,6 @@
 """Run the tests, and first say which are left out here and why.
 
-    python scripts/test.py [--slow] [pytest's arguments…]
+python tests/run.py [--slow] [pytest's arguments…]
 """
 
 import subprocess
