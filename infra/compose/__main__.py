@@ -10,7 +10,7 @@ from client.wherry import WherryError
 from infra.compose.images import ImageError, choose
 from infra.compose.prepare import prepare
 from infra.compose.smoke import SmokeError, smoke
-from infra.compose.stack import ComposeError, down, up
+from infra.compose.stack import ComposeError, down, logs, up
 from infra.local.home import address
 
 _FAILURES = (ComposeError, ImageError, SmokeError, WherryError, FileNotFoundError, ValueError)
@@ -23,6 +23,7 @@ def main() -> int:
     commands.add_parser("prepare", help="make what docker-compose.yml reads: passwords and NATS configuration")
     commands.add_parser("up", help="choose or build the images, start everything, wait until it is healthy")
     commands.add_parser("smoke", help="run the main job through it and check all that it leaves")
+    commands.add_parser("logs", help="the end of every container's log")
     stop = commands.add_parser("down", help="stop everything; data stays in volumes")
     stop.add_argument("--forget", action="store_true", help="remove the volumes too: jobs, results, users")
     asked = parser.parse_args()
@@ -52,6 +53,8 @@ def _run(asked: argparse.Namespace, home: Path) -> None:
             images = choose(os.environ, say)
             prepared = prepare(home, os.environ, images)
             smoke(home, prepared, images["WHERRY_PYTHON_IMAGE"], os.environ, say)
+        case "logs":
+            print(logs(home))
         case _:
             down(home, forget=asked.forget)
             say("stopped")

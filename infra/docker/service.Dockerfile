@@ -32,7 +32,9 @@ COPY services/__init__.py services/__init__.py
 COPY services/${SERVICE} services/${SERVICE}
 # Compiled here because the root file system is read-only where it runs.
 RUN /opt/wherry/bin/python -m compileall -q shared services
+# An arena of memory per thread is more than a small service needs.
 ENV PATH=/opt/wherry/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    MALLOC_ARENA_MAX=2 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     SERVICE=${SERVICE}
