@@ -1,0 +1,1 @@
+"""The one writer of job state: decides where and whether a job runs."""

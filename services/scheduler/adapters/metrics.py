@@ -1,0 +1,25 @@
+"""What the scheduler counts, for Prometheus."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from shared.states import JobState
+
+JOBS = Gauge("wherry_scheduler_jobs", "Active jobs by state.", ["state"])
+QUEUE = Gauge("wherry_scheduler_queue_length", "Jobs that may be placed now and wait for a node.")
+NODES = Gauge("wherry_scheduler_nodes", "Nodes that are there.")
+LEADER = Gauge("wherry_scheduler_leader", "1 while this scheduler leads.")
+DECISIONS = Counter("wherry_scheduler_decisions_total", "Events recorded, by name.", ["event"])
+CONFLICTS = Counter("wherry_scheduler_conflicts_total", "Decisions refused because the job had moved on.")
+TURNS = Histogram(
+    "wherry_scheduler_turn_seconds",
+    "Time to decide, record and believe all that had arrived.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5),
+)
+
+
+def show(jobs: dict[JobState, int], queue: int, nodes: int) -> None:
+    """Set the gauges."""
+    for state, count in jobs.items():
+        JOBS.labels(state.value).set(count)
+    QUEUE.set(queue)
+    NODES.set(nodes)

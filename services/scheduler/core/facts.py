@@ -1,0 +1,63 @@
+"""What the log says, as the core takes it in: job events, and inputs that wait for a decision."""
+
+from dataclasses import dataclass
+
+from services.scheduler.core.lifecycle import Cancel, Report
+from shared import channels
+from shared.events import (
+    AttemptFinished,
+    AttemptFinishing,
+    AttemptRunning,
+    AttemptStarting,
+    CancelRequested,
+    Event,
+    JobChanged,
+)
+from shared.job import Job
+from shared.model import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A job event at *seq*: the whole job after it. `epoch` is the writer's, 0 for the gateway's `created`."""
+
+    seq: int
+    job: Job
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Something at *seq* that a node or a user says about a job; `cause` is the event's id."""
+
+    seq: int
+    job_id: str
+    event: Report | Cancel
+    cause: str
+
+
+Fact = Recorded | Input
+
+
+def read_fact(subject: str, seq: int, event: Event[Message]) -> Fact | None:
+    """Return what a message of the log means, or None if it contradicts its subject or is none of ours.
+
+    The subject is believed, for the broker has checked who may publish on it; the body must agree.
+    """
+    data = event.data
+    match data:
+        case JobChanged(job=job, epoch=epoch):
+            params = channels.JOB_CHANGED.parse(subject)
+            if params is None or (params["owner"], params["job_id"]) != (job.owner.id, job.id):
+                return None
+            if params["event"] == "created" and (job.is_terminal or job.attempts or job.input_seq):
+                return None
+            return Recorded(seq, job, epoch)
+        case CancelRequested():
+            params = channels.CANCEL_REQUESTED.parse(subject)
+            return Input(seq, params["job_id"], Cancel(data.by), event.id) if params else None
+        case AttemptStarting() | AttemptRunning() | AttemptFinishing() | AttemptFinished():
+            _, _, node_id, job_id, _ = subject.split(".")
+            return Input(seq, job_id, Report(node_id, data), event.id)
+        case _:
+            return None

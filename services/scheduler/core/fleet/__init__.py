@@ -1,0 +1,1 @@
+"""What the scheduler believes: jobs, nodes, the queue, and the numbers that placement looks at."""

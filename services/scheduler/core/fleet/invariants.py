@@ -1,0 +1,50 @@
+"""What must hold of a state at any time, as sentences. Run after every step in tests."""
+
+from services.scheduler.core.fleet.state import State
+from services.scheduler.core.lifecycle import HOLDING
+from shared.states import AttemptState, JobState
+
+_COLD = (AttemptState.PLACED, AttemptState.STARTING)
+
+
+def check(state: State) -> list[str]:
+    """Return every broken rule; an empty list is a sound state."""
+    return [*_jobs(state), *_nodes(state)]
+
+
+def _jobs(state: State) -> list[str]:
+    wrong: list[str] = []
+    for job_id, tracked in state.jobs.items():
+        job = tracked.job
+        if job.id != job_id:
+            wrong.append(f"{job_id} is filed under another job's id")
+        if job.is_terminal:
+            wrong.append(f"{job_id} has ended and is still tracked")
+        if (job.state in HOLDING) != any(job_id in node.jobs for node in state.nodes.values()):
+            wrong.append(f"{job_id} is {job.state} and its node does not agree")
+        if job.state in HOLDING and job_id in state.line:
+            wrong.append(f"{job_id} is {job.state} and in the queue")
+        if job.state is JobState.QUEUED and job.not_before is None and job_id not in state.line:
+            wrong.append(f"{job_id} is queued and not in the queue")
+    return wrong
+
+
+def _nodes(state: State) -> list[str]:
+    wrong: list[str] = []
+    for node in state.nodes.values():
+        held = [state.jobs[job_id] for job_id in node.jobs if job_id in state.jobs]
+        if len(held) != len(node.jobs):
+            wrong.append(f"{node.id} has a job that is not tracked")
+        promised = [sum(values) for values in zip((0, 0, 0), *(t.need[:3] for t in held), strict=True)]
+        if promised != [node.ucpus, node.memory, node.disk]:
+            wrong.append(f"{node.id} promises {(node.ucpus, node.memory, node.disk)}, its jobs have {promised}")
+        cold = sum(t.need.memory for t in held if t.job.attempts[-1].state in _COLD)
+        if cold != node.cold_memory:
+            wrong.append(f"{node.id} counts {node.cold_memory} bytes as not in use yet, it is {cold}")
+        gpus = [(gpu, t.job.id) for t in held for gpu in t.job.attempts[-1].gpus]
+        if sorted(gpus) != sorted(node.gpus.items()):
+            wrong.append(f"{node.id} promises the GPUs {node.gpus}, its jobs have {gpus}")
+        keys = {(t.job.id, t.job.attempt) for t in held}
+        if not node.accepted <= keys or not set(node.missing) <= keys:
+            wrong.append(f"{node.id} remembers attempts that are not current")
+    return wrong

@@ -1,0 +1,239 @@
+"""What the scheduler believes. Jobs change only by `assign`, with what the log holds; nodes by what they report."""
+
+import heapq
+from dataclasses import dataclass
+from datetime import datetime
+
+from services.scheduler.core.fleet.columns import Columns
+from services.scheduler.core.fleet.line import Line
+from services.scheduler.core.fleet.node import Key, Node
+from services.scheduler.core.lifecycle import HOLDING, next_deadline
+from services.scheduler.core.limits import Limits, Now
+from services.scheduler.core.need import Need, need_of
+from shared.fleet import Heartbeat
+from shared.job import Job
+from shared.states import AttemptState, JobState
+
+_COLD = frozenset({AttemptState.PLACED, AttemptState.STARTING})
+
+
+@dataclass(slots=True)
+class Tracked:
+    """An active job and where it stands in the log.
+
+    Attributes:
+        seq: the last sequence under the job's filter: what the next write about it expects.
+        deadline: the earliest of its limits that is on the list.
+        never: whether its pending reasons, as last told, say that no node could ever run it.
+    """
+
+    job: Job
+    seq: int
+    need: Need
+    deadline: datetime | None = None
+    never: bool | None = None
+
+
+class State:
+    """Active jobs, nodes, the queue and the columns; terminal jobs are dropped, for the log has them.
+
+    Attributes:
+        position: the stream sequence up to which everything has been taken in.
+        written: sequences of this scheduler's own events that have not come back on the stream yet.
+        blocked: needs that were tried and fit nowhere since anything was last gained.
+        quiet_until: until then, in monotonic seconds, nobody is declared lost.
+        ticked: when the last tick was.
+        retried: when everything in the queue was last tried.
+    """
+
+    def __init__(self, limits: Limits, now: Now) -> None:
+        """Begin to lead at *now*: for one lease nobody is lost, because nobody could have been heard."""
+        self.limits = limits
+        self.jobs: dict[str, Tracked] = {}
+        self.nodes: dict[str, Node] = {}
+        self.columns = Columns()
+        self.line = Line()
+        self.position = 0
+        self.written: set[int] = set()
+        self.blocked: set[Need] = set()
+        self.quiet_until = now.mono + limits.lease_s
+        self.ticked: float | None = None
+        self.retried = now.mono
+        self.reviews: list[tuple[float, str]] = []
+        self._deadlines: list[tuple[datetime, str]] = []
+        self._dirty: dict[str, Node] = {}
+
+    # --- jobs ------------------------------------------------------------------------------------------------------
+
+    def assign(self, job: Job, seq: int, now: Now) -> None:
+        """Believe what the log holds at *seq*. An older sequence than is known changes nothing."""
+        tracked = self.jobs.get(job.id)
+        if tracked is not None:
+            if seq <= tracked.seq:
+                return
+            self._release(tracked, job)
+        if job.is_terminal:
+            self.jobs.pop(job.id, None)
+            self.line.discard(job.id)
+            return
+        if tracked is None:
+            tracked = self.jobs[job.id] = Tracked(job, seq, need_of(job.spec))
+        tracked.job, tracked.seq = job, seq
+        if job.state in HOLDING:
+            self.line.discard(job.id)
+            self._hold(tracked, now)
+        else:
+            self._enqueue(tracked, now)
+        self._watch_deadline(tracked, now)
+
+    def believe(self, job: Job, seq: int, now: Now) -> None:
+        """Believe an event that this scheduler itself has just recorded at *seq*."""
+        self.assign(job, seq, now)
+        self.written.add(seq)
+
+    def due(self, now: Now) -> list[str]:
+        """Take and return the jobs for which a limit or a back-off has passed; the next one is watched."""
+        jobs: list[str] = []
+        while self._deadlines and self._deadlines[0][0] <= now.at:
+            deadline, job_id = heapq.heappop(self._deadlines)
+            tracked = self.jobs.get(job_id)
+            if tracked is None or tracked.deadline != deadline:
+                continue
+            tracked.deadline = None
+            self._watch_deadline(tracked, now)
+            if tracked.job.state is JobState.QUEUED:
+                self._enqueue(tracked, now)
+            jobs.append(job_id)
+        return jobs
+
+    def refused(self, job_id: str, last_seq: int, now: Now) -> None:
+        """Take note that an event about a job was not stored, because the log's last one about it is at *last_seq*.
+
+        A sequence of 0 means that the job's events have expired, while it is still active.
+        """
+        tracked = self.jobs.get(job_id)
+        if tracked is not None:
+            tracked.seq = last_seq
+            if tracked.job.state is JobState.QUEUED:
+                self._enqueue(tracked, now)
+
+    def counts(self) -> dict[JobState, int]:
+        """Return how many active jobs are in each state."""
+        counts = dict.fromkeys(JobState, 0)
+        for tracked in self.jobs.values():
+            counts[tracked.job.state] += 1
+        return counts
+
+    # --- nodes -----------------------------------------------------------------------------------------------------
+
+    def observe(self, node_id: str, beat: Heartbeat, now: Now) -> bool:
+        """Take in a heartbeat and return whether it is news (not a repeat, nor overtaken by a later one)."""
+        node = self._node(node_id, now)
+        old = node.beat
+        was_away = node.is_lost or old is None or now.mono - node.seen > self.fresh_s
+        node.seen, node.woken, node.is_lost = now.mono, None, False
+        if old is not None and old.session == beat.session and beat.seq <= old.seq:
+            self.columns.heard(node)
+            return False
+        if beat.node.id != node_id:  # the subject is what the broker has checked
+            beat = beat.model_copy(update={"node": beat.node.model_copy(update={"id": node_id})})
+        node.beat = beat
+        self.columns.heard(node)
+        self._dirty[node_id] = node
+        if old is None or old.node != beat.node or old.images != beat.images:
+            self.columns.relabel()
+            was_away = True
+        if was_away:
+            self.blocked.clear()
+        return True
+
+    def lose(self, node: Node) -> None:
+        """Believe that *node* is gone until it is heard again."""
+        node.is_lost = True
+        self.columns.heard(node)
+
+    def forget(self, node: Node) -> None:
+        """Drop a node that has been gone for long and has no jobs."""
+        del self.nodes[node.id]
+        self._dirty.pop(node.id, None)
+        self.columns.remove(node)
+
+    def settle(self) -> None:
+        """Bring the columns up to date. If something was gained, what did not fit is worth another try."""
+        for node in self._dirty.values():
+            if self.columns.refresh(node, self.limits):
+                self.blocked.clear()
+        self._dirty.clear()
+
+    @property
+    def fleet_size(self) -> int:
+        """Return how many nodes count as there."""
+        return sum(not node.is_lost for node in self.nodes.values())
+
+    @property
+    def fresh_s(self) -> float:
+        """Return the seconds of silence after which a node gets nothing new."""
+        return self.limits.fresh_for(len(self.nodes))
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _node(self, node_id: str, now: Now) -> Node:
+        node = self.nodes.get(node_id)
+        if node is None:
+            node = self.nodes[node_id] = self.columns.add(node_id, now.mono)
+            self.columns.heard(node)
+        return node
+
+    def _enqueue(self, tracked: Tracked, now: Now) -> None:
+        job = tracked.job
+        if job.not_before is not None and job.not_before > now.at:
+            return
+        if job.id not in self.line:
+            self.line.add(job, tracked.need)
+            heapq.heappush(self.reviews, (now.mono + self.limits.pending_never_after_s, job.id))
+
+    def _watch_deadline(self, tracked: Tracked, now: Now) -> None:
+        deadline = next_deadline(tracked.job, now.at)
+        if deadline is None or deadline == tracked.deadline:
+            return
+        tracked.deadline = deadline
+        heapq.heappush(self._deadlines, (deadline, tracked.job.id))
+        # Limits of days outlive most jobs: without this the list would hold a week of ended ones.
+        if len(self._deadlines) > 2 * len(self.jobs) + 1000:
+            self._deadlines = [(t.deadline, t.job.id) for t in self.jobs.values() if t.deadline is not None]
+            heapq.heapify(self._deadlines)
+
+    def _hold(self, tracked: Tracked, now: Now) -> None:
+        attempt = tracked.job.attempts[-1]
+        node = self._node(attempt.node, now)
+        node.jobs[tracked.job.id] = None
+        for gpu in attempt.gpus:
+            node.gpus[gpu] = tracked.job.id
+        self._promise(node, tracked, 1)
+
+    def _release(self, tracked: Tracked, after: Job) -> None:
+        """Undo `_hold` for the job as it was; what is known of an attempt that goes on (*after*) is kept."""
+        job = tracked.job
+        if job.state not in HOLDING:
+            return
+        attempt = job.attempts[-1]
+        node = self.nodes[attempt.node]
+        self._promise(node, tracked, -1)
+        if after.state in HOLDING and after.attempt == job.attempt:
+            return
+        del node.jobs[job.id]
+        for gpu in attempt.gpus:
+            node.gpus.pop(gpu, None)
+        key: Key = (job.id, attempt.number)
+        node.accepted.discard(key)
+        node.missing.pop(key, None)
+
+    def _promise(self, node: Node, tracked: Tracked, sign: int) -> None:
+        need = tracked.need
+        node.ucpus += sign * need.ucpus
+        node.memory += sign * need.memory
+        node.disk += sign * need.disk
+        if tracked.job.attempts[-1].state in _COLD:
+            node.cold_memory += sign * need.memory
+            node.cold_disk += sign * need.disk
+        self._dirty[node.id] = node

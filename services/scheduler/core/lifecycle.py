@@ -1,0 +1,441 @@
+"""What happens to one job. `step` says what follows an event; `MOVES` and `ATTEMPT_MOVES` say what is legal at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from services.scheduler.core.limits import Limits
+from shared.events import AttemptFinished, AttemptFinishing, AttemptRunning, AttemptStarting
+from shared.job import ATTEMPTS_KEPT, REMARKS_KEPT, Attempt, Failure, Job, PendingReason
+from shared.states import (
+    ATTEMPT_TERMINAL,
+    INFRASTRUCTURE_REASONS,
+    JOB_TERMINAL,
+    AttemptState,
+    EndReason,
+    JobEventName,
+    JobState,
+    PendingCode,
+)
+
+_ENDS = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.TIMED_OUT})
+_AFTER_ATTEMPT = _ENDS | {JobState.QUEUED}
+_AFTER_LOSS = _AFTER_ATTEMPT - {JobState.SUCCEEDED}
+
+#: The only legal moves of a job: state -> event -> states that it may lead to. Reports may be lost or overtake each
+#: other, so a later one is taken without the earlier. docs/states.md is drawn from it.
+MOVES: Mapping[JobState, Mapping[str, frozenset[JobState]]] = {
+    JobState.QUEUED: {
+        "pending": frozenset({JobState.QUEUED}),
+        "placed": frozenset({JobState.PLACED}),
+        "cancel": frozenset({JobState.CANCELLED}),
+        "expired": frozenset({JobState.TIMED_OUT}),
+    },
+    JobState.PLACED: {
+        "starting": frozenset({JobState.STARTING}),
+        "running": frozenset({JobState.RUNNING}),
+        "finishing": frozenset({JobState.FINISHING}),
+        "finished": _AFTER_ATTEMPT,
+        "cancel": frozenset({JobState.PLACED}),
+        "lost": _AFTER_LOSS,
+    },
+    JobState.STARTING: {
+        "starting": frozenset({JobState.STARTING}),
+        "running": frozenset({JobState.RUNNING}),
+        "finishing": frozenset({JobState.FINISHING}),
+        "finished": _AFTER_ATTEMPT,
+        "cancel": frozenset({JobState.STARTING}),
+        "lost": _AFTER_LOSS,
+    },
+    JobState.RUNNING: {
+        "finishing": frozenset({JobState.FINISHING}),
+        "finished": _AFTER_ATTEMPT,
+        "cancel": frozenset({JobState.RUNNING}),
+        "lost": _AFTER_LOSS,
+    },
+    JobState.FINISHING: {
+        "finished": _AFTER_ATTEMPT,
+        "cancel": frozenset({JobState.FINISHING}),
+        "lost": _AFTER_LOSS,
+    },
+    JobState.SUCCEEDED: {},
+    JobState.FAILED: {},
+    JobState.CANCELLED: {},
+    JobState.TIMED_OUT: {},
+}
+
+#: The same for an attempt. It begins at `placed`; a new try is a new attempt.
+ATTEMPT_MOVES: Mapping[AttemptState, Mapping[str, frozenset[AttemptState]]] = {
+    AttemptState.PLACED: {
+        "starting": frozenset({AttemptState.STARTING}),
+        "running": frozenset({AttemptState.RUNNING}),
+        "finishing": frozenset({AttemptState.FINISHING}),
+        "finished": ATTEMPT_TERMINAL,
+        "lost": frozenset({AttemptState.LOST}),
+    },
+    AttemptState.STARTING: {
+        "starting": frozenset({AttemptState.STARTING}),
+        "running": frozenset({AttemptState.RUNNING}),
+        "finishing": frozenset({AttemptState.FINISHING}),
+        "finished": ATTEMPT_TERMINAL,
+        "lost": frozenset({AttemptState.LOST}),
+    },
+    AttemptState.RUNNING: {
+        "finishing": frozenset({AttemptState.FINISHING}),
+        "finished": ATTEMPT_TERMINAL,
+        "lost": frozenset({AttemptState.LOST}),
+    },
+    AttemptState.FINISHING: {
+        "finished": ATTEMPT_TERMINAL,
+        "lost": frozenset({AttemptState.LOST}),
+    },
+    AttemptState.SUCCEEDED: {},
+    AttemptState.FAILED: {},
+    AttemptState.CANCELLED: {},
+    AttemptState.TIMED_OUT: {},
+    AttemptState.LOST: {},
+}
+
+#: A job in one of these has an attempt that holds resources of a node.
+HOLDING = frozenset({JobState.PLACED, JobState.STARTING, JobState.RUNNING, JobState.FINISHING})
+
+_EVENT_OF_END: Mapping[JobState, JobEventName] = {
+    JobState.SUCCEEDED: JobEventName.SUCCEEDED,
+    JobState.FAILED: JobEventName.FAILED,
+    JobState.CANCELLED: JobEventName.CANCELLED,
+    JobState.TIMED_OUT: JobEventName.TIMED_OUT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A node was chosen."""
+
+    node: str
+    gpus: tuple[str, ...]
+    score: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """No node was found, for these reasons."""
+
+    reasons: tuple[PendingReason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What *node* (by the subject, never the body) says about an attempt."""
+
+    node: str
+    data: AttemptStarting | AttemptRunning | AttemptFinishing | AttemptFinished
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Somebody with the right to do so wants the job to stop."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The attempt is gone without a last word."""
+
+    attempt: int
+    reason: EndReason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A limit on the queue or on the whole job may have passed."""
+
+
+Event = Placed | Waiting | Report | Cancel | Lost | Expired
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The job after an event, and the event that tells of it."""
+
+    job: Job
+    name: JobEventName
+
+
+def step(job: Job, event: Event, now: datetime, limits: Limits) -> Change | None:
+    """Return the job after *event*, or None where it changes nothing.
+
+    Late, repeated and reordered reports change nothing: delivery is at least once, so they are normal.
+    """
+    if job.state in JOB_TERMINAL:
+        return None
+    change = _step(job, event, now, limits)
+    if change is None:
+        return None
+    return Change(change.job.model_copy(update={"updated_at": now}), change.name)
+
+
+def event_name(event: Event) -> str:
+    """Return the name under which `MOVES` lists *event*."""
+    match event:
+        case Placed():
+            return "placed"
+        case Waiting():
+            return "pending"
+        case Cancel():
+            return "cancel"
+        case Lost():
+            return "lost"
+        case Expired():
+            return "expired"
+        case Report(data=AttemptStarting()):
+            return "starting"
+        case Report(data=AttemptRunning()):
+            return "running"
+        case Report(data=AttemptFinishing()):
+            return "finishing"
+        case Report():
+            return "finished"
+
+
+def is_overdue(job: Job, now: datetime) -> bool:
+    """Return whether the job has used up its total time: it is to be stopped wherever it is."""
+    return now >= job.created_at + timedelta(seconds=job.spec.timeouts.total)
+
+
+def must_stop(job: Job, now: datetime) -> bool:
+    """Return whether the current attempt is to be stopped."""
+    return job.cancel_requested_at is not None or is_overdue(job, now)
+
+
+def next_deadline(job: Job, now: datetime) -> datetime | None:
+    """Return the next time after *now* at which something is due for the job without any message."""
+    if job.state in JOB_TERMINAL:
+        return None
+    times = [job.created_at + timedelta(seconds=job.spec.timeouts.total)]
+    if job.state is JobState.QUEUED:
+        if job.not_before is not None:
+            times.append(job.not_before)
+        if job.spec.timeouts.queue is not None:
+            times.append(queued_since(job) + timedelta(seconds=job.spec.timeouts.queue))
+    return min((time for time in times if time > now), default=None)
+
+
+def queued_since(job: Job) -> datetime:
+    """Return when the job last came into the queue."""
+    ended = job.attempts[-1].ended_at if job.attempts else None
+    return ended or job.created_at
+
+
+def failed_nodes(job: Job) -> frozenset[str]:
+    """Return the nodes on which an attempt of the job came to nothing."""
+    return frozenset(a.node for a in job.attempts if a.state in ATTEMPT_TERMINAL)
+
+
+def pinned_image(job: Job) -> str | None:
+    """Return the image digest that the first attempt resolved, so that every attempt runs the same."""
+    return next((a.image_digest for a in job.attempts if a.image_digest), None)
+
+
+def _step(job: Job, event: Event, now: datetime, limits: Limits) -> Change | None:
+    match event:
+        case Placed() if job.state is JobState.QUEUED:
+            return _placed(job, event, now)
+        case Waiting(reasons) if job.state is JobState.QUEUED and reasons != job.pending:
+            return Change(job.model_copy(update={"pending": reasons}), JobEventName.PENDING)
+        case Cancel():
+            return _cancel(job, now)
+        case Expired() if job.state is JobState.QUEUED:
+            return _expired(job, now)
+        case Report() if (attempt := _current(job, event.data.attempt)) and attempt.node == event.node:
+            return _report(job, attempt, event, now, limits)
+        case Lost() if attempt := _current(job, event.attempt):
+            failure = Failure(reason=event.reason, message=event.message)
+            ended = attempt.model_copy(update={"state": AttemptState.LOST, "ended_at": now, "error": failure})
+            return _attempt_lost(_with_attempt(job, ended), failure, now, limits)
+        case _:
+            return None
+
+
+def _current(job: Job, number: int) -> Attempt | None:
+    attempt = job.current if job.state in HOLDING else None
+    return attempt if attempt is not None and attempt.number == number else None
+
+
+def _placed(job: Job, event: Placed, now: datetime) -> Change:
+    attempt = Attempt(
+        number=job.attempt + 1,
+        node=event.node,
+        state=AttemptState.PLACED,
+        gpus=event.gpus,
+        score=dict(event.score),
+        placed_at=now,
+    )
+    update = {
+        "state": JobState.PLACED,
+        "attempt": attempt.number,
+        "attempts": (*job.attempts, attempt)[-ATTEMPTS_KEPT:],
+        "pending": (),
+        "not_before": None,
+    }
+    return Change(job.model_copy(update=update), JobEventName.PLACED)
+
+
+def _cancel(job: Job, now: datetime) -> Change | None:
+    if job.cancel_requested_at is not None:
+        return None
+    asked = job.model_copy(update={"cancel_requested_at": now})
+    if job.state is JobState.QUEUED:
+        return _cancelled(asked, now)
+    return Change(asked, JobEventName.CANCELLING)
+
+
+def _expired(job: Job, now: datetime) -> Change | None:
+    if is_overdue(job, now):
+        return _overdue(job, now)
+    limit = job.spec.timeouts.queue
+    if limit is None or now < queued_since(job) + timedelta(seconds=limit):
+        return None
+    failure = Failure(reason=EndReason.QUEUE_TIMEOUT, message=f"no node was found within {limit:g} s")
+    return _end(job, JobState.TIMED_OUT, failure, now)
+
+
+def _report(job: Job, attempt: Attempt, event: Report, now: datetime, limits: Limits) -> Change | None:
+    # A node's clock may be wrong; its times are kept within what we know to be true.
+    at = min(max(event.data.at, attempt.placed_at), now)
+    match event.data:
+        case AttemptStarting(phase=phase) if attempt.state in (AttemptState.PLACED, AttemptState.STARTING):
+            if attempt.phase == phase:
+                return None
+            update = {"state": AttemptState.STARTING, "phase": phase, "starting_at": attempt.starting_at or at}
+            return _moved(job, attempt, update, JobState.STARTING, JobEventName.STARTING)
+        case AttemptRunning(image_digest=digest) if _is_before(attempt, AttemptState.RUNNING):
+            update = {"state": AttemptState.RUNNING, "phase": None, "running_at": at, "image_digest": digest}
+            return _moved(job, attempt, update, JobState.RUNNING, JobEventName.RUNNING)
+        case AttemptFinishing(exit_code=exit_code) if _is_before(attempt, AttemptState.FINISHING):
+            update = {"state": AttemptState.FINISHING, "phase": None, "finishing_at": at, "exit_code": exit_code}
+            return _moved(job, attempt, update, JobState.FINISHING, JobEventName.FINISHING)
+        case AttemptFinished(state=state) if state in ATTEMPT_TERMINAL:
+            return _finished(job, attempt, event.data, at, now, limits)
+        case _:
+            return None
+
+
+def _is_before(attempt: Attempt, state: AttemptState) -> bool:
+    order = (AttemptState.PLACED, AttemptState.STARTING, AttemptState.RUNNING, AttemptState.FINISHING)
+    return order.index(attempt.state) < order.index(state)
+
+
+def _moved(job: Job, attempt: Attempt, update: Mapping[str, object], state: JobState, name: JobEventName) -> Change:
+    moved = _with_attempt(job, attempt.model_copy(update=update))
+    return Change(moved.model_copy(update={"state": state}), name)
+
+
+def _finished(
+    job: Job, attempt: Attempt, report: AttemptFinished, at: datetime, now: datetime, limits: Limits
+) -> Change:
+    running_at = report.running_at and min(max(report.running_at, attempt.placed_at), at)
+    ended = attempt.model_copy(
+        update={
+            "state": report.state,
+            "phase": None,
+            "running_at": attempt.running_at or running_at,
+            "ended_at": at,
+            "exit_code": report.exit_code if report.exit_code is not None else attempt.exit_code,
+            "error": report.error,
+            "outputs": report.outputs,
+            "image_digest": report.image_digest or attempt.image_digest,
+        }
+    )
+    job = _with_attempt(job, ended)
+    if report.remarks:
+        job = job.model_copy(update={"remarks": (*job.remarks, *report.remarks)[:REMARKS_KEPT]})
+    if report.state is AttemptState.SUCCEEDED:
+        return _end(job.model_copy(update={"tries": job.tries + 1}), JobState.SUCCEEDED, None, now)
+    failure = report.error or _failure_of(ended)
+    if failure.reason in INFRASTRUCTURE_REASONS or report.state in (AttemptState.LOST, AttemptState.CANCELLED):
+        return _attempt_lost(job, failure, now, limits)
+    return _attempt_failed(job, ended, failure, now, limits)
+
+
+def _failure_of(attempt: Attempt) -> Failure:
+    if attempt.state is AttemptState.TIMED_OUT:
+        return Failure(reason=EndReason.RUN_TIMEOUT, message="the program ran longer than it may")
+    if attempt.state is AttemptState.FAILED:
+        return Failure(reason=EndReason.EXIT_CODE, message=f"the program ended with exit code {attempt.exit_code}")
+    return Failure(reason=EndReason.RUNTIME_ERROR, message="the node stopped the attempt though nobody had asked")
+
+
+def _attempt_failed(job: Job, attempt: Attempt, failure: Failure, now: datetime, limits: Limits) -> Change:
+    if stopped := _stopped(job, now):
+        return stopped
+    job = job.model_copy(update={"tries": job.tries + 1})
+    if job.tries < job.spec.max_attempts and _is_retried(job.spec.retry_on, attempt, failure):
+        wait_s = _backoff_s(job.tries, limits.backoff_failure_s, limits.backoff_failure_max_s)
+        return _requeue(job, failure, wait_s, now)
+    is_timeout = attempt.state is AttemptState.TIMED_OUT
+    return _end(job, JobState.TIMED_OUT if is_timeout else JobState.FAILED, failure, now)
+
+
+def _attempt_lost(job: Job, failure: Failure, now: datetime, limits: Limits) -> Change:
+    if stopped := _stopped(job, now):
+        return stopped
+    job = job.model_copy(update={"losses": job.losses + 1})
+    if job.losses > limits.losses_max:
+        return _end(job, JobState.FAILED, failure, now)
+    return _requeue(job, failure, _backoff_s(job.losses, limits.backoff_loss_s, limits.backoff_loss_max_s), now)
+
+
+def _stopped(job: Job, now: datetime) -> Change | None:
+    """Return the end of a job that was to be stopped, however its attempt ended."""
+    if job.cancel_requested_at is not None:
+        return _cancelled(job, now)
+    return _overdue(job, now) if is_overdue(job, now) else None
+
+
+def _is_retried(retry_on: tuple[str, ...], attempt: Attempt, failure: Failure) -> bool:
+    kinds = {attempt.state.value, f"exit:{attempt.exit_code}"}
+    if failure.reason is EndReason.OOM:
+        kinds.add("oom")
+    return not kinds.isdisjoint(retry_on)
+
+
+def _backoff_s(count: int, first_s: float, max_s: float) -> float:
+    return min(max_s, first_s * 2 ** min(count - 1, 32))
+
+
+def _requeue(job: Job, failure: Failure, wait_s: float, now: datetime) -> Change:
+    wait = PendingReason(
+        code=PendingCode.BACKOFF, nodes=0, message=f"tried again in {wait_s:g} s; the last attempt: {failure.message}"
+    )
+    update = {"state": JobState.QUEUED, "not_before": now + timedelta(seconds=wait_s), "pending": (wait,)}
+    return Change(job.model_copy(update=update), JobEventName.REQUEUED)
+
+
+def _cancelled(job: Job, now: datetime) -> Change:
+    failure = Failure(reason=EndReason.CANCELLED_BY_USER, message="cancelled as was asked for")
+    return _end(job, JobState.CANCELLED, failure, now)
+
+
+def _overdue(job: Job, now: datetime) -> Change:
+    failure = Failure(reason=EndReason.TOTAL_TIMEOUT, message=f"not done within {job.spec.timeouts.total:g} s in all")
+    return _end(job, JobState.TIMED_OUT, failure, now)
+
+
+def _end(job: Job, state: JobState, failure: Failure | None, now: datetime) -> Change:
+    attempt = job.current
+    update = {
+        "state": state,
+        "error": failure,
+        "ended_at": now,
+        "pending": (),
+        "not_before": None,
+        # Only what the current attempt itself has reported; an earlier one's outputs are never mixed in.
+        "outputs": attempt.outputs if attempt else None,
+    }
+    return Change(job.model_copy(update=update), _EVENT_OF_END[state])
+
+
+def _with_attempt(job: Job, attempt: Attempt) -> Job:
+    return job.model_copy(update={"attempts": (*job.attempts[:-1], attempt)})

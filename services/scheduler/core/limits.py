@@ -1,0 +1,55 @@
+"""The numbers that decisions depend on, with their units. Settings fill them in."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The time, as data. `at` is what people read; `mono`, seconds that never jump, is for leases and waits."""
+
+    at: datetime
+    mono: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Every bound and weight of the core."""
+
+    losses_max: int = 5  # infrastructure losses that a job survives
+    backoff_failure_s: float = 10.0
+    backoff_failure_max_s: float = 600.0
+    backoff_loss_s: float = 1.0
+    backoff_loss_max_s: float = 60.0
+    lease_s: float = 30.0
+    interval_s: float = 2.0
+    heartbeats_per_s_max: float = 500.0  # of the whole fleet
+    fresh_s: float = 10.0  # a node silent for longer gets nothing new
+    mass_loss_fraction: float = 0.55  # Kubernetes' figure for a zone that is our own fault rather than its nodes'
+    mass_loss_nodes_min: int = 3
+    mass_loss_patience_s: float = 600.0  # after which even most of the fleet is believed to be gone
+    stall_s: float = 5.0  # a longer gap between ticks means that we, not the nodes, were away
+    node_forgotten_s: float = 3600.0
+    placements_per_turn: int = 400
+    classes_per_turn: int = 1000  # different requirements that are tried in one turn
+    pending_after_s: float = 5.0  # shorter waits are not worth an event
+    pending_never_after_s: float = 1.0  # but what no node could ever run is said soon
+    pending_every_s: float = 5.0
+    pending_per_tick: int = 100
+    retry_all_s: float = 5.0  # small gains of memory add up: everything is tried again this often
+    gpu_free_fraction_min: float = 0.5  # of a GPU's memory, when the job names no amount
+    gain_bytes_min: int = 16 * 1024 * 1024  # a smaller rise in free memory is noise
+    answer_bytes_max: int = 600_000  # start orders in one heartbeat's answer; a NATS message holds 1 MiB
+    wake_again_s: float = 0.5  # a wake may be lost; until then one is enough
+
+    def interval_for(self, nodes: int) -> float:
+        """Return the seconds between two heartbeats of one node in a fleet of *nodes*."""
+        return max(self.interval_s, nodes / self.heartbeats_per_s_max)
+
+    def lease_for(self, nodes: int) -> float:
+        """Return the seconds of silence after which a node is lost."""
+        return max(self.lease_s, 3 * self.interval_for(nodes))
+
+    def fresh_for(self, nodes: int) -> float:
+        """Return the seconds of silence after which a node gets nothing new."""
+        return max(self.fresh_s, 2 * self.interval_for(nodes))

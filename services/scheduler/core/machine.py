@@ -1,0 +1,307 @@
+"""The one door into the core: all that has arrived goes in, what is to be recorded and who is to be woken comes out."""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from services.scheduler.core import lifecycle
+from services.scheduler.core.facts import Fact, Input, Recorded
+from services.scheduler.core.fleet.line import Place
+from services.scheduler.core.fleet.node import Key, Node
+from services.scheduler.core.fleet.state import State, Tracked
+from services.scheduler.core.limits import Now
+from services.scheduler.core.need import Need
+from services.scheduler.core.placement import Refusal, Trial, explain
+from shared.fleet import Heartbeat
+from shared.job import Job, PendingReason
+from shared.states import EndReason, JobEventName, JobState, PendingCode
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A heartbeat of *node_id* (by the subject)."""
+
+    node_id: str
+    heartbeat: Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """All that has arrived since the turn before.
+
+    Attributes:
+        facts: from the log, in its order.
+        beats: heartbeats.
+        tick: whether a second has passed: lost nodes and pending reasons are looked at.
+        was_cut_off: whether the scheduler itself was without the bus since the last tick.
+    """
+
+    facts: tuple[Fact, ...] = ()
+    beats: tuple[Beat, ...] = ()
+    tick: bool = False
+    was_cut_off: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An event to be recorded about a job: the job after it, and the last sequence that it follows."""
+
+    job: Job
+    name: JobEventName
+    expect_seq: int
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What to do, in this order: record the decisions, believe them (`State.assign`), then wake nodes.
+
+    Attributes:
+        again: there is more to decide without waiting for anything else to arrive.
+    """
+
+    records: tuple[Decision, ...]
+    wakes: tuple[str, ...]
+    again: bool
+
+
+def handle(state: State, batch: Batch, now: Now) -> Effects:
+    """Decide about *batch*. What is decided is not believed yet: the log decides that."""
+    turn = _Turn(state, now)
+    turn.take_in(batch.facts)
+    for beat in batch.beats:
+        turn.hear(beat)
+    turn.expire()
+    if batch.tick:
+        turn.tick(was_cut_off=batch.was_cut_off)
+    again = turn.place()
+    if batch.tick:
+        turn.review()
+    # A heartbeat that is about to be answered brings everything along; only what it lacked needs another one.
+    woken = (turn.fetch - {beat.node_id for beat in batch.beats}) | turn.nudge
+    records = turn.decisions()
+    # What an ended attempt held is free once its end is recorded, and not before.
+    freed = any(one.job.state not in lifecycle.HOLDING for one in records)
+    return Effects(records, _wake(state, woken, now), again or (freed and len(state.line) > 0))
+
+
+def _wake(state: State, node_ids: Iterable[str], now: Now) -> tuple[str, ...]:
+    woken: list[str] = []
+    for node_id in sorted(node_ids):
+        node = state.nodes.get(node_id)
+        if node is None or (node.woken is not None and now.mono - node.woken < state.limits.wake_again_s):
+            continue
+        node.woken = now.mono
+        woken.append(node_id)
+    return tuple(woken)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What this turn makes of a job; at most one event comes of it, which tells of all its changes."""
+
+    job: Job
+    name: JobEventName
+    expect_seq: int
+    cause: str | None
+
+
+@dataclass(slots=True)
+class _Turn:
+    state: State
+    now: Now
+    drafts: dict[str, _Draft] = field(default_factory=dict)
+    fetch: set[str] = field(default_factory=set)  # nodes for which there is something new
+    nudge: set[str] = field(default_factory=set)  # nodes whose next heartbeat will settle a doubt
+
+    def decisions(self) -> tuple[Decision, ...]:
+        position = self.state.position
+        return tuple(
+            Decision(d.job.model_copy(update={"input_seq": position}), d.name, d.expect_seq, d.cause)
+            for d in self.drafts.values()
+        )
+
+    def take_in(self, facts: tuple[Fact, ...]) -> None:
+        """Believe the job events, then decide about inputs: one that an event already holds is fenced off."""
+        for fact in facts:
+            self.state.position = max(self.state.position, fact.seq)
+            if fact.seq in self.state.written:
+                self.state.written.discard(fact.seq)
+            elif isinstance(fact, Recorded):
+                self.state.assign(fact.job, fact.seq, self.now)
+        for fact in facts:
+            if isinstance(fact, Input):
+                tracked = self.state.jobs.get(fact.job_id)
+                if tracked is not None and fact.seq > tracked.job.input_seq:
+                    self._step(tracked, fact.event, fact.cause)
+
+    def hear(self, beat: Beat) -> None:
+        """Take in a heartbeat. An attempt that its node should know and twice in a row does not is lost.
+
+        Twice, because a heartbeat may have been made just before the attempt was accepted; the next one was not.
+        """
+        if not self.state.observe(beat.node_id, beat.heartbeat, self.now):
+            return
+        node = self.state.nodes[beat.node_id]
+        held = {(a.job_id, a.attempt) for a in beat.heartbeat.attempts}
+        for job_id in tuple(node.jobs):
+            tracked = self.state.jobs[job_id]
+            key = (job_id, tracked.job.attempt)
+            if key in held:
+                node.accepted.add(key)
+                node.missing.pop(key, None)
+            elif tracked.job.state is not JobState.PLACED or key in node.accepted or self._is_stopping(tracked):
+                self._miss(node, tracked, key)
+
+    def expire(self) -> None:
+        """Look at the jobs for which a limit or a back-off has passed."""
+        for job_id in self.state.due(self.now):
+            tracked = self.state.jobs[job_id]
+            self._step(tracked, lifecycle.Expired())
+            if tracked.job.state in lifecycle.HOLDING and self._is_stopping(tracked):
+                self.fetch.add(tracked.job.attempts[-1].node)
+
+    def tick(self, *, was_cut_off: bool) -> None:
+        """Declare silent nodes lost, unless it may be us who were away."""
+        state, now, limits = self.state, self.now, self.state.limits
+        if was_cut_off or (state.ticked is not None and now.mono - state.ticked > limits.stall_s):
+            state.quiet_until = now.mono + limits.lease_for(state.fleet_size)
+        state.ticked = now.mono
+        for node in lost_nodes(state, now):
+            state.lose(node)
+            for job_id in tuple(node.jobs):
+                message = f"node {node.info.name} was not heard for {now.mono - node.seen:.0f} s"
+                self._lose(state.jobs[job_id], EndReason.NODE_LOST, message)
+        for node in tuple(state.nodes.values()):
+            if node.is_lost and not node.jobs and now.mono - node.seen > limits.node_forgotten_s:
+                state.forget(node)
+        if now.mono - state.retried >= limits.retry_all_s:
+            state.retried = now.mono
+            state.blocked.clear()
+
+    def place(self) -> bool:
+        """Place what fits, best first. Return whether there may be more to place at once.
+
+        A need that does not fit is passed over with all who share it, until something is gained.
+        """
+        state, limits = self.state, self.state.limits
+        state.settle()
+        heads = [
+            (place, need)
+            for need in state.line.groups()
+            if need not in state.blocked and (place := state.line.head(need)) is not None
+        ]
+        if not heads:
+            return False
+        heapq.heapify(heads)
+        trial = Trial(state.columns, self.now.mono - state.fresh_s, limits)
+        placed = tried = 0
+        while heads and placed < limits.placements_per_turn and tried < limits.classes_per_turn:
+            place, need = heads[0]
+            tracked = state.jobs[place[2]]
+            # One that this turn has already decided about (a cancel) leaves the line when that is believed.
+            if tracked.job.id in self.drafts:
+                state.line.discard(tracked.job.id)
+            elif self._place_one(trial, tracked):
+                placed += 1
+            else:
+                tried += 1
+                state.blocked.add(need)
+                heapq.heappop(heads)
+                continue
+            _advance(heads, state.line.head(need), need)
+        return bool(heads)
+
+    def review(self) -> None:
+        """Tell why jobs wait: not for short waits, not again without news, and not too many at a time."""
+        state, now, limits = self.state, self.now, self.state.limits
+        refusals: dict[Need, Refusal] = {}
+        told = 0
+        for _ in range(10 * limits.pending_per_tick):
+            if told >= limits.pending_per_tick or not state.reviews or state.reviews[0][0] > now.mono:
+                break
+            _, job_id = heapq.heappop(state.reviews)
+            tracked = state.jobs.get(job_id)
+            if tracked is None or job_id not in state.line or job_id in self.drafts:
+                continue
+            told += self._review_one(tracked, refusals)
+            heapq.heappush(state.reviews, (now.mono + limits.pending_every_s, job_id))
+
+    def _review_one(self, tracked: Tracked, refusals: dict[Need, Refusal]) -> bool:
+        state, now, limits = self.state, self.now, self.state.limits
+        if tracked.need not in state.blocked:
+            return False
+        refusal = refusals.get(tracked.need)
+        if refusal is None:
+            refusal = explain(state.columns, tracked.need, now.mono - state.fresh_s, limits)
+            refusals[tracked.need] = refusal
+        waited_s = (now.at - lifecycle.queued_since(tracked.job)).total_seconds()
+        if not refusal.reasons or (refusal.is_possible and waited_s < limits.pending_after_s):
+            return False
+        never = not refusal.is_possible
+        if _codes(tracked.job.pending) == _codes(refusal.reasons) and tracked.never in (None, never):
+            return False
+        tracked.never = never
+        return self._step(tracked, lifecycle.Waiting(refusal.reasons))
+
+    def _place_one(self, trial: Trial, tracked: Tracked) -> bool:
+        job = tracked.job
+        found = trial.place(tracked.need, job.spec.image, lifecycle.failed_nodes(job))
+        if found is None:
+            return False
+        self.state.line.discard(job.id)
+        self._step(tracked, lifecycle.Placed(found.node, found.gpus, found.score))
+        self.fetch.add(found.node)
+        return True
+
+    def _miss(self, node: Node, tracked: Tracked, key: Key) -> None:
+        node.missing[key] = node.missing.get(key, 0) + 1
+        if node.missing[key] == 1:
+            self.nudge.add(node.id)
+            return
+        self._lose(tracked, EndReason.AGENT_LOST_CONTAINER, f"node {node.info.name} no longer has the attempt")
+
+    def _lose(self, tracked: Tracked, reason: EndReason, message: str) -> None:
+        self._step(tracked, lifecycle.Lost(tracked.job.attempt, reason, message))
+
+    def _is_stopping(self, tracked: Tracked) -> bool:
+        return lifecycle.must_stop(tracked.job, self.now.at)
+
+    def _step(self, tracked: Tracked, event: lifecycle.Event, cause: str | None = None) -> bool:
+        draft = self.drafts.get(tracked.job.id)
+        job = draft.job if draft else tracked.job
+        change = lifecycle.step(job, event, self.now.at, self.state.limits)
+        if change is None:
+            return False
+        if change.name is JobEventName.CANCELLING:
+            self.fetch.add(change.job.attempts[-1].node)
+        self.drafts[job.id] = _Draft(change.job, change.name, tracked.seq, cause or (draft.cause if draft else None))
+        return True
+
+
+def lost_nodes(state: State, now: Now) -> list[Node]:
+    """Return the nodes that are to be given up: silent past their lease, and not most of the fleet at once.
+
+    If nearly all are silent, it is the network or ourselves; then they get much longer.
+    """
+    if now.mono < state.quiet_until:
+        return []
+    limits = state.limits
+    there = [node for node in state.nodes.values() if not node.is_lost]
+    lease_s = limits.lease_for(len(there))
+    silent = [node for node in there if now.mono - node.seen > lease_s]
+    if len(silent) >= limits.mass_loss_nodes_min and len(silent) >= limits.mass_loss_fraction * len(there):
+        return [node for node in silent if now.mono - node.seen > limits.mass_loss_patience_s]
+    return silent
+
+
+def _advance(heads: list[tuple[Place, Need]], head: Place | None, need: Need) -> None:
+    """Put the next of the group that is first in its place, or take the group out."""
+    if head is None:
+        heapq.heappop(heads)
+    else:
+        heapq.heapreplace(heads, (head, need))
+
+
+def _codes(reasons: Iterable[PendingReason]) -> frozenset[PendingCode]:
+    return frozenset(reason.code for reason in reasons)

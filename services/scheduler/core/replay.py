@@ -1,0 +1,47 @@
+"""Rebuilding the state: a snapshot, then the log from there. Nothing is decided before the log is caught up with."""
+
+from dataclasses import dataclass, field
+
+from services.scheduler.core.facts import Fact, Input, Recorded
+from shared.job import Job
+
+
+@dataclass(slots=True)
+class Replay:
+    """Takes facts in the log's order and keeps what still counts.
+
+    Attributes:
+        position: the sequence up to which the log has been taken in.
+        jobs: active jobs by id, with the sequence of their last event.
+        inputs: what nodes and users said that no event holds yet, by job.
+    """
+
+    position: int = 0
+    jobs: dict[str, tuple[Job, int]] = field(default_factory=dict)
+    inputs: dict[str, list[Input]] = field(default_factory=dict)
+
+    def feed(self, fact: Fact) -> None:
+        """Take in the next fact. One at or before the position changes nothing."""
+        if fact.seq <= self.position:
+            return
+        self.position = fact.seq
+        if isinstance(fact, Input):
+            if fact.job_id in self.jobs:
+                self.inputs.setdefault(fact.job_id, []).append(fact)
+            return
+        job = fact.job
+        if job.is_terminal:
+            self.jobs.pop(job.id, None)
+            self.inputs.pop(job.id, None)
+            return
+        self.jobs[job.id] = job, fact.seq
+        if waiting := self.inputs.pop(job.id, None):
+            late = [one for one in waiting if one.seq > job.input_seq]
+            if late:
+                self.inputs[job.id] = late
+
+    def facts(self) -> tuple[Fact, ...]:
+        """Return what a fresh state has to be fed: each job as it is, then the inputs in order."""
+        jobs = [Recorded(seq, job, 0) for job, seq in self.jobs.values()]
+        inputs = [one for waiting in self.inputs.values() for one in waiting]
+        return (*sorted(jobs, key=lambda one: one.seq), *sorted(inputs, key=lambda one: one.seq))

@@ -1,0 +1,41 @@
+"""What the scheduler is told from outside."""
+
+from pydantic import Field
+
+from services.scheduler.core.limits import Limits
+from shared.settings import ServiceSettings
+
+
+class SchedulerSettings(ServiceSettings):
+    """Read once at start from ``WHERRY_SCHEDULER_…`` (and the common ``WHERRY_…``) variables."""
+
+    scheduler_metrics_port: int | None = Field(None, ge=1, le=65535)
+    scheduler_leader_lease_s: float = Field(4.0, ge=0.5, le=60)
+    scheduler_leader_renew_s: float = Field(1.0, ge=0.1, le=20)
+    scheduler_node_lease_s: float = Field(30.0, ge=1, le=3600)
+    scheduler_heartbeat_interval_s: float = Field(2.0, ge=0.1, le=60)
+    scheduler_heartbeats_per_s_max: float = Field(500.0, ge=1)
+    scheduler_mass_loss_patience_s: float = Field(600.0, ge=0)
+    scheduler_losses_max: int = Field(5, ge=0, le=100)
+    scheduler_backoff_failure_s: float = Field(10.0, ge=0)
+    scheduler_backoff_failure_max_s: float = Field(600.0, ge=0)
+    scheduler_backoff_loss_s: float = Field(1.0, ge=0)
+    scheduler_backoff_loss_max_s: float = Field(60.0, ge=0)
+    scheduler_gpu_free_fraction_min: float = Field(0.5, ge=0, le=1)
+    scheduler_snapshot_interval_s: float = Field(30.0, ge=0.1, le=3600)
+    scheduler_snapshot_events: int = Field(20_000, ge=1)
+
+    def limits(self) -> Limits:
+        """Return what the core needs of them."""
+        return Limits(
+            losses_max=self.scheduler_losses_max,
+            backoff_failure_s=self.scheduler_backoff_failure_s,
+            backoff_failure_max_s=self.scheduler_backoff_failure_max_s,
+            backoff_loss_s=self.scheduler_backoff_loss_s,
+            backoff_loss_max_s=self.scheduler_backoff_loss_max_s,
+            lease_s=self.scheduler_node_lease_s,
+            interval_s=self.scheduler_heartbeat_interval_s,
+            heartbeats_per_s_max=self.scheduler_heartbeats_per_s_max,
+            mass_loss_patience_s=self.scheduler_mass_loss_patience_s,
+            gpu_free_fraction_min=self.scheduler_gpu_free_fraction_min,
+        )

@@ -1,0 +1,261 @@
+"""Carries out what the core decides: records it, believes it, acts on it, in that order. Holds no rules of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.scheduler.adapters import metrics
+from services.scheduler.adapters.lease import DeposedError, Lease
+from services.scheduler.core.desired import desired_state
+from services.scheduler.core.facts import Fact, Input, Recorded, read_fact
+from services.scheduler.core.fleet.state import State
+from services.scheduler.core.limits import Now
+from services.scheduler.core.machine import Batch, Beat, Decision, handle
+from services.scheduler.recovery import Snapshots, facts_of, replay
+from services.scheduler.settings import SchedulerSettings
+from shared import observe
+from shared.bus import Bus, Received, Record, Stored, job_filter
+from shared.channels import HEARTBEAT, JOB_CHANGED, JOBS, WAKE
+from shared.clock import monotonic, utc_now
+from shared.errors import Conflict, Unavailable, WherryError
+from shared.events import JobChanged
+from shared.fleet import DesiredState, Heartbeat, Wake
+from shared.model import Message
+
+_TICK_S = 1.0
+_HEARTBEATS_AT_ONCE = 2048
+_WAITING_MAX = 5000  # messages of the log taken from the broker and not yet decided about
+_CONFLICTS_MAX = 10  # turns in a row; then the log is read anew
+_log = observe.logger("scheduler")
+
+
+class Scheduler:
+    """One scheduler: waits until it leads, leads until it does not, and begins again."""
+
+    def __init__(self, bus: Bus, settings: SchedulerSettings, holder: str) -> None:
+        """Use *holder*, any name that no other scheduler has, to lead under."""
+        self._bus = bus
+        self._settings = settings
+        self._lease = Lease(bus, holder, settings.scheduler_leader_lease_s, settings.scheduler_leader_renew_s)
+
+    async def run(self) -> None:
+        """Run until cancelled; a cancelled leader keeps a snapshot and hands the lease back."""
+        metrics.LEADER.set(0)
+        while True:
+            epoch = await self._lease.acquire()
+            term = _Term(self._bus, self._settings, epoch)
+            try:
+                await self._lead(term)
+            except asyncio.CancelledError:
+                await term.save()
+                await self._lease.release()
+                raise
+            finally:
+                metrics.LEADER.set(0)
+            await asyncio.sleep(self._settings.scheduler_leader_renew_s)
+
+    async def _lead(self, term: "_Term") -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._lease.keep(), name="lease")
+                tasks.create_task(term.run(tasks), name="term")
+        except* (DeposedError, WherryError) as ended:
+            _log.warning("no_longer_leading", reasons=[str(one) for one in ended.exceptions])
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """What has arrived and was not looked at yet."""
+
+    messages: list[Received[Any]] = field(default_factory=list)
+    beats: list[tuple[Beat, asyncio.Future[DesiredState]]] = field(default_factory=list)
+    tick: bool = False
+    was_cut_off: bool = False
+    some: asyncio.Event = field(default_factory=asyncio.Event)
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Term:
+    """One time of leading: a state of its own, which ends with it."""
+
+    def __init__(self, bus: Bus, settings: SchedulerSettings, epoch: int) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._epoch = epoch
+        self._snapshots = Snapshots(bus)
+        self._state: State | None = None
+        self._inbox = _Inbox()
+        self._retry: list[Input] = []  # inputs of jobs that had moved on when their decision was to be recorded
+        self._conflicts = 0
+        self._position = 0  # everything up to here is decided, recorded and believed
+        self._events = 0
+        self._saved = (0, monotonic())  # events, when
+
+    async def run(self, tasks: asyncio.TaskGroup) -> None:
+        """Catch up with the log, then take turns.
+
+        Raises:
+            DeposedError: somebody else leads.
+        """
+        replayed, reader = await replay(self._bus, self._snapshots)
+        state = self._state = State(self._settings.limits(), _now())
+        state.position = self._position = replayed.position
+        metrics.LEADER.set(1)
+        tasks.create_task(self._read(reader), name="read")
+        tasks.create_task(self._tick(), name="tick")
+        serving = None
+        facts: tuple[Fact, ...] = replayed.facts()
+        try:
+            again = await self._turn(state, Batch(facts=facts), [])
+            serving = await self._bus.serve(HEARTBEAT, self._hear, queue=None, concurrency=_HEARTBEATS_AT_ONCE)
+            while True:
+                again = await self._turn(state, *await self._take(wait=not again))
+                if self._snapshot_due():
+                    tasks.create_task(self.save(), name="snapshot")
+        finally:
+            if serving is not None:
+                await serving.stop()
+            for _, answer in self._inbox.beats:
+                answer.cancel()
+
+    async def save(self) -> None:
+        """Keep a snapshot of what is believed, if anything was decided since the last."""
+        if self._state is None or self._events == self._saved[0]:
+            return
+        self._saved = (self._events, monotonic())
+        jobs = [(tracked.job, tracked.seq) for tracked in self._state.jobs.values()]
+        try:
+            await self._snapshots.save(self._position, jobs)
+        except WherryError as problem:
+            _log.warning("snapshot_failed", error=problem.message)
+
+    # --- what arrives ----------------------------------------------------------------------------------------------
+
+    async def _read(self, reader: AsyncIterator[list[Received[Any]]]) -> None:
+        inbox = self._inbox
+        async for messages in reader:
+            inbox.messages += messages
+            inbox.some.set()
+            while len(inbox.messages) > _WAITING_MAX:
+                inbox.room.clear()
+                await inbox.room.wait()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._inbox.tick = True
+            self._inbox.was_cut_off |= not self._bus.is_connected
+            self._inbox.some.set()
+
+    async def _hear(self, params: dict[str, str], heartbeat: Heartbeat) -> Message:
+        answer: asyncio.Future[DesiredState] = asyncio.get_running_loop().create_future()
+        self._inbox.beats.append((Beat(params["node_id"], heartbeat), answer))
+        self._inbox.some.set()
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            raise Unavailable("This scheduler no longer leads.") from None
+
+    async def _take(self, *, wait: bool) -> tuple[Batch, list[asyncio.Future[DesiredState]]]:
+        inbox = self._inbox
+        if wait and not self._retry:
+            await inbox.some.wait()
+        inbox.some.clear()
+        messages, beats = inbox.messages, inbox.beats
+        batch = Batch(
+            facts=(*self._retry, *facts_of(messages)),
+            beats=tuple(beat for beat, _ in beats),
+            tick=inbox.tick,
+            was_cut_off=inbox.was_cut_off,
+        )
+        self._retry = []
+        inbox.messages, inbox.beats, inbox.tick, inbox.was_cut_off = [], [], False, False
+        inbox.room.set()
+        return batch, [answer for _, answer in beats]
+
+    # --- a turn ----------------------------------------------------------------------------------------------------
+
+    async def _turn(self, state: State, batch: Batch, answers: list[asyncio.Future[DesiredState]]) -> bool:
+        """Decide, record, believe, act. Return whether there is more to decide at once."""
+        with metrics.TURNS.time():
+            effects = handle(state, batch, _now())
+            await self._record(state, effects.records, batch.facts)
+            for node_id in effects.wakes:
+                await self._bus.publish(WAKE, Wake(), node_id=node_id)
+            self._answer(state, batch.beats, answers)
+        if not self._retry:
+            self._position = state.position
+        if batch.tick:
+            metrics.show(state.counts(), len(state.line), state.fleet_size)
+        if not effects.again:
+            return False
+        await asyncio.sleep(0)  # the lease, the reader and the heartbeats have their turn too
+        return True
+
+    def _answer(self, state: State, beats: tuple[Beat, ...], answers: list[asyncio.Future[DesiredState]]) -> None:
+        now = _now()
+        for beat, answer in zip(beats, answers, strict=True):
+            if not answer.done():
+                answer.set_result(desired_state(state, beat.node_id, self._epoch, now))
+
+    async def _record(self, state: State, decisions: tuple[Decision, ...], facts: tuple[Fact, ...]) -> None:
+        if not decisions:
+            return
+        outcomes = await self._store([self._to_record(one) for one in decisions])
+        now = _now()
+        conflicts: list[str] = []
+        for decision, outcome in zip(decisions, outcomes, strict=True):
+            if isinstance(outcome, Stored):
+                state.believe(decision.job, outcome.seq, now)
+                metrics.DECISIONS.labels(decision.name.value).inc()
+                self._events += 1
+            elif isinstance(outcome, Conflict):
+                conflicts.append(decision.job.id)
+            else:
+                raise outcome
+        self._conflicts = self._conflicts + 1 if conflicts else 0
+        if self._conflicts > _CONFLICTS_MAX:
+            raise DeposedError("the log keeps moving on without this scheduler")
+        for job_id in conflicts:
+            await self._reload(state, job_id, facts)
+
+    async def _store(self, records: list[Record]) -> list[Stored | BaseException]:
+        """Record all, in batches, each for itself: one that is refused does not hold up the others."""
+        if len(records) > 1:
+            return await asyncio.gather(*map(self._bus.record_grouped, records), return_exceptions=True)
+        try:
+            return [await self._bus.record(records[0])]
+        except Conflict as conflict:
+            return [conflict]
+
+    def _to_record(self, decision: Decision) -> Record:
+        job = decision.job
+        params = {"owner": job.owner.id, "job_id": job.id, "event": decision.name.value}
+        event = self._bus.event(
+            JOB_CHANGED, JobChanged(job=job, epoch=self._epoch), subject=job.id, causedby=decision.cause, **params
+        )
+        return Record(JOB_CHANGED, params, event, expect=(job_filter(job.id), decision.expect_seq))
+
+    async def _reload(self, state: State, job_id: str, facts: tuple[Fact, ...]) -> None:
+        """Believe what the log holds of a job after all, and decide again what this turn had decided about it."""
+        metrics.CONFLICTS.inc()
+        last = await self._bus.last(JOBS, job_filter(job_id))
+        found = read_fact(last.subject, last.seq, last.event) if last is not None and last.event is not None else None
+        _log.warning("conflict", job_id=job_id, seq=last.seq if last else 0)
+        if isinstance(found, Recorded):
+            if found.epoch > self._epoch:
+                raise DeposedError(f"epoch {found.epoch} has written")
+            state.assign(found.job, found.seq, _now())
+        state.refused(job_id, last.seq if last else 0, _now())
+        self._retry += [fact for fact in facts if isinstance(fact, Input) and fact.job_id == job_id]
+
+    def _snapshot_due(self) -> bool:
+        events, when = self._saved
+        new = self._events - events
+        interval_s = self._settings.scheduler_snapshot_interval_s
+        return new >= self._settings.scheduler_snapshot_events or (new > 0 and monotonic() - when >= interval_s)
+
+
+def _now() -> Now:
+    return Now(utc_now(), monotonic())
