@@ -4,7 +4,7 @@ Any GridFS client can read it: bucket ``fs``, filename and ``metadata.sha256`` a
 its files document is there, and that is written last. One digest is stored once.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -48,7 +48,7 @@ class GridFs:
     async def publish(self, files: Sequence[tuple[ObjectId, str, int]], at: datetime) -> dict[str, ObjectId]:
         """Make files (id, SHA-256, length) visible and return the id that each digest has.
 
-        Where a digest is stored already that is the older file's id, and the chunks of the new one are dropped.
+        Where a digest is stored already that is the older file's id; the new one's chunks are for the caller to drop.
         """
         documents: list[Document] = [
             {
@@ -64,10 +64,8 @@ class GridFs:
         taken = await insert_new(self._files, documents)
         ids = {sha256: file_id for place, (file_id, sha256, _) in enumerate(files) if place not in taken}
         if taken:
-            doubles = [files[place] for place in taken]
-            older = await self.find_many([sha256 for _, sha256, _ in doubles])
+            older = await self.find_many([files[place][1] for place in taken])
             ids |= {sha256: file.id for sha256, file in older.items()}
-            await self.drop(file_id for file_id, sha256, _ in doubles if ids[sha256] != file_id)
         return ids
 
     async def find(self, sha256: str) -> StoredFile | None:
@@ -100,7 +98,7 @@ class GridFs:
         start = offset - first * file.chunk_bytes
         return body if start == 0 and len(body) == stop - offset else body[start : start + stop - offset]
 
-    async def chunks(self, file_id: ObjectId) -> AsyncIterator[tuple[int, bytes]]:
+    async def chunks(self, file_id: ObjectId) -> AsyncGenerator[tuple[int, bytes], None]:
         """Give a file's chunks in order, a few at a time."""
         found = self._chunks.find({"files_id": file_id}, {"_id": 0, "n": 1, "data": 1}, batch_size=4).sort("n", 1)
         async for document in found:

@@ -1,6 +1,6 @@
 """Projections of the streams: jobs, their events, output while they run, notifications, nodes."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,11 +18,12 @@ from shared.requests import DeliveryView, NodeView, StoredEvent
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """A job as of stream sequence `seq`."""
+    """A job as of stream sequence `seq`; `bytes` is about how much it takes as JSON."""
 
     job: Job
     seq: int
     created_us: int
+    bytes: int
 
 
 class JobStore:
@@ -86,7 +87,7 @@ class JobStore:
         found = self._progress.find({"_id": {"$in": list(keys)}})
         return {document["_id"]: Progress.from_bytes(document["progress"].encode()) async for document in found}
 
-    async def lines(self, wanted: Filter) -> AsyncIterator[LogLine]:
+    async def lines(self, wanted: Filter) -> AsyncGenerator[LogLine, None]:
         """Give lines by number, each number once."""
         last = 0
         async for document in self._logs.find(wanted, batch_size=20).sort([("first", 1), ("last", 1)]):
@@ -95,7 +96,7 @@ class JobStore:
                     last = line.n
                     yield line
 
-    async def lines_backwards(self, wanted: Filter) -> AsyncIterator[LogLine]:
+    async def lines_backwards(self, wanted: Filter) -> AsyncGenerator[LogLine, None]:
         """Give lines from the last one back, each number once."""
         before: int | None = None
         async for document in self._logs.find(wanted, batch_size=20).sort([("last", -1), ("first", -1)]):
@@ -153,16 +154,18 @@ class JobStore:
         document = document or await self._nodes.find_one({"name": id_or_name}, sort=[("seq", -1)])
         return node_view(document, now, total) if document else None
 
-    async def nodes_seen(self, since_us: int) -> tuple[int, int]:
-        """Return how many nodes were heard of since then, and how many there are."""
-        return (
-            await self._nodes.count_documents({"seq": {"$gte": since_us}}),
-            await self._nodes.estimated_document_count(),
-        )
+    async def nodes_total(self) -> int:
+        """Return how many nodes there are."""
+        return await self._nodes.estimated_document_count()
+
+    async def nodes_since(self, since_us: int) -> int:
+        """Return how many nodes were heard of since then."""
+        return await self._nodes.count_documents({"seq": {"$gte": since_us}})
 
 
 def _job(document: Document) -> StoredJob:
-    return StoredJob(Job.from_bytes(document["job"].encode()), document["seq"], document["created_us"])
+    text: bytes = document["job"].encode()
+    return StoredJob(Job.from_bytes(text), document["seq"], document["created_us"], len(text))
 
 
 def _lines(document: Document) -> list[LogLine]:

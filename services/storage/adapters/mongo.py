@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 from bson import ObjectId
+from bson.errors import BSONError
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, CollectionInvalid, DuplicateKeyError, PyMongoError
@@ -13,10 +14,22 @@ from services.storage.core.projections import Document, Upsert
 
 Collection: TypeAlias = "AsyncIOMotorCollection[Document]"
 
+#: What a document raises that MongoDB can never take, however often it is tried.
+UNWRITABLE = (BSONError, ValueError, OverflowError)
+
 _DUPLICATE = 11000
 SELECT_TIMEOUT_MS, SOCKET_TIMEOUT_MS = 3_000, 30_000
 
-__all__ = ["Collection", "DuplicateKeyError", "Mongo", "ObjectId", "PyMongoError", "insert_new", "upsert_newer"]
+__all__ = [
+    "UNWRITABLE",
+    "Collection",
+    "DuplicateKeyError",
+    "Mongo",
+    "ObjectId",
+    "PyMongoError",
+    "insert_new",
+    "upsert_newer",
+]
 
 
 class Mongo:

@@ -3,8 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator
-from datetime import datetime
+from collections.abc import Iterable
 from typing import Any
 
 from shared.errors import FieldProblem, WherryError
@@ -106,8 +105,10 @@ def logs_filter(key: str, query: LogQuery, since_us: int | None) -> Filter:
     return wanted
 
 
-def lines_wanted(lines: Iterable[LogLine], stream: str | None, since: datetime | None) -> Iterator[LogLine]:
-    """Give the lines of one stream, and not older than *since*, where these are asked for."""
-    for line in lines:
-        if (stream is None or line.s == stream) and (since is None or line.t >= since):
-            yield line
+def is_wanted(line: LogLine, query: LogQuery) -> bool:
+    """Return whether a line is one that the query asks for."""
+    return (
+        line.n > query.after
+        and (query.stream is None or line.s == query.stream)
+        and (query.since is None or line.t >= query.since)
+    )

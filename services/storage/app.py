@@ -1,0 +1,138 @@
+"""Puts storage together and runs it."""
+
+import asyncio
+from datetime import timedelta
+
+from services.storage.adapters.gridfs import GridFs
+from services.storage.adapters.job_store import JobStore
+from services.storage.adapters.mongo import Mongo, PyMongoError
+from services.storage.adapters.passwords import Passwords
+from services.storage.adapters.people_store import PeopleStore
+from services.storage.adapters.schema import prepare
+from services.storage.adapters.upload_store import UploadStore
+from services.storage.routes import people
+from services.storage.routes.blobs import BlobRoutes, artifact_route
+from services.storage.routes.fleet import FleetRoutes
+from services.storage.routes.jobs import JobRoutes
+from services.storage.routes.table import QUEUE, serve
+from services.storage.settings import StorageSettings
+from services.storage.shell.accounts import Accounts
+from services.storage.shell.jobs import Jobs, ProjectionMark
+from services.storage.shell.outputs import Outputs
+from services.storage.shell.projection import Heartbeats, Projection
+from services.storage.shell.uploads import Uploads
+from shared import observe
+from shared.bus import Bus
+from shared.channels import HEARTBEAT, Service
+
+_PAUSE_S, _PAUSE_MAX_S = 0.2, 5.0
+
+log = observe.logger("storage")
+
+
+async def run(settings: StorageSettings) -> None:
+    """Run until the task is cancelled, or return when a connection to NATS is closed for good.
+
+    Raises:
+        NewerSchemaError: a newer storage has written the database.
+    """
+    mongo = Mongo(settings.mongo_url.get_secret_value(), settings.mongo_database)
+    try:
+        async with (
+            Bus.connect(settings, Service.STORAGE) as bus,
+            # Bytes have a connection of their own: questions do not wait behind them.
+            Bus.connect(settings, Service.STORAGE, purpose="blobs") as blob_bus,
+        ):
+            await _run_until_closed(Storage(settings, mongo, bus, blob_bus), bus, blob_bus)
+    finally:
+        mongo.close()
+
+
+async def _run_until_closed(storage: "Storage", *buses: Bus) -> None:
+    work = asyncio.create_task(storage.run())
+    ends = {work, *(asyncio.create_task(bus.closed.wait()) for bus in buses)}
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in ends - {work}:
+            task.cancel()
+        if not work.done():
+            work.cancel()
+        await asyncio.gather(*ends - {work}, return_exceptions=True)
+    if not any(bus.closed.is_set() for bus in buses):
+        await work
+    await asyncio.gather(work, return_exceptions=True)
+
+
+class Storage:
+    """The service: questions answered, streams followed, old things swept up."""
+
+    def __init__(self, settings: StorageSettings, mongo: Mongo, bus: Bus, blob_bus: Bus) -> None:
+        self._settings = settings
+        self._mongo = mongo
+        self._bus = bus
+        self._blob_bus = blob_bus
+        gridfs, upload_store, job_store = GridFs(mongo), UploadStore(mongo), JobStore(mongo)
+        mark = ProjectionMark()
+        jobs = Jobs(bus, job_store, mark)
+        self._uploads = Uploads(gridfs, upload_store)
+        self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs)
+        self._questions = JobRoutes(jobs, job_store, Outputs(gridfs, upload_store))
+        self._fleet = FleetRoutes(mongo, job_store)
+        self._accounts = Accounts(bus, PeopleStore(mongo), Passwords())
+        self._projection = Projection(bus, job_store, mark)
+        self._heartbeats = Heartbeats(job_store)
+
+    async def run(self) -> None:
+        """Make the database ready, then answer and follow, for ever."""
+        await self._prepare()
+        await serve(
+            self._bus,
+            [
+                *people.routes(self._accounts),
+                *self._questions.routes(),
+                *self._fleet.routes(),
+                artifact_route(self._blobs),
+            ],
+        )
+        await serve(self._blob_bus, self._blobs.routes())
+        await self._bus.listen(HEARTBEAT, self._heartbeats.hear, queue=QUEUE)
+        log.info("storage_ready")
+        async with asyncio.TaskGroup() as tasks:
+            for work in (
+                self._projection.follow_jobs(),
+                self._projection.follow_output(),
+                self._projection.follow_deliveries(),
+                self._heartbeats.write(),
+                self._sweep(),
+            ):
+                tasks.create_task(work)
+
+    async def _prepare(self) -> None:
+        pause_s = _PAUSE_S
+        while True:
+            try:
+                await prepare(self._mongo)
+                await self._ensure_admin()
+            except PyMongoError as error:
+                log.warning("mongo_awaited", error=str(error))
+            else:
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+    async def _ensure_admin(self) -> None:
+        password = self._settings.admin_password
+        if password is not None:
+            await self._accounts.ensure_admin(
+                self._settings.admin_user, password.get_secret_value(), self._settings.admin_email
+            )
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                swept = await self._uploads.sweep(timedelta(hours=self._settings.upload_expiry_h))
+                log.info("uploads_swept", swept=swept)
+            except PyMongoError as error:
+                log.warning("sweep_failed", error=str(error))
+            await asyncio.sleep(self._settings.sweep_interval_h * 3600)

@@ -1,0 +1,151 @@
+"""Follows the streams and writes what they say into collections; acknowledges after the write."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from prometheus_client import Counter, Gauge
+
+from services.storage.adapters.job_store import JobStore
+from services.storage.adapters.mongo import UNWRITABLE, PyMongoError
+from services.storage.core import projections as p
+from services.storage.shell.jobs import ProjectionMark
+from shared import observe
+from shared.bus import Bus, Received
+from shared.channels import JOBS, LOGS, NOTIFY
+from shared.clock import utc_now
+from shared.events import DeliveryRequested, DeliveryTried, JobChanged, OutputBatch
+from shared.fleet import Heartbeat
+
+PROJECTED = Counter("wherry_storage_projected_total", "Messages of streams that were written down.", ["stream"])
+SKIPPED = Counter("wherry_storage_skipped_total", "Messages of streams that can never be written.", ["stream"])
+BEHIND = Gauge("wherry_storage_behind", "Messages of a stream that wait to be written.", ["stream"])
+
+Messages = Sequence[Received[Any]]
+Write = Callable[[Messages], Awaitable[None]]
+
+_PAUSE_S, _PAUSE_MAX_S = 0.2, 5.0
+#: A node's record is written at most once in this many seconds.
+NODE_WRITE_S = 2.0
+NODES_MOST = 20_000
+
+log = observe.logger("storage.projection")
+
+
+class Projection:
+    """The three streams, each a loop of its own."""
+
+    def __init__(self, bus: Bus, store: JobStore, mark: ProjectionMark) -> None:
+        self._bus = bus
+        self._store = store
+        self._mark = mark
+
+    async def follow_jobs(self) -> None:
+        """Project job events, for ever."""
+        await self._follow(JOBS, "storage", self._write_jobs)
+
+    async def follow_output(self) -> None:
+        """Keep lines, progress and metrics, for ever."""
+        await self._follow(LOGS, "storage-log", self._write_output)
+
+    async def follow_deliveries(self) -> None:
+        """Keep notifications and their tries, for ever."""
+        await self._follow(NOTIFY, "storage-delivery", self._write_deliveries)
+
+    async def _follow(self, stream: str, durable: str, write: Write) -> None:
+        async for messages in self._bus.consume(stream, durable):
+            await _write_surely(stream, messages, write)
+            for message in messages:
+                await message.ack()
+            PROJECTED.labels(stream).inc(len(messages))
+            BEHIND.labels(stream).set(messages[-1].num_pending)
+
+    async def _write_jobs(self, messages: Messages) -> None:
+        changes = [
+            (one.seq, one.data.job, one.body.decode())
+            for one in messages
+            if isinstance(one.data, JobChanged) and one.data.job.id == one.params["job_id"]
+        ]
+        upserts = [p.job_upsert(seq, job) for seq, job, _ in changes]
+        await self._store.write_jobs(upserts, [p.event_document(seq, job, text) for seq, job, text in changes])
+        self._mark.move(max(one.seq for one in messages))
+
+    async def _write_output(self, messages: Messages) -> None:
+        keyed = [
+            (p.attempt_key(one.params["job_id"], int(one.params["attempt"]), one.params["node_id"]), one.data)
+            for one in messages
+            if isinstance(one.data, OutputBatch)
+        ]
+        await self._store.write_output(
+            [document for key, batch in keyed if (document := p.log_document(key, batch))],
+            [document for key, batch in keyed if (document := p.metric_document(key, batch))],
+            [p.progress_upsert(key, batch.progress) for key, batch in keyed if batch.progress],
+        )
+
+    async def _write_deliveries(self, messages: Messages) -> None:
+        requested = {
+            one.data.delivery_id: p.delivery_requested(one.data)
+            for one in messages
+            if isinstance(one.data, DeliveryRequested)
+        }
+        tried = [p.delivery_tried(one.seq, one.data) for one in messages if isinstance(one.data, DeliveryTried)]
+        await self._store.write_deliveries(requested, tried)
+
+
+async def _write_surely(stream: str, messages: Messages, write: Write) -> None:
+    """Write *messages*, waiting for MongoDB as long as it takes; what can never be written is left out."""
+    for unreadable in (one for one in messages if one.data is None):
+        _skip(stream, unreadable, unreadable.problem or "unreadable")
+    try:
+        await _write_when_possible(stream, messages, write)
+    except UNWRITABLE:
+        for message in messages:
+            try:
+                await _write_when_possible(stream, [message], write)
+            except UNWRITABLE as error:
+                _skip(stream, message, repr(error))
+
+
+def _skip(stream: str, message: Received[Any], why: str) -> None:
+    SKIPPED.labels(stream).inc()
+    log.error("message_skipped", stream=stream, subject=message.subject, seq=message.seq, error=why)
+
+
+async def _write_when_possible(stream: str, messages: Messages, write: Write) -> None:
+    pause_s = _PAUSE_S
+    while True:
+        try:
+            return await write(messages)
+        except PyMongoError as error:
+            log.warning("write_delayed", stream=stream, messages=len(messages), error=str(error))
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+
+
+class Heartbeats:
+    """What nodes last said, written down in batches: the newest word of each, at most every NODE_WRITE_S seconds."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._last: dict[str, p.Upsert] = {}
+        self._some = asyncio.Event()
+
+    def hear(self, message: Received[Heartbeat]) -> None:
+        """Take in a heartbeat; the node is the subject's."""
+        if message.data is None or len(self._last) >= NODES_MOST:
+            return
+        node_id = message.params["node_id"]
+        self._last[node_id] = p.node_upsert(node_id, message.data, utc_now())
+        self._some.set()
+
+    async def write(self) -> None:
+        """Write what was heard, for ever."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            heard, self._last = list(self._last.values()), {}
+            try:
+                await self._store.write_nodes(heard)
+            except PyMongoError as error:  # the next heartbeat says it again
+                log.warning("heartbeats_delayed", nodes=len(heard), error=str(error))
+            await asyncio.sleep(NODE_WRITE_S)
