@@ -16,4 +16,4 @@ class ServiceSettings(BaseSettings):
     nats_password: SecretStr = SecretStr("")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
-    request_timeout_s: float = Field(10.0, gt=0, le=120)
+    request_timeout_s: float = Field(default=10.0, gt=0, le=120)
