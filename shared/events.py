@@ -96,6 +96,20 @@ class CancelRequested(Message):
     at: datetime
 
 
+class JobSummary(Message):
+    """What a notification tells about a job. Carried along, because a delivery may be tried for days."""
+
+    name: str
+    state: str
+    error: Failure | None = None
+    files: int = 0
+    bytes: int = 0
+    attempts: int = 0
+    created_at: datetime
+    running_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
 class DeliveryRequested(Message):
     """One notification to one target about one job's end."""
 
@@ -108,6 +122,7 @@ class DeliveryRequested(Message):
     target: str  # an address or a URL
     secret_ref: str | None = None
     at: datetime
+    job: JobSummary | None = None
 
 
 class DeliveryTried(Message):
@@ -178,6 +193,7 @@ __all__ = [
     "DeliveryTried",
     "Event",
     "JobChanged",
+    "JobSummary",
     "LogLine",
     "MetricPoint",
     "OutputBatch",

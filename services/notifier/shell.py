@@ -1,0 +1,210 @@
+"""From job ends to deliveries, and from deliveries to people: two durable consumers.
+
+Nothing is acknowledged before it is recorded, so a crash at any point repeats a step and loses none. Whoever is told
+twice because of that is told under the same id.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import prometheus_client
+
+from services.notifier.core.delivery import Decision, Outcome, Verdict, decide
+from services.notifier.core.rules import deliveries
+from services.notifier.ports import Sender
+from shared import observe
+from shared.bus import Bus
+from shared.channels import DELIVERY_REQUESTED, DELIVERY_TRIED, JOBS, NOTIFY
+from shared.clock import utc_now
+from shared.errors import Unavailable
+from shared.events import DeliveryRequested, DeliveryTried, Event, JobChanged
+from shared.wire import Received, Record
+
+TRIES = prometheus_client.Counter("wherry_notifier_tries_total", "Tries of deliveries.", ["kind", "state"])
+UNDER_WAY = prometheus_client.Gauge("wherry_notifier_under_way", "Deliveries that are tried or wait for their turn.")
+TRY_TIME = prometheus_client.Histogram("wherry_notifier_try_seconds", "How long a try took.", ["kind"])
+
+#: Deliveries that may wait here for one host; more are tried again later, so that nobody else waits for them.
+WAITING_PER_HOST = 200
+#: How often the broker is told that a delivery is still under way, in seconds; well below the consumer's ack wait.
+STILL_HERE_S = 10.0
+#: Pause after a fault of our own, in seconds.
+BROKEN_PAUSE_S = 30.0
+
+_log = observe.logger("notifier")
+
+
+class Notifier:
+    """Turns the ends of jobs into deliveries and tries these until they are done or given up.
+
+    Args:
+        bus: the notifier's connection.
+        senders: by kind of delivery.
+        at_once: deliveries that are tried at the same time.
+        per_host: the same, for one receiver.
+
+    """
+
+    def __init__(self, bus: Bus, senders: Mapping[str, Sender], *, at_once: int, per_host: int) -> None:
+        self._bus = bus
+        self._senders = senders
+        self._all = asyncio.Semaphore(at_once)
+        self._per_host = per_host
+        self._hosts: dict[str, asyncio.Semaphore] = {}
+        self._waiting: Counter[str] = Counter()
+        self._under_way: set[str] = set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._request_deliveries())
+            tasks.create_task(self._deliver())
+
+    # --- ends become deliveries ----------------------------------------------------------------------------------
+
+    async def _request_deliveries(self) -> None:
+        async for batch in self._bus.consume(JOBS, "notifier"):
+            for received in batch:
+                await self._request(received)
+
+    async def _request(self, received: Received[JobChanged]) -> None:
+        event = received.event
+        if event is None:
+            _log.error("unreadable_event", subject=received.subject, problem=received.problem)
+            await received.term(received.problem or "not a job event")
+            return
+        job = event.data.job
+        wanted = deliveries(job, received.params.get("event", ""), event.id, event.time)
+        stored = [self._bus.record_grouped(self._requested(request, event.id)) for request in wanted]
+        try:
+            await asyncio.gather(*stored)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the event comes again
+            _log.warning("deliveries_not_recorded", job_id=job.id, error=str(error))
+            await received.nak(2.0)
+            return
+        for request in wanted:
+            _log.info("delivery_requested", job_id=job.id, delivery_id=request.delivery_id, kind=request.kind)
+        await received.ack()
+
+    def _requested(self, request: DeliveryRequested, cause: str) -> Record:
+        params = {"owner": request.owner_id, "job_id": request.job_id}
+        event = self._bus.event(DELIVERY_REQUESTED, request, subject=request.job_id, causedby=cause, **params)
+        return Record(DELIVERY_REQUESTED, params, event.model_copy(update={"id": request.delivery_id}))
+
+    # --- deliveries become tries ---------------------------------------------------------------------------------
+
+    async def _deliver(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            async for batch in self._bus.consume(NOTIFY, "deliver"):
+                for received in batch:
+                    tasks.create_task(self._take(received))
+
+    async def _take(self, received: Received[DeliveryRequested]) -> None:
+        event = received.event
+        if event is None or event.data.kind not in self._senders:
+            _log.error("unreadable_delivery", subject=received.subject, problem=received.problem)
+            await received.term(received.problem or "not a delivery")
+            return
+        delivery_id = event.data.delivery_id
+        if delivery_id in self._under_way:
+            return  # the broker grew impatient; the first copy's end settles both
+        self._under_way.add(delivery_id)
+        UNDER_WAY.inc()
+        try:
+            async with _kept_alive(received):
+                decision = await self._try(event, received.num_delivered)
+            await _settle(received, decision)
+        except Exception as error:  # noqa: BLE001 - one delivery must not end the others
+            _log.exception("delivery_broke", job_id=event.data.job_id, delivery_id=delivery_id, error=str(error))
+            await received.nak(BROKEN_PAUSE_S)
+        finally:
+            UNDER_WAY.dec()
+            self._under_way.discard(delivery_id)
+
+    async def _try(self, event: Event[DeliveryRequested], tries: int) -> Decision:
+        """Try once, record what came of it, and return that."""
+        request = event.data
+        outcome = await self._in_turn(request)
+        decision = decide(request.kind, outcome, tries, _seed(request.delivery_id, tries))
+        now = utc_now()
+        pause = decision.again_in_s
+        tried = DeliveryTried(
+            delivery_id=request.delivery_id,
+            job_id=request.job_id,
+            owner_id=request.owner_id,
+            tries=tries,
+            state=decision.state,
+            detail=decision.detail,
+            at=now,
+            next_at=None if pause is None else now + timedelta(seconds=pause),
+        )
+        params = {"owner": request.owner_id, "job_id": request.job_id}
+        record = self._bus.event(DELIVERY_TRIED, tried, subject=request.job_id, causedby=event.id, **params)
+        await self._bus.record(Record(DELIVERY_TRIED, params, record), deadline_s=None)
+        TRIES.labels(request.kind, decision.state).inc()
+        _log.info(
+            "delivery_tried",
+            job_id=request.job_id,
+            delivery_id=request.delivery_id,
+            kind=request.kind,
+            state=decision.state,
+            tries=tries,
+            detail=decision.detail,
+        )
+        return decision
+
+    async def _in_turn(self, request: DeliveryRequested) -> Outcome:
+        """Send when it is the request's turn, waiting for its host first: a slow one holds only its own places."""
+        sender = self._senders[request.kind]
+        host = sender.host(request)
+        if self._waiting[host] >= WAITING_PER_HOST + self._per_host:
+            return Outcome(Verdict.FAILED, "too many deliveries wait for this receiver")
+        slots = self._hosts.setdefault(host, asyncio.Semaphore(self._per_host))
+        self._waiting[host] += 1
+        try:
+            async with slots, self._all:
+                with TRY_TIME.labels(request.kind).time():
+                    return await sender.send(request)
+        finally:
+            self._waiting[host] -= 1
+            if not self._waiting[host]:
+                del self._waiting[host], self._hosts[host]
+
+
+@asynccontextmanager
+async def _kept_alive(received: Received[DeliveryRequested]) -> AsyncGenerator[None]:
+    """Tell the broker every few seconds that the message is being worked on."""
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(STILL_HERE_S)
+            await received.in_progress()
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        telling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await telling
+
+
+async def _settle(received: Received[DeliveryRequested], decision: Decision) -> None:
+    if decision.again_in_s is not None:
+        await received.nak(decision.again_in_s)
+        return
+    try:
+        await received.ack_sync()  # a lost acknowledgement would be a second mail
+    except Unavailable:
+        _log.warning("delivery_not_settled", state=decision.state)
+
+
+def _seed(delivery_id: str, tries: int) -> float:
+    """Return a number from 0 to 1 that is always the same for this try, and another for each."""
+    digest = hashlib.sha256(f"{delivery_id}.{tries}".encode()).digest()
+    return int.from_bytes(digest[:4]) / 2**32
