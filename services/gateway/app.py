@@ -1,0 +1,145 @@
+"""The HTTP application: routes, errors as problem documents, and the OpenAPI document."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from services.gateway.adapters.edge import Edge
+from services.gateway.core import problems, views
+from services.gateway.routes import files, health, jobs, nodes, people, session, streams
+from services.gateway.routes.http import problem_answer
+from services.gateway.settings import GatewaySettings
+from services.gateway.shell.gateway import running
+from shared import observe
+from shared.errors import WherryError
+from shared.spec import JobSpec
+
+#: Bodies that routes read themselves: their schemas go into the document by hand.
+_SENT: tuple[type[BaseModel], ...] = (
+    JobSpec, views.Credentials, views.NewUser, views.UserChanges, views.NewPassword, problems.Problem,
+)  # fmt: skip
+_SCHEMAS = "#/components/schemas/{model}"
+_log = observe.logger("gateway")
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    """Return the application. It connects to NATS when it is started, not before.
+
+    `app.state.gateway` is None until then; `app.state.broken` is set when it never will, or is cut off for good.
+    """
+    app = FastAPI(
+        title="wherry", version="1", lifespan=_lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+        description="Carries containerised work to the machines that can do it, and brings the results home.",
+    )  # fmt: skip
+    app.state.settings = settings
+    app.state.gateway = None
+    app.state.broken = asyncio.Event()
+    app.add_middleware(Edge, access_log=settings.access_log)
+    _add_routes(app)
+    _add_errors(app)
+    app.openapi = lambda: _openapi(app)  # pyright: ignore[reportAttributeAccessIssue]
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    versioned = APIRouter(prefix="/v1")
+    for module in (session, jobs, streams, files, nodes, people):
+        versioned.include_router(module.router)
+    app.include_router(versioned)
+    # The image-processing seed's paths stand at the root as it lists them.
+    app.include_router(session.router, include_in_schema=False)
+    app.include_router(health.router)
+
+
+def _add_errors(app: FastAPI) -> None:
+    def request_id(request: Request) -> str | None:
+        return getattr(request.state, "request_id", None)
+
+    async def on_wherry_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, WherryError)  # noqa: S101 - registered for it
+        if problems.status_of(error) == 500:
+            _log.error("request_refused", code=error.code, error=error.message, request_id=request_id(request))
+        return problem_answer(error, request_id(request))
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+        failure = problems.from_status(error.status_code, str(error.detail))
+        return problem_answer(failure, request_id(request), error.headers)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+        found = [{**item, "loc": item["loc"][1:]} for item in error.errors()]
+        return problem_answer(problems.invalid(problems.fields_at_fault(found)), request_id(request))
+
+    async def on_gone(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    app.add_exception_handler(WherryError, on_wherry_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(ClientDisconnect, on_gone)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+    """Serve at once, so that /healthz and /readyz answer, and connect beside."""
+    settings: GatewaySettings = app.state.settings
+    if not settings.gateway_key.get_secret_value():
+        raise RuntimeError("WHERRY_GATEWAY_KEY is not set: give 64 hex digits, the same for every gateway")
+    connecting = asyncio.create_task(_stay_connected(app, settings))
+    try:
+        yield
+    finally:
+        connecting.cancel()
+        with suppress(asyncio.CancelledError):
+            await connecting
+
+
+async def _stay_connected(app: FastAPI, settings: GatewaySettings) -> None:
+    async with AsyncExitStack() as stack:
+        try:
+            gateway = app.state.gateway = await stack.enter_async_context(running(settings))
+            await gateway.bus.closed.wait()
+        except WherryError as error:
+            _log.critical("gateway_refused", code=error.code, error=error.message)
+        finally:
+            app.state.gateway = None
+        app.state.broken.set()
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the document, with the schemas of bodies that routes read themselves."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        components = document.setdefault("components", {})
+        schemas: dict[str, Any] = components.setdefault("schemas", {})
+        for model in _SENT:
+            schema = model.model_json_schema(ref_template=_SCHEMAS)
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        components["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "basic": {"type": "http", "scheme": "basic"},
+        }
+        document["security"] = [{"bearer": []}]
+        _describe_problems(document)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _describe_problems(document: dict[str, Any]) -> None:
+    content = {problems.MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS.format(model="Problem")}}}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = {"description": "A problem document.", "content": content}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(unused, None)

@@ -1,0 +1,1 @@
+"""What the gateway decides: rules, translations and document formats. Pure."""

@@ -1,0 +1,198 @@
+"""From messages to what clients see. A message of the bus is never shown as it is."""
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
+
+from services.gateway.core import views
+from shared.events import LogLine, MetricPoint, Progress
+from shared.job import Attempt, Failure, Job, OutputsRef
+from shared.manifest import Entry
+from shared.requests import (
+    Artifact,
+    Committed,
+    Counts,
+    DeliveryView,
+    EventPage,
+    JobView,
+    LogPage,
+    NodeView,
+    OutputPage,
+    Principal,
+    Session,
+    User,
+)  # fmt: skip
+from shared.spec import JobSpec
+
+#: The words of the interface for the two streams, and the letters of the bus.
+STREAMS: dict[str, Literal["stdout", "stderr"]] = {"o": "stdout", "e": "stderr"}
+LETTERS: dict[str, Literal["o", "e"]] = {"stdout": "o", "stderr": "e", "o": "o", "e": "e"}
+
+
+def session(answer: Session) -> views.SessionView:
+    """Return a login."""
+    who = answer.principal
+    return views.SessionView(user=who.name, role=who.role, token=answer.token, expires_at=answer.expires_at)
+
+
+def me(principal: Principal) -> views.Me:
+    """Return who is calling."""
+    return views.Me(id=principal.user_id, user=principal.name, role=principal.role, email=principal.email)
+
+
+def status(counts: Counts, system_name: str, now: datetime) -> views.StatusView:
+    """Return the system at a glance."""
+    return views.StatusView(
+        system_name=system_name, server_time=now, active_workloads=[],
+        jobs=views.JobCounts(total=sum(counts.jobs.values()), by_state=counts.jobs),
+        nodes=views.NodeCounts(total=counts.nodes_total, online=counts.nodes_online),
+    )  # fmt: skip
+
+
+def job(view: JobView, *, with_spec: bool) -> views.JobDocument:
+    """Return a job as its owner sees it."""
+    item = view.job
+    return views.JobDocument(
+        job_id=item.id, name=item.spec.name, state=item.state, kind=item.spec.kind, owner=item.owner.name,
+        owner_id=item.owner.id, node=item.attempts[-1].node if item.attempts else None,
+        progress=progress(view.progress) if view.progress else None,
+        attempts=[attempt(one) for one in item.attempts], tries=item.tries, losses=item.losses,
+        created_at=item.created_at, started_at=_started_at(item), updated_at=item.updated_at, ended_at=item.ended_at,
+        not_before=item.not_before, cancel_requested_at=item.cancel_requested_at,
+        pending=[views.PendingView(code=one.code, nodes=one.nodes, message=one.message) for one in item.pending],
+        outputs=outputs(item.outputs), error=failure(item.error), remarks=list(item.remarks),
+        labels=list(item.spec.labels), spec=without_secrets(item.spec) if with_spec else None,
+    )  # fmt: skip
+
+
+def attempt(item: Attempt) -> views.AttemptView:
+    """Return one try of a job."""
+    return views.AttemptView(
+        number=item.number, node=item.node, state=item.state, phase=item.phase, gpus=list(item.gpus), score=item.score,
+        image_digest=item.image_digest, placed_at=item.placed_at, starting_at=item.starting_at,
+        running_at=item.running_at, finishing_at=item.finishing_at, ended_at=item.ended_at, exit_code=item.exit_code,
+        error=failure(item.error), outputs=outputs(item.outputs),
+    )  # fmt: skip
+
+
+def without_secrets(spec: JobSpec) -> JobSpec:
+    """Return *spec* without webhook secrets and without the references to them."""
+    if all(item.webhook is None for item in spec.notify):
+        return spec
+    bare = [
+        item if item.webhook is None
+        else item.model_copy(update={"webhook": item.webhook.model_copy(update={"secret": None, "secret_ref": None})})
+        for item in spec.notify
+    ]  # fmt: skip
+    return spec.model_copy(update={"notify": tuple(bare)})
+
+
+def failure(item: Failure | None) -> views.FailureView | None:
+    """Return why something did not succeed."""
+    return None if item is None else views.FailureView(reason=item.reason, message=item.message)
+
+
+def outputs(item: OutputsRef | None) -> views.OutputsView | None:
+    """Return the totals of what was left."""
+    return None if item is None else views.OutputsView(files=item.files, bytes=item.bytes)
+
+
+def progress(item: Progress) -> views.ProgressView:
+    """Return how far a job says it is."""
+    return views.ProgressView(fraction=item.fraction, message=item.message, at=item.at)
+
+
+def line(item: LogLine) -> views.LineView:
+    """Return one line of output."""
+    return views.LineView(n=item.n, t=item.t, stream=STREAMS.get(item.s, "stdout"), text=item.x)
+
+
+def log(page: LogPage) -> views.LogDocument:
+    """Return lines as JSON."""
+    return views.LogDocument(attempt=page.attempt, lines=[line(item) for item in page.lines], more=page.more)
+
+
+def log_text(lines: Sequence[LogLine]) -> str:
+    """Return lines as text."""
+    return "".join(f"{item.x}\n" for item in lines)
+
+
+def lost_text(first: int, last: int) -> str:
+    """Return the line that stands for lines *first* to *last*."""
+    return (
+        f"[wherry: line {first} is missing]\n" if first == last else f"[wherry: lines {first} to {last} are missing]\n"
+    )
+
+
+def point(item: MetricPoint) -> views.PointView:
+    """Return one value; JSON has no word for those that are not finite."""
+    value = item.value if math.isfinite(item.value) else None
+    return views.PointView(name=item.name, value=value, step=item.step, at=item.at)
+
+
+def events(page: EventPage, after_seq: int) -> views.EventsDocument:
+    """Return CloudEvents as a list."""
+    cursor = page.events[-1].seq if page.events else after_seq
+    return views.EventsDocument(events=[json.loads(item.event) for item in page.events], cursor=cursor)
+
+
+def entry(item: Entry) -> views.EntryView:
+    """Return one file or folder."""
+    size, sha256 = (item.blob.size, item.blob.sha256) if item.blob else (0, None)
+    return views.EntryView(path=item.path, kind=item.kind, mode=item.mode, mtime=item.mtime, size=size, sha256=sha256)
+
+
+def entries(page: OutputPage) -> views.OutputsDocument:
+    """Return a page of what a job left."""
+    return views.OutputsDocument(
+        entries=[entry(item) for item in page.entries], cursor=page.cursor, skipped=list(page.skipped)
+    )
+
+
+def notification(item: DeliveryView) -> views.NotificationView:
+    """Return one notification."""
+    return views.NotificationView(
+        id=item.id, kind=item.kind, target=item.target, event=item.event, state=item.state, tries=item.tries,
+        detail=item.detail, requested_at=item.requested_at, updated_at=item.updated_at, next_at=item.next_at,
+    )  # fmt: skip
+
+
+def committed(item: Committed) -> views.ArtifactView:
+    """Return what an upload became."""
+    return views.ArtifactView(artifact_id=item.artifact_id or "", sha256=item.blob.sha256, size=item.blob.size)
+
+
+def artifact(item: Artifact) -> views.ArtifactView:
+    """Return an artifact's facts."""
+    return views.ArtifactView(artifact_id=item.id, sha256=item.blob.sha256, size=item.blob.size)
+
+
+def node(item: NodeView, *, whole: bool) -> views.NodeDocument:
+    """Return a machine; *whole*: with what it runs and holds, which tells of other people's work."""
+    info, capacity, usage = item.node, item.capacity, item.usage
+    return views.NodeDocument(
+        id=info.id, name=info.name, cluster=info.cluster, tags=list(info.tags), arch=info.arch, os=info.os,
+        agent_version=info.agent_version, runtimes=list(info.runtimes), engine=info.engine, online=item.online,
+        seen_at=item.seen_at, running=len(item.attempts),
+        capacity=views.CapacityView(
+            cpus=capacity.cpus, memory=capacity.memory, disk=capacity.disk, gpus=list(capacity.gpus)
+        ),
+        usage=views.UsageView(
+            cpu_percent=usage.cpu_percent, load1=usage.load1, memory_available=usage.memory_available,
+            disk_free=usage.disk_free,
+        ),
+        attempts=list(item.attempts) if whole else None, images=list(item.images) if whole else None,
+    )  # fmt: skip
+
+
+def user(item: User) -> views.UserView:
+    """Return a user."""
+    return views.UserView(
+        id=item.id, name=item.name, role=item.role, email=item.email, disabled=item.disabled, created_at=item.created_at
+    )
+
+
+def _started_at(item: Job) -> datetime | None:
+    return next((one.running_at for one in item.attempts if one.running_at), None)

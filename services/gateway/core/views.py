@@ -1,0 +1,358 @@
+"""What clients see: the models of the REST interface's answers. Times are UTC, sizes bytes."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from shared.fleet import Gpu
+from shared.requests import Role
+from shared.spec import JobSpec
+from shared.states import AttemptState, EndReason, JobState, PendingCode
+
+
+class SessionView(BaseModel):
+    """A login. The token is shown once."""
+
+    user: str
+    role: Role
+    token: str
+    expires_at: datetime
+
+
+class LogoutView(BaseModel):
+    """A logout."""
+
+    logout_message: str
+
+
+class JobCounts(BaseModel):
+    """Jobs by state."""
+
+    total: int
+    by_state: dict[str, int]
+
+
+class NodeCounts(BaseModel):
+    """Nodes that were seen, and those that are there."""
+
+    total: int
+    online: int
+
+
+class StatusView(BaseModel):
+    """The system at a glance."""
+
+    system_name: str
+    server_time: datetime
+    active_workloads: list[str]
+    jobs: JobCounts
+    nodes: NodeCounts
+
+
+class Accepted(BaseModel):
+    """A job that was accepted, or a request about it."""
+
+    job_id: str
+    state: JobState
+
+
+class BatchRefusal(BaseModel):
+    """Why one spec of a batch was not taken."""
+
+    problem: dict[str, Any]
+
+
+class BatchView(BaseModel):
+    """An id or a problem for each spec, in order."""
+
+    jobs: list[Accepted | BatchRefusal]
+
+
+class FailureView(BaseModel):
+    """Why something ended that did not succeed: a reason for programs, a sentence for people."""
+
+    reason: EndReason
+    message: str
+
+
+class ProgressView(BaseModel):
+    """How far a job says it is, 0 to 1, in its own words."""
+
+    fraction: float
+    message: str
+    at: datetime
+
+
+class OutputsView(BaseModel):
+    """What a job left, in all."""
+
+    files: int
+    bytes: int
+
+
+class PendingView(BaseModel):
+    """Why a job waits, and how many nodes that rules out."""
+
+    code: PendingCode
+    nodes: int
+    message: str
+
+
+class AttemptView(BaseModel):
+    """One try of a job on one node."""
+
+    number: int
+    node: str
+    state: AttemptState
+    phase: str | None
+    gpus: list[str]
+    score: dict[str, float]
+    image_digest: str | None
+    placed_at: datetime
+    starting_at: datetime | None
+    running_at: datetime | None
+    finishing_at: datetime | None
+    ended_at: datetime | None
+    exit_code: int | None
+    error: FailureView | None
+    outputs: OutputsView | None
+
+
+class JobDocument(BaseModel):
+    """A job and all that has become of it. `spec` is left out in lists."""
+
+    job_id: str
+    name: str
+    state: JobState
+    kind: str
+    owner: str
+    owner_id: str
+    node: str | None
+    progress: ProgressView | None
+    attempts: list[AttemptView]
+    tries: int
+    losses: int
+    created_at: datetime
+    started_at: datetime | None
+    updated_at: datetime
+    ended_at: datetime | None
+    not_before: datetime | None
+    cancel_requested_at: datetime | None
+    pending: list[PendingView]
+    outputs: OutputsView | None
+    error: FailureView | None
+    remarks: list[str]
+    labels: list[str]
+    spec: JobSpec | None = None
+
+
+class JobPage(BaseModel):
+    """Some jobs, newest first; `cursor` asks for the next."""
+
+    jobs: list[JobDocument]
+    cursor: str | None
+
+
+class LineView(BaseModel):
+    """One line of output. `n` counts from 1 over both streams of an attempt."""
+
+    n: int
+    t: datetime
+    stream: Literal["stdout", "stderr"]
+    text: str
+
+
+class LogDocument(BaseModel):
+    """Lines of one attempt. `more`: ask again with `after` set to the last line's number."""
+
+    attempt: int
+    lines: list[LineView]
+    more: bool
+
+
+class EventsDocument(BaseModel):
+    """CloudEvents in order; `cursor` (a stream sequence) asks for those after."""
+
+    events: list[dict[str, Any]]
+    cursor: int
+
+
+class PointView(BaseModel):
+    """One value that the job printed."""
+
+    name: str
+    value: float | None
+    step: int | None
+    at: datetime
+
+
+class MetricsDocument(BaseModel):
+    """Every value that the job printed, in order."""
+
+    points: list[PointView]
+
+
+class EntryView(BaseModel):
+    """One file or folder that a job left. `mtime` is seconds since the epoch; `sha256` is a file's."""
+
+    path: str
+    kind: Literal["file", "dir"]
+    mode: int
+    mtime: float
+    size: int
+    sha256: str | None
+
+
+class OutputsDocument(BaseModel):
+    """Entries by path; `cursor` asks for the next. `skipped` says what was left out and why."""
+
+    entries: list[EntryView]
+    cursor: str | None
+    skipped: list[str]
+
+
+class NotificationView(BaseModel):
+    """One notification: to whom, about what, and how far it got."""
+
+    id: str
+    kind: str
+    target: str
+    event: str
+    state: str
+    tries: int
+    detail: str
+    requested_at: datetime
+    updated_at: datetime
+    next_at: datetime | None
+
+
+class NotificationsDocument(BaseModel):
+    """A job's notifications, oldest first."""
+
+    notifications: list[NotificationView]
+
+
+class ArtifactView(BaseModel):
+    """Stored bytes."""
+
+    artifact_id: str
+    sha256: str
+    size: int
+
+
+class CapacityView(BaseModel):
+    """What a node offers."""
+
+    cpus: float
+    memory: int
+    disk: int
+    gpus: list[Gpu]
+
+
+class UsageView(BaseModel):
+    """What is really in use on the machine, by anyone."""
+
+    cpu_percent: float
+    load1: float
+    memory_available: int
+    disk_free: int
+
+
+class NodeDocument(BaseModel):
+    """A machine as of its last heartbeat. What it runs and which images it holds is for administrators."""
+
+    id: str
+    name: str
+    cluster: str
+    tags: list[str]
+    arch: str
+    os: str
+    agent_version: str
+    runtimes: list[str]
+    engine: str
+    online: bool
+    seen_at: datetime
+    capacity: CapacityView
+    usage: UsageView
+    running: int
+    attempts: list[dict[str, Any]] | None = None
+    images: list[str] | None = None
+
+
+class NodesDocument(BaseModel):
+    """Every machine that was seen."""
+
+    nodes: list[NodeDocument]
+
+
+class UserView(BaseModel):
+    """A user."""
+
+    id: str
+    name: str
+    role: Role
+    email: str | None
+    disabled: bool
+    created_at: datetime
+
+
+class UsersDocument(BaseModel):
+    """Users by name."""
+
+    users: list[UserView]
+
+
+class Me(BaseModel):
+    """Who the token belongs to."""
+
+    id: str
+    user: str
+    role: Role
+    email: str | None
+
+
+class SecretDocument(BaseModel):
+    """A signing secret."""
+
+    secret: str
+
+
+class Credentials(BaseModel):
+    """A name and a password."""
+
+    model_config = {"extra": "forbid"}
+
+    user: str
+    password: str
+
+
+class NewUser(BaseModel):
+    """A user to add."""
+
+    model_config = {"extra": "forbid"}
+
+    name: str
+    password: str
+    role: Role = "user"
+    email: str | None = None
+
+
+class UserChanges(BaseModel):
+    """Changes to a user; what is left out stays."""
+
+    model_config = {"extra": "forbid"}
+
+    password: str | None = None
+    role: Role | None = None
+    email: str | None = None
+    disabled: bool | None = None
+
+
+class NewPassword(BaseModel):
+    """One's own new password. All other sessions end."""
+
+    model_config = {"extra": "forbid"}
+
+    old: str
+    new: str

@@ -1,0 +1,130 @@
+"""Artifacts and outputs: bytes in, bytes out."""
+
+import mimetypes
+import re
+from contextlib import AsyncExitStack
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from python_multipart.multipart import parse_options_header
+
+from services.gateway.core import ranges, translate, views
+from services.gateway.core.problems import invalid
+from services.gateway.routes.http import Caller, Door, Stream, answer, wants_json
+from services.gateway.shell import files
+from services.gateway.shell.gateway import Gateway
+from shared.errors import FieldProblem, WherryError
+from shared.job import BlobRef
+
+router = APIRouter(tags=["files"])
+_MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?$")
+_BINARY = "application/octet-stream"
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_UPLOAD = {"requestBody": {"required": True, "content": {"*/*": _BYTES}}}
+_FILE = {200: {"content": {"*/*": _BYTES}}, 206: {"content": {"*/*": _BYTES}}, 304: {"description": "Unchanged"}}
+_ZIP = {200: {"content": {"application/zip": _BYTES}}}
+
+
+@router.put("/artifacts", status_code=201, response_model=views.ArtifactView, openapi_extra=_UPLOAD)
+async def put_artifact(
+    request: Request,
+    gateway: Door,
+    principal: Caller,
+    name: Annotated[str | None, Query(max_length=255, description="Else from Content-Disposition.")] = None,
+) -> Response:
+    """Store the body, of any size. Nothing is kept of an upload that is cut."""
+    media_type = request.headers.get("content-type", _BINARY)
+    if not _MEDIA_TYPE.match(media_type):
+        raise invalid([FieldProblem(field="Content-Type", message="That is no media type")])
+    stored = await files.store(gateway, principal, request.stream(), _name(request, name), media_type)
+    return answer(translate.committed(stored), 201, headers={"Location": f"/v1/artifacts/{stored.artifact_id}"})
+
+
+@router.head("/artifacts/{artifact_id}", include_in_schema=False)
+@router.get("/artifacts/{artifact_id}", response_class=Response, responses=_FILE)  # pyright: ignore[reportArgumentType]
+async def get_artifact(artifact_id: str, request: Request, gateway: Door, principal: Caller) -> Response:
+    """Give an artifact's bytes, or a range of them."""
+    artifact = await gateway.artifact(principal, artifact_id)
+    return await _file(request, gateway, artifact.blob, artifact.name or artifact_id, artifact.media_type)
+
+
+@router.get("/jobs/{job_id}/outputs", response_model=views.OutputsDocument, responses=_ZIP)  # pyright: ignore[reportArgumentType]
+async def outputs(
+    job_id: str,
+    request: Request,
+    gateway: Door,
+    principal: Caller,
+    as_list: Annotated[bool, Query(alias="list", description="The entries instead of the zip.")] = False,  # noqa: FBT002
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    cursor: str | None = None,
+) -> Response:
+    """Give all that the job left as one zip, or (by `list` or Accept) the entries."""
+    job = (await gateway.job(principal, job_id)).job
+    if as_list or wants_json(request):
+        return answer(translate.entries(await files.listing(gateway, job, cursor, limit)))
+    files.require_outputs(job)
+    held = AsyncExitStack()
+    await held.enter_async_context(gateway.downloads.taken())
+    try:
+        content, length = files.zip_of(gateway, job, await files.listing(gateway, job))
+    except BaseException:
+        await held.aclose()
+        raise
+    headers = _download_headers(f"{job_id}.zip") | ({} if length is None else {"Content-Length": str(length)})
+    return Stream(content, held, 200, headers, "application/zip")
+
+
+@router.head("/jobs/{job_id}/outputs/{path:path}", include_in_schema=False)
+@router.get("/jobs/{job_id}/outputs/{path:path}", response_class=Response, responses=_FILE)  # pyright: ignore[reportArgumentType]
+async def output(job_id: str, path: str, request: Request, gateway: Door, principal: Caller) -> Response:
+    """Give one file that the job left, or a range of it."""
+    job = (await gateway.job(principal, job_id)).job
+    _, blob = await files.one(gateway, job, path)
+    return await _file(request, gateway, blob, path, mimetypes.guess_type(path)[0] or _BINARY)
+
+
+async def _file(request: Request, gateway: Gateway, blob: BlobRef, name: str, media_type: str) -> Response:
+    etag = f'"{blob.sha256}"'
+    headers = _download_headers(name) | {"ETag": etag, "Accept-Ranges": "bytes"}
+    if ranges.matches(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    span = _span(request, blob.size, etag, headers)
+    start, end, status = 0, blob.size, 200
+    if span is not None:
+        start, end, status = span.start, span.end, 206
+        headers["Content-Range"] = span.content_range
+    headers["Content-Length"] = str(end - start)
+    if request.method == "HEAD" or end == start:
+        return Response(status_code=status, headers=headers, media_type=media_type)
+    held = AsyncExitStack()
+    await held.enter_async_context(gateway.downloads.taken())
+    return Stream(files.read(gateway, blob, start, end), held, status, headers, media_type)
+
+
+def _span(request: Request, size: int, etag: str, headers: dict[str, str]) -> ranges.Span | None:
+    """Return the range that is asked for; none if it was asked of another version."""
+    if request.headers.get("if-range", etag) != etag:
+        return None
+    try:
+        return ranges.span(request.headers.get("range"), size)
+    except WherryError:
+        headers["Content-Range"] = f"bytes */{size}"
+        raise
+
+
+def _download_headers(name: str) -> dict[str, str]:
+    """Return headers under which no browser shows or runs what a user stored."""
+    return {
+        "Content-Disposition": ranges.attachment(name),
+        "Content-Security-Policy": "sandbox",
+        "Cache-Control": "private, no-cache",
+    }
+
+
+def _name(request: Request, name: str | None) -> str:
+    if name is None:
+        _, options = parse_options_header(request.headers.get("content-disposition"))
+        name = options.get(b"filename", b"").decode(errors="replace")[:255]
+    if not all(char.isprintable() for char in name):
+        raise invalid([FieldProblem(field="name", message="A name has printable characters only")])
+    return name

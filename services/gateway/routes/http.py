@@ -1,0 +1,201 @@
+"""What all routes share: who is calling, what was sent, and how answers and errors are put."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request, Response
+from pydantic import BaseModel, ValidationError
+from starlette.types import Receive, Scope, Send
+
+from services.gateway.core import problems, sse
+from services.gateway.shell.gateway import Gateway
+from shared import observe
+from shared.errors import Unavailable, WherryError
+from shared.requests import Principal
+
+M = TypeVar("M", bound=BaseModel)
+
+JSON = "application/json"
+#: Seconds that a reader may leave one piece of an answer lying.
+_SEND_TIMEOUT_S = 60.0
+_log = observe.logger("gateway")
+
+
+def gateway_of(request: Request) -> Gateway:
+    """Return the running gateway.
+
+    Raises:
+        Unavailable: it has not reached the bus yet.
+    """
+    gateway: Gateway | None = request.app.state.gateway
+    if gateway is None:
+        raise Unavailable("The gateway has not reached NATS yet.")
+    return gateway
+
+
+def bearer(request: Request) -> str:
+    """Return the token that came with the request.
+
+    Raises:
+        WherryError: ``unauthenticated``.
+    """
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise WherryError("unauthenticated", "Send `Authorization: Bearer <token>`; POST /v1/login gives one.")
+    return token.strip()
+
+
+async def caller(request: Request) -> Principal:
+    """Return who is calling.
+
+    Raises:
+        WherryError: ``unauthenticated``, ``unavailable``.
+    """
+    return await gateway_of(request).tokens.principal(bearer(request))
+
+
+Caller = Annotated[Principal, Depends(caller)]
+Door = Annotated[Gateway, Depends(gateway_of)]
+
+
+async def body_of(request: Request, bytes_max: int) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        WherryError: ``too_large`` above *bytes_max*, before it was read where its length was declared.
+    """
+    declared = request.headers.get("content-length", "")
+    too_large = WherryError("too_large", f"This body may have {bytes_max} bytes.")
+    if declared.isdecimal() and int(declared) > bytes_max:
+        raise too_large
+    held = bytearray()
+    async for chunk in request.stream():
+        held += chunk
+        if len(held) > bytes_max:
+            raise too_large
+    return bytes(held)
+
+
+async def json_of(request: Request, model: type[M]) -> M:
+    """Return the JSON body as a *model*.
+
+    Raises:
+        WherryError: ``too_large``, ``invalid_json``, ``invalid``.
+    """
+    body = await body_of(request, gateway_of(request).settings.form_bytes_max)
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise problems.from_validation(error, model) from None
+
+
+def answer(view: BaseModel, status: int = 200, *, headers: Mapping[str, str] | None = None) -> Response:
+    """Return *view* as JSON."""
+    return Response(view.model_dump_json(), status, dict(headers or {}), JSON)
+
+
+def problem_answer(error: WherryError, request_id: str | None, headers: Mapping[str, str] | None = None) -> Response:
+    """Return *error* as a problem document."""
+    document = problems.problem(error, request_id)
+    sent = dict(headers or {})
+    if (seconds := problems.retry_after_s(error)) is not None:
+        sent["Retry-After"] = str(seconds)
+    if document.status == 401:
+        sent.setdefault("WWW-Authenticate", "Bearer")
+    body = document.model_dump_json(exclude_none=True)
+    return Response(body, document.status, sent, problems.MEDIA_TYPE)
+
+
+class Stream(Response):
+    """An answer in pieces. Its generator and its place end with it, and a reader that stands still is dropped.
+
+    An error before the first piece is answered as a problem document; one in the middle breaks the connection, so
+    that nobody takes a part for the whole.
+
+    Args:
+        content: the pieces.
+        held: what is given back at the end.
+    """
+
+    def __init__(
+        self, content: AsyncGenerator[bytes, None], held: AsyncExitStack | None = None, status_code: int = 200,
+        headers: Mapping[str, str] | None = None, media_type: str | None = None,
+    ) -> None:  # fmt: skip
+        self.status_code = status_code
+        self.media_type = media_type
+        self.background = None
+        self._content = content
+        self._held = held
+        self.init_headers(headers)
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it until its end, or until nobody is there any more."""
+        sending = asyncio.create_task(self._send(send))
+        gone = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            sending.cancel()
+            await asyncio.wait({sending, gone})
+            await self._content.aclose()
+            if self._held is not None:
+                await self._held.aclose()
+        if not sending.cancelled():
+            sending.result()
+
+    async def _send(self, send: Send) -> None:
+        piece = await anext(self._content, None)
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while piece is not None:
+            async with asyncio.timeout(_SEND_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            piece = await anext(self._content, None)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def event_stream(gateway: Gateway, frames: AsyncGenerator[bytes, None]) -> Stream:
+    """Return *frames* as server-sent events. An error in the middle is told as a last event.
+
+    Raises:
+        WherryError: ``busy``: too many streams are open.
+    """
+    held = AsyncExitStack()
+    await held.enter_async_context(gateway.streams.taken())
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return Stream(_told(frames), held, headers=headers, media_type=sse.MEDIA_TYPE)
+
+
+async def _told(frames: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    try:
+        yield sse.HEARTBEAT  # the answer's head goes out at once
+        async for frame in frames:
+            yield frame
+    except WherryError as error:
+        _log.info("stream_ended", code=error.code, reason=error.message)
+        yield sse.frame(problems.problem(error).model_dump_json(exclude_none=True), event="error")
+    finally:
+        await frames.aclose()
+
+
+def wants_events(request: Request, *, follow: bool) -> bool:
+    """Return whether the caller asks for server-sent events."""
+    return follow or sse.MEDIA_TYPE in request.headers.get("accept", "")
+
+
+def wants_json(request: Request) -> bool:
+    """Return whether the caller asks for JSON where something else is usual."""
+    return JSON in request.headers.get("accept", "")
+
+
+def json_body(model: type[BaseModel], **others: Any) -> dict[str, Any]:
+    """Return the part of an OpenAPI operation that says what is sent; `app` puts the schema where it belongs."""
+    content = {JSON: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {"requestBody": {"required": True, "content": content | others}}

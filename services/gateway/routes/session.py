@@ -1,0 +1,135 @@
+"""Login, logout and the system at a glance: at the root and under /v1."""
+
+import base64
+import binascii
+
+from fastapi import APIRouter, Request, Response
+from python_multipart.multipart import QuerystringParser
+
+from services.gateway.adapters.form import parts
+from services.gateway.core import problems, translate, views
+from services.gateway.core.views import Credentials
+from services.gateway.routes.http import JSON, Caller, Door, answer, bearer, body_of, json_body, json_of
+from services.gateway.shell.gateway import Gateway
+from shared.channels import COUNTS, LOGIN, LOGOUT
+from shared.clock import utc_now
+from shared.errors import FieldProblem, WherryError
+from shared.requests import Empty, Login, TokenQuery
+
+router = APIRouter(tags=["session"])
+_FORM, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
+
+
+@router.get("/login", response_model=views.SessionView, openapi_extra={"security": [{"basic": []}]})
+async def login_with_basic(request: Request, gateway: Door) -> Response:
+    """Give a session token for a name and a password sent as HTTP Basic."""
+    credentials = _basic(request)
+    if credentials is None:
+        raise WherryError("unauthenticated", "Send a user and a password as HTTP Basic, or POST them.")
+    return await _login(gateway, request, credentials)
+
+
+@router.post(
+    "/login",
+    response_model=views.SessionView,
+    openapi_extra=json_body(
+        Credentials, **{kind: {"schema": {"$ref": "#/components/schemas/Credentials"}} for kind in (_FORM, _MULTIPART)}
+    )
+    | {"security": [{"basic": []}, {}]},
+)
+async def login(request: Request, gateway: Door) -> Response:
+    """Give a session token for a name and a password sent as HTTP Basic, JSON or a form."""
+    return await _login(gateway, request, _basic(request) or await _sent(request))
+
+
+@router.delete("/logout", response_model=views.LogoutView)
+async def logout(request: Request, gateway: Door, principal: Caller) -> Response:
+    """End the session. The token is dead on every gateway within a second."""
+    token = bearer(request)
+    await gateway.ask(LOGOUT, TokenQuery(token=token))
+    gateway.tokens.forget(token)
+    return answer(views.LogoutView(logout_message=f"Goodbye, {principal.name}."))
+
+
+@router.get("/status", response_model=views.StatusView)
+async def status(gateway: Door, _: Caller) -> Response:
+    """Show the system's name and time, and how many nodes and jobs there are."""
+    counts = await gateway.ask(COUNTS, Empty())
+    return answer(translate.status(counts, gateway.settings.system_name, utc_now()))
+
+
+async def _login(gateway: Gateway, request: Request, credentials: Credentials) -> Response:
+    client = request.client.host if request.client else ""
+    session = await gateway.ask(LOGIN, Login(user=credentials.user, password=credentials.password, client=client))
+    gateway.tokens.remember(session.token, session.principal)
+    return answer(translate.session(session))
+
+
+def _basic(request: Request) -> Credentials | None:
+    scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, colon, password = base64.b64decode(encoded.strip(), validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        raise WherryError("unauthenticated", "The HTTP Basic credentials cannot be read.") from None
+    if not colon:
+        raise WherryError("unauthenticated", "The HTTP Basic credentials have no password.")
+    return Credentials(user=user, password=password)
+
+
+async def _sent(request: Request) -> Credentials:
+    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if kind == _FORM:
+        body = await body_of(request, 8192)
+        return _from_fields(_urlencoded(body))
+    if kind == _MULTIPART:
+        bytes_max = 8192
+        fields = {
+            part.name: (await part.content(bytes_max)).decode(errors="replace")
+            async for part in parts(request.headers["content-type"], request.stream())
+        }
+        return _from_fields(fields)
+    return await json_of(request, Credentials)
+
+
+def _urlencoded(body: bytes) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    name = value = b""
+
+    def on_name(data: bytes, start: int, end: int) -> None:
+        nonlocal name
+        name += data[start:end]
+
+    def on_value(data: bytes, start: int, end: int) -> None:
+        nonlocal value
+        value += data[start:end]
+
+    def on_end() -> None:
+        nonlocal name, value
+        fields[_decoded(name)] = _decoded(value)
+        name = value = b""
+
+    parser = QuerystringParser({"on_field_name": on_name, "on_field_data": on_value, "on_field_end": on_end})
+    parser.write(body)
+    parser.finalize()
+    return fields
+
+
+def _decoded(raw: bytes) -> str:
+    """Undo percent-encoding."""
+    head, *rest = raw.replace(b"+", b" ").split(b"%")
+    out = bytearray(head)
+    for part in rest:
+        try:
+            out += bytes.fromhex(part[:2].decode()) + part[2:] if len(part) >= 2 else b"%" + part
+        except (ValueError, UnicodeDecodeError):
+            out += b"%" + part
+    return out.decode(errors="replace")
+
+
+def _from_fields(fields: dict[str, str]) -> Credentials:
+    missing = [name for name in ("user", "password") if name not in fields]
+    if missing:
+        raise problems.invalid(FieldProblem(field=name, message="This field is required") for name in missing)
+    return Credentials(user=fields["user"], password=fields["password"])

@@ -1,0 +1,117 @@
+"""Logs and events, as they are and as they grow."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import AwareDatetime, BaseModel, Field
+
+from services.gateway.core import access, sse, translate, views
+from services.gateway.core.access import Action
+from services.gateway.core.tail import parse_event_id
+from services.gateway.routes.http import Caller, Door, Stream, answer, event_stream, wants_events, wants_json
+from services.gateway.shell import events, logs
+from services.gateway.shell.gateway import Gateway
+from shared.channels import JOB_EVENTS
+from shared.requests import EventQuery
+
+router = APIRouter(tags=["streams"])
+LastEventId = Annotated[str | None, Header(description="Where a broken stream goes on.")]
+_PLAIN = "text/plain; charset=utf-8"
+_SSE = {200: {"content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}}}
+_LOG = {200: {"content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}, _PLAIN: {"schema": {"type": "string"}}}}}
+
+
+class LogParams(BaseModel):
+    """Which lines are asked for, and how."""
+
+    follow: bool = Field(default=False, description="Server-sent events while the job runs.")
+    stream: Literal["stdout", "stderr", "o", "e"] | None = None
+    attempt: int | None = Field(default=None, ge=1, description="Else the current one.")
+    tail: int | None = Field(default=None, ge=0, le=5000, description="Only so many last lines.")
+    since: AwareDatetime | None = None
+    after: int = Field(default=0, ge=0, description="JSON only: lines with higher numbers.")
+    limit: int = Field(default=1000, ge=1, le=5000, description="JSON only.")
+
+
+class EventParams(BaseModel):
+    """Which events are asked for, and how."""
+
+    follow: bool = Field(default=False, description="Server-sent events as they happen.")
+    after: int = Field(default=0, ge=0, description="The sequence behind which to begin.")
+    limit: int = Field(default=500, ge=1, le=1000, description="Lists only.")
+
+
+@router.get("/jobs/{job_id}/logs", response_model=views.LogDocument, responses=_LOG)  # pyright: ignore[reportArgumentType]
+async def read_logs(
+    job_id: str,
+    request: Request,
+    gateway: Door,
+    principal: Caller,
+    params: Annotated[LogParams, Query()],
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Give what the job printed: text, JSON (by Accept), or server-sent events while it runs.
+
+    Events are `log`, `progress`, `metric`, `gap` (lines that are lost) and `end`.
+    """
+    job = (await gateway.job(principal, job_id)).job
+    if params.attempt is not None and params.attempt > job.attempt:
+        raise access.missing("such attempt")
+    wish = logs.Wanted(
+        job_id,
+        params.attempt,
+        translate.LETTERS[params.stream] if params.stream else None,
+        params.tail,
+        params.since,
+        parse_event_id(last_event_id),
+    )
+    if wants_events(request, follow=params.follow):
+        return await event_stream(gateway, logs.follow(gateway, wish))
+    attempt = wish.attempt or job.attempt or 1
+    if wants_json(request):
+        return answer(translate.log(await logs.document(gateway, wish, attempt, params.after, params.limit)))
+    return Stream(logs.text(gateway, wish, attempt), media_type=_PLAIN)
+
+
+@router.get("/jobs/{job_id}/events", response_model=views.EventsDocument, responses=_SSE)  # pyright: ignore[reportArgumentType]
+async def job_events(
+    job_id: str,
+    request: Request,
+    gateway: Door,
+    principal: Caller,
+    params: Annotated[EventParams, Query()],
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Give the job's CloudEvents: a list, or server-sent events until its last one."""
+    await gateway.job(principal, job_id)
+    return await _events(request, gateway, events.Scope(job_id=job_id), params, last_event_id)
+
+
+@router.get("/events", response_model=views.EventsDocument, responses=_SSE)  # pyright: ignore[reportArgumentType]
+async def all_events(
+    request: Request,
+    gateway: Door,
+    principal: Caller,
+    params: Annotated[EventParams, Query()],
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Give the CloudEvents of one's own jobs, of all jobs to administrators: a list, or server-sent events."""
+    everything = access.may(principal, Action.SEE_EVERYTHING)
+    scope = events.Scope(owner_id=None if everything else principal.user_id)
+    return await _events(request, gateway, scope, params, last_event_id)
+
+
+async def _events(
+    request: Request, gateway: Gateway, scope: events.Scope, params: EventParams, last_event_id: str | None
+) -> Response:
+    after = _after(last_event_id, params.after)
+    if wants_events(request, follow=params.follow):
+        return await event_stream(gateway, events.follow(gateway, scope, after))
+    query = EventQuery(job_id=scope.job_id, owner_id=scope.owner_id, after_seq=after, limit=params.limit)
+    return answer(translate.events(await gateway.ask(JOB_EVENTS, query), after))
+
+
+def _after(last_event_id: str | None, after: int) -> int:
+    if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19:
+        return int(last_event_id)
+    return after

@@ -1,0 +1,43 @@
+"""What the gateway can be told by ``WHERRY_…`` variables."""
+
+from pydantic import Field, SecretStr, field_validator
+
+from shared.settings import ServiceSettings
+
+
+class GatewaySettings(ServiceSettings):
+    """Address, identity and limits. Sizes in bytes, times in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    #: Hex of at least 32 bytes, the same for every gateway: job ids under an Idempotency-Key are made with it.
+    gateway_key: SecretStr = SecretStr("")
+    gateway_id: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,64}$")  # made up at start when empty
+    gateway_metrics_port: int | None = None
+    system_name: str = "wherry"
+    #: Addresses of proxies whose X-Forwarded-For is believed, separated by commas; none: nobody's.
+    trusted_proxies: str = ""
+    access_log: bool = True
+
+    token_cache_s: float = Field(default=60.0, gt=0, le=60)  # a revocation that was missed lives this long at most
+    token_cache_max: int = Field(default=20_000, gt=0)
+    spec_bytes_max: int = Field(default=512 * 1024, gt=0)
+    batch_bytes_max: int = Field(default=16 * 1024 * 1024, gt=0)
+    batch_jobs_max: int = Field(default=1000, gt=0, le=1000)
+    form_bytes_max: int = Field(default=64 * 1024, gt=0)
+    uploads_max: int = Field(default=6, gt=0)  # at once; each holds up to about two windows of chunks
+    downloads_max: int = Field(default=12, gt=0)
+    transfer_wait_s: float = Field(default=30.0, ge=0)  # for one of those places, before 503
+    streams_max: int = Field(default=1000, gt=0)  # event and log streams at once
+    #: What a slow reader may leave lying; then it is dropped.
+    stream_backlog_bytes: int = Field(default=2 * 1024 * 1024, gt=0)
+    heartbeat_s: float = Field(default=15.0, gt=0)
+    drain_s: float = Field(default=10.0, ge=0)  # for open requests after SIGTERM
+
+    @field_validator("gateway_key")
+    @classmethod
+    def _is_hex(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if text and len(bytes.fromhex(text)) < 32:
+            raise ValueError("give at least 64 hex digits")
+        return value

@@ -1,0 +1,236 @@
+"""A job's output as text, and as it grows: live batches and stored lines put together by their numbers."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from services.gateway.adapters.inbox import Inbox
+from services.gateway.core import sse, translate
+from services.gateway.core.tail import Gap, Piece, Tail, event_id, wanted
+from services.gateway.shell.gateway import Gateway
+from shared.bus import Received
+from shared.channels import JOB_FEED, JOB_GET, JOB_LOGS, OUTPUT_FEED
+from shared.clock import monotonic, utc_now
+from shared.events import JobChanged, LogLine, OutputBatch
+from shared.job import Job
+from shared.requests import JobQuery, JobView, LogPage, LogQuery
+from shared.states import ATTEMPT_TERMINAL
+
+_PAGE = 1000
+#: How often a hole is looked for in the store before it counts as one, and seconds between.
+_HOLE_TRIES, _HOLE_PAUSE_S = 6, 0.3
+#: After the end: the store is read until it has had nothing new twice, this many seconds apart.
+_QUIET_S = 0.3
+#: Storage has everything of a job that ended longer ago.
+_SETTLED = timedelta(seconds=15)
+_POLL_FIRST_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which lines. `attempt` None: the current one, and when following also the next ones."""
+
+    job_id: str
+    attempt: int | None = None
+    stream: Literal["o", "e"] | None = None
+    tail: int | None = None
+    since: datetime | None = None
+    resume: tuple[int, int] | None = None  # attempt and line that the reader saw last
+
+
+async def text(gateway: Gateway, wish: Wanted, attempt: int) -> AsyncGenerator[bytes, None]:
+    """Give the stored lines as text, a line that stands for missing ones included."""
+    tail = Tail(attempt, None if wish.tail is not None or wish.since is not None or wish.stream is not None else 0)
+    async with aclosing(_pages(gateway, wish, attempt, 0)) as pages:
+        async for page in pages:
+            pieces = tail.take(page.lines)
+            parts = [_text(piece) for piece in pieces if wish.stream is None or isinstance(piece, LogLine)]
+            yield "".join(parts).encode()
+
+
+async def document(gateway: Gateway, wish: Wanted, attempt: int, after: int, limit: int) -> LogPage:
+    """Return a page of stored lines."""
+    return await gateway.ask(JOB_LOGS, _query(wish, attempt, after, limit))
+
+
+async def follow(gateway: Gateway, wish: Wanted) -> AsyncGenerator[bytes, None]:
+    """Give the server-sent events of a job's output until it has ended and all its stored lines were given."""
+    follower = _Follower(gateway, wish)
+    async with aclosing(follower.run()) as frames:
+        async for frame in frames:
+            yield frame
+
+
+class _Follower:
+    def __init__(self, gateway: Gateway, wish: Wanted) -> None:
+        self._gateway = gateway
+        self._wish = wish
+        self._tail = Tail(1)
+        self._ended: Job | None = None
+        self._poll_s = _POLL_FIRST_S
+
+    async def run(self) -> AsyncGenerator[bytes, None]:
+        wish = self._wish
+        params = {"job_id": wish.job_id}
+        async with self._gateway.live((OUTPUT_FEED, params), (JOB_FEED, params)) as inbox:
+            view = await self._view()
+            self._begin(view)
+            if view.progress is not None:
+                yield _frame("progress", translate.progress(view.progress))
+            async for page in self._first_pages():
+                for frame in self._frames(self._tail.take(page.lines)):
+                    yield frame
+            self._notice(view.job)
+            settled = view.job.ended_at is not None and utc_now() - view.job.ended_at > _SETTLED
+            async for frame in self._live(inbox):
+                yield frame
+            if self._ended is not None:
+                if wish.attempt is None:
+                    async for frame in self._next_attempt(self._ended.attempt):
+                        yield frame
+                async for frame in self._rest(settled=settled):
+                    yield frame
+                yield sse.frame(b'{"state":"%s"}' % self._ended.state.value.encode(), event="end")
+
+    async def _view(self) -> JobView:
+        return await self._gateway.ask(JOB_GET, JobQuery(job_id=self._wish.job_id))
+
+    def _begin(self, view: JobView) -> None:
+        wish = self._wish
+        if wish.resume is not None and wish.attempt in (None, wish.resume[0]):
+            self._tail = Tail(*wish.resume)
+        else:
+            in_the_middle = wish.tail is not None or wish.since is not None
+            self._tail = Tail(wish.attempt or view.job.attempt or 1, None if in_the_middle else 0)
+
+    async def _first_pages(self) -> AsyncGenerator[LogPage, None]:
+        if self._tail.last is None:
+            async for page in _pages(self._gateway, self._wish, self._tail.attempt, 0):
+                yield page
+        else:
+            async for page in self._stored():
+                yield page
+
+    async def _live(self, inbox: Inbox) -> AsyncGenerator[bytes, None]:
+        gateway, silent_since = self._gateway, monotonic()
+        while self._ended is None and not gateway.stopping.is_set():
+            heard = await inbox.get(min(self._poll_s, gateway.settings.heartbeat_s))
+            frames = self._hear(heard) if heard is not None else self._look()
+            async for frame in frames:
+                silent_since = monotonic()
+                yield frame
+            if monotonic() - silent_since >= gateway.settings.heartbeat_s:
+                silent_since = monotonic()
+                yield sse.HEARTBEAT
+
+    async def _hear(self, heard: Received[Any]) -> AsyncGenerator[bytes, None]:
+        self._poll_s = _POLL_FIRST_S
+        if isinstance(heard.data, JobChanged):
+            self._notice(heard.data.job)
+        elif isinstance(heard.data, OutputBatch):
+            attempt = int(heard.params["attempt"])
+            if attempt > self._tail.attempt and self._wish.attempt is None:
+                async for frame in self._next_attempt(attempt):
+                    yield frame
+            if attempt == self._tail.attempt:
+                async for frame in self._batch(heard.data):
+                    yield frame
+
+    async def _look(self) -> AsyncGenerator[bytes, None]:
+        """Nothing was heard for a while: see whether something was missed."""
+        self._poll_s = min(2 * self._poll_s, self._gateway.settings.heartbeat_s)
+        async for page in self._stored():
+            for frame in self._frames(self._tail.take(page.lines)):
+                yield frame
+        job = (await self._view()).job
+        if self._wish.attempt is None and job.attempt > self._tail.attempt:
+            async for frame in self._next_attempt(job.attempt):
+                yield frame
+        self._notice(job)
+
+    async def _batch(self, batch: OutputBatch) -> AsyncGenerator[bytes, None]:
+        for _ in range(_HOLE_TRIES):
+            if not self._tail.missing_before(batch.lines):
+                break
+            async for page in self._stored():
+                for frame in self._frames(self._tail.take_joined(page.lines)):
+                    yield frame
+            if self._tail.missing_before(batch.lines):
+                await asyncio.sleep(_HOLE_PAUSE_S)
+        for frame in self._frames(self._tail.take(batch.lines)):
+            yield frame
+        if batch.progress is not None:
+            yield _frame("progress", translate.progress(batch.progress))
+        for point in batch.metrics:
+            yield _frame("metric", translate.point(point))
+
+    async def _next_attempt(self, attempt: int) -> AsyncGenerator[bytes, None]:
+        while self._tail.attempt < attempt:
+            async for frame in self._rest(settled=True):
+                yield frame
+            self._tail = Tail(self._tail.attempt + 1)
+
+    async def _rest(self, *, settled: bool) -> AsyncGenerator[bytes, None]:
+        """Give what the store still has of this attempt; unless it is *settled*, wait until nothing more comes."""
+        quiet = 1 if settled else 2
+        while quiet:
+            before = self._tail.last
+            async for page in self._stored():
+                for frame in self._frames(self._tail.take(page.lines)):
+                    yield frame
+            quiet = quiet - 1 if self._tail.last == before else quiet
+            if quiet:
+                await asyncio.sleep(_QUIET_S)
+
+    async def _stored(self) -> AsyncGenerator[LogPage, None]:
+        """Give the pages after the last line given, of both streams: only so is a hole seen."""
+        everything = Wanted(self._wish.job_id)
+        async for page in _pages(self._gateway, everything, self._tail.attempt, self._tail.last or 0):
+            yield page
+
+    def _notice(self, job: Job) -> None:
+        one = next((item for item in job.attempts if item.number == self._wish.attempt), None)
+        if job.is_terminal or (one is not None and one.state in ATTEMPT_TERMINAL):
+            self._ended = job
+
+    def _frames(self, pieces: Sequence[Piece]) -> list[bytes]:
+        attempt, wish = self._tail.attempt, self._wish
+        frames: list[bytes] = []
+        for piece in pieces:
+            if isinstance(piece, Gap):
+                gap = b'{"first":%d,"last":%d}' % (piece.first, piece.last)
+                frames.append(sse.frame(gap, event="gap", event_id=event_id(attempt, piece.last)))
+            elif wanted(piece, wish.stream) and (wish.since is None or piece.t >= wish.since):
+                body = translate.line(piece).model_dump_json()
+                frames.append(sse.frame(body, event="log", event_id=event_id(attempt, piece.n)))
+        return frames
+
+
+async def _pages(gateway: Gateway, wish: Wanted, attempt: int, after: int) -> AsyncGenerator[LogPage, None]:
+    while True:
+        page = await gateway.ask(JOB_LOGS, _query(wish, attempt, after, _PAGE))
+        if page.lines:
+            yield page
+        if not page.more or not page.lines or wish.tail is not None:
+            return
+        after = max(line.n for line in page.lines)
+
+
+def _query(wish: Wanted, attempt: int, after: int, limit: int) -> LogQuery:
+    return LogQuery(
+        job_id=wish.job_id, attempt=attempt, stream=wish.stream, after=after, tail=wish.tail, since=wish.since,
+        limit=limit,
+    )  # fmt: skip
+
+
+def _text(piece: Piece) -> str:
+    return f"{piece.x}\n" if isinstance(piece, LogLine) else translate.lost_text(piece.first, piece.last)
+
+
+def _frame(kind: str, view: BaseModel) -> bytes:
+    return sse.frame(view.model_dump_json(), event=kind)

@@ -1,0 +1,178 @@
+"""Handing jobs in, asking for them to stop, and running them once more."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from services.gateway.adapters.form import Part, parts
+from services.gateway.adapters.zips import PassingZip, judge_stored
+from services.gateway.core import problems, submission
+from services.gateway.core.access import Action
+from services.gateway.shell.gateway import Gateway
+from shared.bus import Record, job_filter
+from shared.channels import CANCEL_REQUESTED, JOB_CREATED, JOB_GET, SECRET_PUT
+from shared.clock import utc_now
+from shared.errors import Conflict, FieldProblem, WherryError
+from shared.events import CancelRequested, JobChanged
+from shared.ids import keyed_id, new_id
+from shared.job import Job, Owner
+from shared.requests import Artifact, BlobScope, Committed, JobQuery, Principal, SecretPut
+from shared.spec import JobSpec
+from shared.states import JobState
+
+
+def parse_spec(body: bytes | str) -> JobSpec:
+    """Return the job spec that *body* is.
+
+    Raises:
+        WherryError: ``invalid_json`` or ``invalid``.
+    """
+    try:
+        return JobSpec.model_validate_json(body)
+    except ValidationError as error:
+        raise problems.from_validation(error, JobSpec) from None
+
+
+async def submit(
+    gateway: Gateway, principal: Principal, spec: JobSpec, size: int, key_header: str | None,
+    uploaded: Artifact | None = None,
+) -> str:  # fmt: skip
+    """Record a new job and return its id; a repeat under the same key returns the first one's.
+
+    Args:
+        gateway: where.
+        principal: whose job it will be.
+        spec: as sent.
+        size: bytes of the spec as sent.
+        key_header: the Idempotency-Key header.
+        uploaded: the source that came with the spec.
+
+    Raises:
+        WherryError: see `services.gateway.core.submission`; ``unavailable``: not recorded in time.
+    """
+    key = submission.effective_key(key_header, spec)
+    submission.check(spec, principal, size)
+    source = uploaded
+    if source is None and spec.source is not None:
+        source = await gateway.source(principal, spec.source)
+    digest = submission.digest(spec, source.blob.sha256 if source else None)
+    refs = {index: await _put_away(gateway, principal, secret) for index, secret in submission.secrets_given(spec)}
+    final = submission.completed(spec, principal, refs, source.id if source else None)
+    job_id = keyed_id("j", gateway.key, principal.user_id, key) if key else new_id("j")
+    await _record(gateway, submission.new_job(job_id, final, submission.owner_of(principal), digest, utc_now()))
+    return job_id
+
+
+async def submit_batch(gateway: Gateway, principal: Principal, specs: Sequence[Any]) -> list[str | WherryError]:
+    """Record many jobs, as few atomic batches; return an id or the reason against it for each."""
+
+    async def one(raw: Any) -> str | WherryError:
+        try:
+            spec = JobSpec.model_validate(raw)
+            size = len(spec.model_dump_json(exclude_defaults=True))
+            return await submit(gateway, principal, spec, size, None)
+        except ValidationError as error:
+            return problems.from_validation(error, JobSpec)
+        except WherryError as error:
+            return error
+
+    return await asyncio.gather(*(one(raw) for raw in specs))
+
+
+async def submit_form(
+    gateway: Gateway, principal: Principal, content_type: str, body: AsyncIterator[bytes], key_header: str | None
+) -> str:
+    """Record a job from a form with a `spec` and a `source`, in any order, and return its id.
+
+    Raises:
+        WherryError: as `submit`; ``bad_form``, ``bad_source``. Then nothing of the upload is left behind.
+    """
+    spec: JobSpec | None = None
+    size = 0
+    uploaded: Artifact | None = None
+    async with gateway.uploads.taken():
+        async for part in parts(content_type, body):
+            if part.name == "spec" and spec is None:
+                raw = await part.content(gateway.settings.spec_bytes_max)
+                spec, size = parse_spec(raw), len(raw)
+                submission.check(spec, principal, size)
+                if spec.source is not None:
+                    raise problems.invalid([_field("source", "Give an artifact here or a file in the form, not both")])
+            elif part.name == "source" and uploaded is None:
+                uploaded = await _take_source(gateway, principal, part)
+            else:
+                raise problems.invalid([_field(part.name, "A form has one `spec` and one `source`, and nothing else")])
+    if spec is None:
+        raise problems.invalid([_field("spec", "This part of the form is missing")])
+    return await submit(gateway, principal, spec, size, key_header, uploaded)
+
+
+async def cancel(gateway: Gateway, principal: Principal, job_id: str) -> JobState:
+    """Ask for a job to stop; return its state before. Asking again, or too late, changes nothing.
+
+    Raises:
+        WherryError: ``not_found``, ``unavailable``.
+    """
+    job = (await gateway.job(principal, job_id, Action.CHANGE)).job
+    if not job.is_terminal and job.cancel_requested_at is None:
+        data = CancelRequested(by=principal.user_id, at=utc_now())
+        event = gateway.bus.event(CANCEL_REQUESTED, data, subject=job_id)
+        await gateway.bus.record(Record(CANCEL_REQUESTED, {"owner": job.owner.id, "job_id": job_id}, event))
+    return job.state
+
+
+async def rerun(gateway: Gateway, principal: Principal, job_id: str, key: str | None) -> str:
+    """Record a new job with the spec and the owner of another; return its id.
+
+    Raises:
+        WherryError: ``not_found``, ``unavailable``.
+    """
+    job = (await gateway.job(principal, job_id, Action.CHANGE)).job
+    mine = principal.user_id == job.owner.id
+    owner: Owner = submission.owner_of(principal) if mine else job.owner
+    again = keyed_id("j", gateway.key, owner.id, f"rerun {job_id}", key) if key else new_id("j")
+    await _record(gateway, submission.new_job(again, job.spec, owner, job.spec_digest, utc_now()))
+    return again
+
+
+async def _record(gateway: Gateway, job: Job) -> None:
+    event = gateway.bus.event(JOB_CREATED, JobChanged.model_construct(_fields_set={"job"}, job=job), subject=job.id)
+    params = {"owner": job.owner.id, "job_id": job.id}
+    try:
+        await gateway.bus.record_grouped(Record(JOB_CREATED, params, event, (job_filter(job.id), 0)))
+    except Conflict:
+        existing = await gateway.ask(JOB_GET, JobQuery(job_id=job.id))
+        submission.same_request(existing.job, job.spec_digest)
+
+
+async def _put_away(gateway: Gateway, principal: Principal, secret: str) -> str:
+    kept = await gateway.ask(SECRET_PUT, SecretPut(owner_id=principal.user_id, value=secret))
+    if kept.ref is None:
+        raise WherryError("internal", "Storage kept a secret without a reference.")
+    return kept.ref
+
+
+async def _take_source(gateway: Gateway, principal: Principal, part: Part) -> Artifact:
+    zip_in = PassingZip(part.chunks())
+    scope = BlobScope(owner_id=principal.user_id, name=_name(part), media_type="application/zip")
+    stored: Committed = await gateway.blobs.upload(aiter(zip_in), scope)
+    if not zip_in.judged:
+        await judge_stored(gateway.blobs, stored.blob)
+    if stored.artifact_id is None:
+        raise WherryError("internal", "Storage kept an upload without an artifact.")
+    artifact = Artifact(
+        id=stored.artifact_id, owner_id=principal.user_id, blob=stored.blob, name=scope.name, created_at=utc_now()
+    )
+    gateway.remember_source(principal, artifact)
+    return artifact
+
+
+def _name(part: Part) -> str:
+    name = (part.filename or "source.zip").replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(char for char in name if char.isprintable())[:255] or "source.zip"
+
+
+def _field(field: str, message: str) -> FieldProblem:
+    return FieldProblem(field=field[:100], message=message)
