@@ -144,6 +144,8 @@ class WebhookSender:
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
                 await _drain(answer)
                 return judge_webhook(answer.status, _seconds(answer.headers.get("Retry-After")))
+        except aiohttp.InvalidURL:
+            return Outcome(Verdict.HOPELESS, "not sent: the address is no URL that can be called")
         except TimeoutError:
             return Outcome(Verdict.FAILED, f"no answer in {self._timeout.total:g} s")
         except aiohttp.ClientConnectorError as error:

@@ -67,6 +67,8 @@ def refusal(scheme: str, host: str, port: int) -> str | None:
 
     A host given as an address is judged here; a name's addresses are judged when they are dialled.
     """
+    if not host:
+        return "the address names no host"
     if scheme != "https":
         return "only https is allowed"
     if port not in HTTPS_PORTS:
