@@ -81,6 +81,7 @@ def users(nodes: Iterable[str] = ()) -> tuple[User, ...]:
 
     Raises:
         ValueError: an id is not one plain token, and would widen what its user may do.
+
     """
     services = [service for service in ACCOUNT_OF if service is not Service.NODE_AGENT]
     agents = [_user(node_user(_token(node)), Service.NODE_AGENT, node) for node in nodes]
@@ -107,6 +108,7 @@ def accounts_config(passwords: Mapping[str, str], nodes: Iterable[str] = ()) -> 
     Raises:
         KeyError: a user has no password.
         ValueError: a password or a node's id cannot be written into the configuration.
+
     """
     return _render(users(nodes), {name: _quoted(password) for name, password in passwords.items()})
 

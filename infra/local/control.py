@@ -31,6 +31,7 @@ def up(home: Home) -> None:
 
     Raises:
         StackFailedError: it did not start. Nothing of it is left running.
+
     """
     if locked(home):
         wait_ready(home)
@@ -67,6 +68,7 @@ def wait_ready(home: Home, supervisor: subprocess.Popen[bytes] | None = None) ->
 
     Raises:
         StackFailedError: something died for good, or time ran out; with the end of the log at fault.
+
     """
     limit = time.monotonic() + READY_S
     missing = "the supervisor"
@@ -120,6 +122,7 @@ def down(home: Home) -> None:
 
     Raises:
         StackFailedError: something could not be stopped.
+
     """
     run = running(home)
     was_there = locked(home)

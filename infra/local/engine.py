@@ -1,30 +1,29 @@
-"""The Docker engine of this machine, found as the docker command finds it."""
+"""The Docker engine of this machine, the same one that the stack's agent finds."""
 
 import os
-from typing import Any
+from pathlib import Path
 
 import docker
 import docker.errors
+import docker.tls
 import requests.exceptions
-from docker.context import ContextAPI
 
-#: On everything that a stack's agents make (services/node_agent).
-STACK_LABEL = "io.wherry.stack"
+from services.node_agent.adapters.docker_endpoint import Endpoint, endpoints
+
+#: On everything that a stack's agents make (services/node_agent/core/container.py).
+STACK_LABEL = "wherry.stack"
 
 
-def engine(timeout_s: float = 60) -> docker.DockerClient | None:
-    """Return a client of the engine, or None when none answers. A DOCKER_HOST that is set and dead is none."""
-    try:
-        # Finding it may fail as reaching it does: a context without files, an address that is none.
-        if os.environ.get("DOCKER_HOST"):
-            client = docker.from_env(timeout=int(timeout_s))
-        else:
-            context: Any = ContextAPI.get_current_context()
-            client = docker.DockerClient(base_url=context.Host, tls=context.TLSConfig, timeout=int(timeout_s))
-        client.ping()
-    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError):
-        return None
-    return client
+def engine(timeout_s: int = 60) -> docker.DockerClient | None:
+    """Return a client of the first engine that answers, or None. A DOCKER_HOST that is set and dead is none."""
+    for endpoint in endpoints(os.environ, Path.home(), os.getuid()):
+        try:
+            client = docker.DockerClient(base_url=endpoint.url, tls=_tls(endpoint), timeout=timeout_s)
+            client.ping()
+        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError):
+            continue
+        return client
+    return None
 
 
 def remove_containers(stack_id: str) -> int:
@@ -39,3 +38,11 @@ def remove_containers(stack_id: str) -> int:
         except docker.errors.NotFound:
             continue  # its agent was quicker
     return len(left)
+
+
+def _tls(endpoint: Endpoint) -> docker.tls.TLSConfig | bool:
+    folder = endpoint.certificates
+    if folder is None:
+        return False
+    files = (str(folder / "cert.pem"), str(folder / "key.pem"))
+    return docker.tls.TLSConfig(client_cert=files, ca_cert=str(folder / "ca.pem"), verify=endpoint.verify)

@@ -26,7 +26,8 @@ from infra.local.ports import LOOPBACK, kept_port, write_whole
 
 NATS_OLDEST, MONGO_OLDEST = (2, 14), (6, 0)
 MONGO_USER = "wherry"
-_NOT_YET_INITIATED = 94
+#: Unauthorized: it has users; and AlreadyInitialized.
+_INITIATED_BEFORE = frozenset({13, 23})
 
 
 class ServerFailedError(Exception):
@@ -39,6 +40,7 @@ class Server:
     Attributes:
         name: what it is called in ports.json and the log's file name.
         home: the folder of data, port and log.
+
     """
 
     name = "server"
@@ -91,6 +93,7 @@ class Server:
 
         Raises:
             ServerFailedError: it ended, or did not answer in time.
+
         """
         limit = time.monotonic() + timeout_s
         while not self.answers():
@@ -101,13 +104,14 @@ class Server:
                 raise ServerFailedError(
                     f"{self.name} did not answer in {timeout_s:g} s; see {self.log}:\n{self.tail()}"
                 )
-            time.sleep(0.02)
+            time.sleep(0.03)
 
     def start(self, timeout_s: float = 30) -> Self:
         """Start the process and return when it answers.
 
         Raises:
             ServerFailedError: it did not.
+
         """
         self.spawn()
         try:
@@ -152,6 +156,7 @@ class NatsServer(Server):
         home: the folder of data, port and log.
         accounts: configuration text with accounts and users (`shared.permissions`); None lets everybody in.
         sync_always: False is for tests of things other than durability.
+
     """
 
     name = "nats"
@@ -213,6 +218,7 @@ class MongoServer(Server):
         cache_gb: WiredTiger's cache; at least 0.25.
         oplog_mb: the oplog of a new data folder; at least 8 here, 990 is mongod's own least.
         auth: False lets in everybody on this machine. Containers never have it.
+
     """
 
     name = "mongo"
@@ -230,18 +236,33 @@ class MongoServer(Server):
         who = f"{MONGO_USER}:{self._secret('mongo.password', 24)}@" if self.auth else ""
         return f"mongodb://{who}{LOOPBACK}:{self.port}/?directConnection=true"
 
+    def spawn(self) -> subprocess.Popen[bytes]:
+        member = self.home / "mongo" / "wherry.port"  # under which port the set in this folder knows itself
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if member.exists() and member.read_text() != str(self.port):
+            self._move(member)
+        process = super().spawn()
+        member.write_text(str(self.port))
+        return process
+
     def command(self) -> list[str]:
-        data = self.home / "mongo"
-        data.mkdir(parents=True, exist_ok=True)
-        options = self._options()
+        (self.home / "mongo").mkdir(parents=True, exist_ok=True)
+        options = [*self._where(), *self._options()]
+        if self.auth:
+            self._secret("mongo.key", 512)
+            options += ["--keyFile", str(self.home / "mongo.key")]
+        return self._program(options)
+
+    def _program(self, options: list[str]) -> list[str]:
         if self.program:
-            where = ["--dbpath", str(data), "--bind_ip", LOOPBACK, "--nounixsocket"]
-            if self.auth:
-                self._secret("mongo.key", 512)
-                where += ["--keyFile", str(self.home / "mongo.key")]
-            return [self.program, *where, *options]
+            return [self.program, *options]
         image = os.environ.get("WHERRY_MONGO_IMAGE", "mongo:7")
-        return _container("mongo", self.port, ["-v", f"{data}:/data/db"], image, ["mongod", "--bind_ip_all", *options])
+        return _container("mongo", self.port, ["-v", f"{self.home / 'mongo'}:/data/db"], image, ["mongod", *options])
+
+    def _where(self) -> list[str]:
+        if self.program:
+            return ["--dbpath", str(self.home / "mongo"), "--bind_ip", LOOPBACK, "--nounixsocket"]
+        return ["--bind_ip_all"]  # in its container; only the loopback is published
 
     def _options(self) -> list[str]:
         return [
@@ -277,21 +298,43 @@ class MongoServer(Server):
         return True
 
     def _join_itself(self, client: MongoClient[dict[str, Any]]) -> None:
+        """Initiate a new set. One that was initiated before refuses, and becomes primary by itself."""
         me = {"_id": "rs0", "version": 1, "members": [{"_id": 0, "host": f"{LOOPBACK}:{self.port}"}]}
         try:
             client.admin.command("replSetInitiate", me)
         except OperationFailure as refused:
-            if refused.code == 13 and self.auth:  # has users, so it was initiated before
-                with _mongo(self.url) as known:
-                    self._move_to_this_port(known, me)
-            elif refused.code == 23:
-                self._move_to_this_port(client, me)
+            if refused.code not in _INITIATED_BEFORE:
+                raise
 
-    def _move_to_this_port(self, client: MongoClient[dict[str, Any]], me: dict[str, Any]) -> None:
-        """Tell a set that was made under another port where it is now; without that it stays without a primary."""
-        config = client.admin.command("replSetGetConfig")["config"]
-        if config["members"][0]["host"] != me["members"][0]["host"]:
-            client.admin.command("replSetReconfig", me | {"version": config["version"] + 1}, force=True)
+    def _move(self, member: Path) -> None:
+        """Write today's port into a set that was made under another one: without it, it would look for itself there.
+
+        The documented way: started without its set, for one write.
+        """
+        plain = [*self._where(), "--port", str(self.port), "--setParameter", "disableLogicalSessionCacheRefresh=true"]
+        with self.log.open("ab") as out:
+            process = _popen(self._program(plain), out)
+        try:
+            limit = time.monotonic() + 30
+            while not self._rename():
+                if process.poll() is not None or time.monotonic() > limit:
+                    raise ServerFailedError(
+                        f"mongod could not be moved to another port; see {self.log}:\n{self.tail()}"
+                    )
+                time.sleep(0.05)
+        finally:
+            process.terminate()
+            process.wait(30)
+        member.write_text(str(self.port))
+
+    def _rename(self) -> bool:
+        try:
+            with _mongo(f"mongodb://{LOOPBACK}:{self.port}/?directConnection=true") as client:
+                host = {"members.0.host": f"{LOOPBACK}:{self.port}"}
+                client["local"]["system.replset"].update_one({"_id": "rs0"}, {"$set": host})
+        except PyMongoError:
+            return False
+        return True
 
     def _add_user(self, client: MongoClient[dict[str, Any]]) -> None:
         password = self._secret("mongo.password", 24)

@@ -1,0 +1,129 @@
+"""What the local stack does to real processes: starting again, ending, taking mail and webhooks."""
+
+import json
+import os
+import signal
+import smtplib
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.local import control
+from infra.local.home import Home
+from infra.local.ports import free_port, is_free, write_whole
+from infra.local.supervisor import ROOT, Backoff, Child, born_at, end, locked
+
+IGNORES_TERM = (
+    "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+)
+
+
+def started(program: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    return process
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_process_that_dies_is_started_again_after_its_wait(tmp_path: Path):
+    child = Child("x", lambda: subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+    child.start()
+    assert child.process is not None
+    first = child.process
+    assert child.look(time.monotonic()) is False
+    first.kill()
+    first.wait()
+    now = time.monotonic()
+    assert child.look(now) is True  # seen
+    assert child.look(now + 0.1) is False  # not yet
+    assert child.look(now + 0.25) is True  # due
+    assert child.process.pid != first.pid
+    assert child.restarts == 1
+    end([child.process], 5)
+
+
+def test_the_wait_doubles_to_five_seconds_and_begins_anew_after_a_long_run():
+    backoff = Backoff()
+    assert [backoff.after(0.1) for _ in range(7)] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert [backoff.after(60), backoff.after(0)] == [0.2, 0.4]
+
+
+def test_ending_is_by_force_where_asking_does_not_help():
+    polite, stubborn = started("import time; print('up', flush=True); time.sleep(60)"), started(IGNORES_TERM)
+    end([polite, stubborn], 0.5)
+    assert (polite.returncode, stubborn.returncode) == (-signal.SIGTERM, -signal.SIGKILL)
+
+
+def test_what_a_killed_supervisor_left_is_ended_and_a_stranger_with_its_number_is_not(tmp_path: Path):
+    home = Home(tmp_path)
+    left, stranger = started(IGNORES_TERM), started(IGNORES_TERM)
+    record = {"pids": {"nats": left.pid, "mongo": stranger.pid}, "born": {"nats": born_at(left.pid), "mongo": 1.0}}
+    write_whole(home.run, json.dumps(record))
+    killer = psutil.Process(left.pid)
+    try:
+        # The processes are this test's children, so somebody has to collect them.
+        control.clear_leftovers(home)
+        assert not killer.is_running() or killer.status() == psutil.STATUS_ZOMBIE
+        assert stranger.poll() is None
+        assert not home.run.exists()
+    finally:
+        for process in (left, stranger):
+            process.kill()
+            process.wait()
+
+
+def test_down_on_a_folder_where_nothing_runs_is_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    control.down(Home(tmp_path / "none"))
+    assert "did not run" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+def test_up_says_plainly_that_the_port_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setenv("WHERRY_PORT", str(other.getsockname()[1]))
+        with pytest.raises(control.StackFailedError, match="in use"):
+            control.up(Home(tmp_path))
+    assert not locked(Home(tmp_path))
+
+
+@pytest.fixture
+def sinks(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    smtp, http = free_port(), free_port()
+    command = [sys.executable, "-m", "infra.local.sinks", str(tmp_path), str(smtp), str(http)]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ)
+    until(lambda: not is_free(smtp) and not is_free(http))
+    yield smtp, http
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+def test_mail_and_webhooks_are_kept_as_they_came(sinks: tuple[int, int], tmp_path: Path):
+    smtp, http = sinks
+    with smtplib.SMTP("127.0.0.1", smtp) as client:
+        client.sendmail("a@x.org", ["b@x.org"], "Subject: It ended\r\nTo: b@x.org\r\n\r\nhello\r\n")
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{http}/hook", data='{"a": "ü"}'.encode(), headers={"Webhook-Id": "d1"}
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        assert answer.status == 200
+    assert "Subject: It ended" in next(tmp_path.glob("*.eml")).read_text()
+    kept = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert (kept["path"], kept["body"]) == ("/hook", '{"a": "ü"}')
+    assert {name.lower(): value for name, value in kept["headers"].items()}["webhook-id"] == "d1"
