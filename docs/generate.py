@@ -13,7 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from services.scheduler.core.lifecycle import ATTEMPT_MOVES, MOVES  # noqa: E402 - found through the path above
+from services.gateway.app import create_app  # noqa: E402 - found through the path above
+from services.gateway.settings import GatewaySettings  # noqa: E402
+from services.scheduler.core.lifecycle import ATTEMPT_MOVES, MOVES  # noqa: E402
 from shared.docs import asyncapi, state_diagram, subjects_page  # noqa: E402
 from shared.permissions import accounts_reference  # noqa: E402
 from shared.states import AttemptState, JobState  # noqa: E402
@@ -27,6 +29,7 @@ def documents() -> dict[str, str]:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     return {
         "docs/asyncapi.json": _json(asyncapi(version)),
+        "docs/openapi.json": _json(create_app(GatewaySettings()).openapi()),
         "docs/subjects.md": subjects_page(),
         "docs/states.md": states_page(),
         "infra/nats/permissions.conf": accounts_reference(NODES),

@@ -167,7 +167,7 @@ def _broker_calls(service: Service) -> Iterator[str]:
     for stream in FOLLOWS.get(service, ()):
         yield from (f"$JS.API.CONSUMER.{verb}.{stream}.>" for verb in ("CREATE", "DELETE", "INFO", "MSG.NEXT"))
         yield f"$JS.API.CONSUMER.CREATE.{stream}"  # a consumer without a name
-        yield f"$JS.FC.{stream}.>"  # flow control of push consumers
+        yield from (f"$JS.FC.{stream}.>", f"$JS.FC.*.*.{stream}.>")  # flow control, in both forms
 
 
 def _subject(channel: AnyChannel, service: Service, peer: str) -> str:
