@@ -1,0 +1,317 @@
+"""The notifier as a process of its own, on a real broker, with a real mail server and a real HTTP receiver."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from aiohttp import web
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
+from standardwebhooks import Webhook
+
+from infra.local.servers import NatsServer
+from shared.bus import Bus
+from shared.channels import JOB_CHANGED, SECRET_GET, Service
+from shared.clock import utc_now
+from shared.events import DeliveryTried, Event, JobChanged
+from shared.ids import new_id
+from shared.job import Failure, Job, Owner
+from shared.permissions import accounts_config, users
+from shared.requests import SecretRef, SecretValue
+from shared.settings import ServiceSettings
+from shared.spec import JobSpec
+from shared.states import EndReason, JobState
+from shared.wire import Record
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSWORDS = {user.name: f"password-of-{user.name}" for user in users(())}
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+ENDS = [f"wherry.job.*.*.{end}" for end in ("succeeded", "failed", "cancelled", "timed_out")]
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    with NatsServer(tmp_path_factory.mktemp("nats"), accounts_config(PASSWORDS, ()), sync_always=False) as server:
+        asyncio.run(_set_up(server))
+        yield server
+
+
+async def _set_up(server: NatsServer) -> None:
+    async with operator(server) as client:
+        js = client.jetstream()
+        for name, subjects in (("WHERRY_JOBS", "wherry.job.>"), ("WHERRY_NOTIFY", "wherry.delivery.>")):
+            body = {"name": name, "subjects": [subjects], "storage": "file", "allow_atomic": True, "allow_direct": True}
+            answer = await client.request(f"$JS.API.STREAM.CREATE.{name}", json.dumps(body).encode())
+            assert b'"error"' not in answer.data, answer.data
+        base = nats.js.api.ConsumerConfig(
+            ack_policy=nats.js.api.AckPolicy.EXPLICIT, ack_wait=30, max_deliver=-1, max_ack_pending=-1
+        )
+        await js.add_consumer("WHERRY_JOBS", base.evolve(durable_name="notifier", filter_subjects=ENDS))
+        requested = "wherry.delivery.*.*.requested"
+        await js.add_consumer("WHERRY_NOTIFY", base.evolve(durable_name="deliver", filter_subject=requested))
+
+
+@asynccontextmanager
+async def operator(server: NatsServer) -> AsyncIterator[Any]:
+    client = await nats.connect(server.url, user="operator", password=PASSWORDS["operator"])
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def bus(server: NatsServer, service: Service) -> AsyncIterator[Bus]:
+    settings = ServiceSettings(nats_url=server.url, nats_user=service.value, nats_password=PASSWORDS[service.value])
+    async with Bus.connect(settings, service) as connected:
+        yield connected
+
+
+@dataclass
+class Receiver:
+    """A webhook receiver that answers as it is told; 200 when nothing is left to say."""
+
+    answers: dict[str, list[int]] = field(default_factory=dict)
+    calls: asyncio.Queue[tuple[str, dict[str, str], bytes]] = field(default_factory=asyncio.Queue)
+    holding: asyncio.Event = field(default_factory=asyncio.Event)
+    port: int = 0
+
+    async def take(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        await self.calls.put((request.path, {k.lower(): v for k, v in request.headers.items()}, body))
+        if request.path.startswith("/slow"):
+            await self.holding.wait()
+        rest = self.answers.get(request.path, [])
+        return web.Response(status=rest.pop(0) if rest else 200, headers={"Location": "http://127.0.0.1:1/"})
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+
+class Mailbox:
+    def __init__(self) -> None:
+        self.mails: asyncio.Queue[EmailMessage] = asyncio.Queue()
+        self.refuse: dict[str, list[str]] = {}
+        self._loop = asyncio.get_running_loop()
+
+    async def handle_RCPT(self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: Any):  # noqa: N802
+        rest = self.refuse.get(address, [])
+        if rest:
+            return rest.pop(0)
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
+        mail = message_from_bytes(bytes(envelope.content or b""), policy=policy.default)
+        self._loop.call_soon_threadsafe(self.mails.put_nowait, mail)
+        return "250 kept"
+
+
+@dataclass
+class World:
+    server: NatsServer
+    scheduler: Bus
+    receiver: Receiver
+    mailbox: Mailbox
+    tries: asyncio.Queue[DeliveryTried]
+    env: dict[str, str]
+    process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services.notifier", cwd=ROOT, env=self.env, stderr=asyncio.subprocess.PIPE
+        )
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        _, log = await self.process.communicate()
+        assert b"Traceback" not in log, log.decode()
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+    async def end_job(self, *notify: dict[str, Any], state: JobState = JobState.SUCCEEDED) -> Event[JobChanged]:
+        now = utc_now()
+        job = Job(
+            id=new_id("j"),
+            owner=Owner(id="u1", name="ann"),
+            spec=JobSpec.model_validate({"name": "train", "image": "x", "notify": notify}),
+            state=state,
+            created_at=now,
+            updated_at=now,
+            ended_at=now,
+            error=None if state is JobState.SUCCEEDED else Failure(reason=EndReason.OOM, message="out of memory"),
+        )
+        params = {"owner": "u1", "job_id": job.id, "event": state.value}
+        event = self.scheduler.event(JOB_CHANGED, JobChanged(job=job), subject=job.id, **params)
+        await self.scheduler.record(Record(JOB_CHANGED, params, event))
+        return event
+
+    async def tried(self) -> DeliveryTried:
+        return await asyncio.wait_for(self.tries.get(), 20)
+
+
+@pytest.fixture
+async def world(broker: NatsServer) -> AsyncIterator[World]:
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_post("/{path:.*}", receiver.take)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    receiver.port = runner.addresses[0][1]
+    mailbox = Mailbox()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        smtp_port = probe.getsockname()[1]
+    mail = Controller(mailbox, hostname="127.0.0.1", port=smtp_port)
+    mail.start()
+    env = {
+        **os.environ,
+        "WHERRY_NATS_URL": broker.url,
+        "WHERRY_NATS_USER": "notifier",
+        "WHERRY_NATS_PASSWORD": PASSWORDS["notifier"],
+        "WHERRY_SMTP_HOST": "127.0.0.1",
+        "WHERRY_SMTP_PORT": str(smtp_port),
+        "WHERRY_MAIL_FROM": "wherry@example.org",
+        "WHERRY_WEBHOOK_ALLOW": f"127.0.0.1:{receiver.port}",
+        "WHERRY_PUBLIC_URL": "https://wherry.example.org",
+    }
+
+    async def secret(_params: object, asked: SecretRef) -> SecretValue:
+        assert asked.owner_id == "u1"
+        return SecretValue(value=SECRET)
+
+    async with bus(broker, Service.SCHEDULER) as scheduler, bus(broker, Service.STORAGE) as storage:
+        await storage.serve(SECRET_GET, secret, queue="storage")
+        async with operator(broker) as client:
+            tries: asyncio.Queue[DeliveryTried] = asyncio.Queue()
+
+            async def note(message: Any) -> None:
+                await tries.put(Event[DeliveryTried].from_bytes(message.data).data)
+
+            await client.subscribe("wherry.delivery.*.*.tried", cb=note)
+            await client.flush()
+            world = World(broker, scheduler, receiver, mailbox, tries, env)
+            await world.start()
+            try:
+                yield world
+            finally:
+                receiver.holding.set()
+                if world.process and world.process.returncode is None:
+                    await world.stop(signal.SIGKILL)
+                mail.stop()
+                await runner.cleanup()
+
+
+async def test_email_and_webhook_of_an_end_arrive_once_each_and_the_signature_verifies(world: World):
+    event = await world.end_job(
+        {"email": "ann@example.org"}, {"webhook": {"url": world.receiver.url("/ok")}}, state=JobState.FAILED
+    )
+    path, headers, body = await asyncio.wait_for(world.receiver.calls.get(), 20)
+    mail = await asyncio.wait_for(world.mailbox.mails.get(), 20)
+    tries = {(tried.state, tried.tries) for tried in (await world.tried(), await world.tried())}
+    assert tries == {("delivered", 1)}
+
+    assert path == "/ok"
+    told = Webhook(SECRET).verify(body, headers)
+    assert (told["type"], told["id"], told["subject"]) == ("io.wherry.job.failed.v1", event.id, event.subject)
+    assert told["data"]["error"] == {"reason": "oom", "message": "out of memory"}
+    assert mail["To"] == "ann@example.org"
+    assert mail["Subject"] == "[wherry] train failed"
+    assert "out of memory" in mail.get_content()
+    assert await world.stop() == 0
+    assert world.receiver.calls.empty()
+    assert world.mailbox.mails.empty()
+
+
+async def test_a_receiver_that_fails_gets_the_same_message_again_under_the_same_id(world: World):
+    world.receiver.answers["/flaky"] = [500]
+    await world.end_job({"webhook": {"url": world.receiver.url("/flaky")}})
+    _, first, body = await asyncio.wait_for(world.receiver.calls.get(), 20)
+    told = await world.tried()
+    assert (told.state, told.tries) == ("retrying", 1)
+    assert told.next_at is not None
+    assert 5 <= (told.next_at - told.at).total_seconds() <= 6
+    _, second, again = await asyncio.wait_for(world.receiver.calls.get(), 20)
+    assert first["webhook-id"] == second["webhook-id"] == told.delivery_id
+    assert body == again
+    assert int(second["webhook-timestamp"]) > int(first["webhook-timestamp"])
+    done = await world.tried()
+    assert (done.state, done.tries) == ("delivered", 2)
+
+
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.TIMED_OUT])
+async def test_a_receiver_that_is_gone_is_not_asked_again(world: World, state: JobState):
+    world.receiver.answers["/gone"] = [410]
+    await world.end_job({"webhook": {"url": world.receiver.url("/gone")}}, state=state)
+    told = await world.tried()
+    assert (told.state, told.next_at) == ("given_up", None)
+    assert "410" in told.detail
+
+
+async def test_a_redirect_is_a_failure_and_is_not_followed(world: World):
+    world.receiver.answers["/moved"] = [302]
+    await world.end_job({"webhook": {"url": world.receiver.url("/moved")}})
+    told = await world.tried()
+    assert told.state == "retrying"
+    assert "redirects are not followed" in told.detail
+
+
+async def test_an_address_that_nobody_named_is_not_called(world: World):
+    async with bus(world.server, Service.SCHEDULER):
+        await world.end_job({"webhook": {"url": "http://127.0.0.1:9/"}})
+    told = await world.tried()
+    assert told.state == "given_up"
+    assert "only https" in told.detail
+
+
+async def test_a_slow_receiver_does_not_hold_up_the_others(world: World):
+    for _ in range(30):
+        await world.end_job({"webhook": {"url": world.receiver.url("/slow")}})
+    await world.end_job({"email": "ann@example.org"})
+    mail = await asyncio.wait_for(world.mailbox.mails.get(), 10)
+    assert mail["To"] == "ann@example.org"
+    assert not world.receiver.holding.is_set()
+    world.receiver.holding.set()
+    assert {(await world.tried()).state for _ in range(31)} == {"delivered"}
+
+
+async def test_a_mailbox_that_does_not_exist_is_given_up_and_one_that_is_busy_is_tried_again(world: World):
+    world.mailbox.refuse = {"no@example.org": ["550 no such user"], "busy@example.org": ["451 later"]}
+    await world.end_job({"email": "no@example.org"})
+    gone = await world.tried()
+    await world.end_job({"email": "busy@example.org"})
+    busy = await world.tried()
+    assert (gone.state, busy.state) == ("given_up", "retrying")
+    assert "no such user" in gone.detail
+    assert busy.next_at is not None
+    assert 60 <= (busy.next_at - busy.at).total_seconds() <= 72
+
+
+async def test_what_was_under_way_when_the_notifier_died_is_delivered_by_the_next_one(world: World):
+    assert world.process
+    await world.end_job({"webhook": {"url": world.receiver.url("/ok")}})
+    await world.tried()
+    await asyncio.wait_for(world.receiver.calls.get(), 20)
+    await world.stop(signal.SIGKILL)
+    event = await world.end_job({"webhook": {"url": world.receiver.url("/ok")}})
+    await world.start()
+    _, _, body = await asyncio.wait_for(world.receiver.calls.get(), 20)
+    assert json.loads(body)["id"] == event.id
+    assert (await world.tried()).state == "delivered"
