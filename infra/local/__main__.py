@@ -4,13 +4,38 @@ import argparse
 import sys
 
 from infra.local import control
-from infra.local.home import Home
+from infra.local.home import NODE, Home, identity
 from infra.local.supervisor import supervise
+from shared.permissions import accounts_config
+
+SETTINGS = """\
+environment:
+  WHERRY_HOME             data, logs and keys (.wherry)
+  WHERRY_PORT             the gateway's port (8080); WHERRY_HOST its address (127.0.0.1)
+  WHERRY_ADMIN_USER, WHERRY_ADMIN_PASSWORD, WHERRY_ADMIN_EMAIL
+                          the administrator, made at the first start (admin, made up, admin@wherry.localhost)
+  WHERRY_NATS_URL, WHERRY_MONGO_URL
+                          servers of your own instead of the stack's
+  WHERRY_NATS_IMAGE, WHERRY_MONGO_IMAGE
+                          their images where neither a wheel nor a program on PATH serves (nats:2.14, mongo:7)
+  WHERRY_MONGO_CACHE_GB, WHERRY_MONGO_OPLOG_MB
+                          memory and log of MongoDB (1, 1024)
+  WHERRY_SMTP_HOST, WHERRY_SMTP_PORT, …
+                          a mail server of your own; without it mail becomes files under WHERRY_HOME/inbox
+  WHERRY_RUNTIMES         what the node offers (docker,process where Docker answers, else process)
+  WHERRY_DEMO_IMAGE       the image of the demo; WHERRY_DEMO_RUNTIME=process runs it without one
+  and the settings of each service
+"""
 
 
 def main() -> int:
     """Run one command; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m infra.local", description="wherry on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.local",
+        description="wherry on this machine.",
+        epilog=SETTINGS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("up", "start everything and wait until it takes jobs"),
@@ -18,6 +43,7 @@ def main() -> int:
         ("demo", "run the main job on it"),
         ("status", "what runs"),
         ("supervise", "run it in this process"),
+        ("accounts", "print the accounts that a NATS server of your own needs (WHERRY_NATS_URL)"),
     ):
         commands.add_parser(name, help=text)
     logs = commands.add_parser("logs", help="the end of the logs")
@@ -48,6 +74,8 @@ def _run(asked: argparse.Namespace, home: Home) -> int:
             return control.status(home)
         case "supervise":
             return supervise(home)
+        case "accounts":
+            print(accounts_config(identity(home).nats, [NODE]), end="")
         case _:
             control.logs(home, asked.names, follow=asked.follow)
     return 0
