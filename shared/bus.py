@@ -770,13 +770,8 @@ class Bus:
             What has arrived, at most 500 at a time. Once, when all that was there at the start has been given, an
             empty list.
         """
-        async with self._mailbox() as mailbox:
-            reader = _Follower(self, mailbox, stream, tuple(filters), max(1, start_seq))
-            try:
-                async for messages in reader.run():
-                    yield messages
-            finally:
-                await reader.stop()
+        async for messages in _Follower(self, stream, tuple(filters), max(1, start_seq)).run():
+            yield messages
 
     async def consume(
         self, stream: str, durable: str, *, batch: int = 256, wait_s: float = 5
@@ -786,14 +781,16 @@ class Bus:
         Yields:
             What has arrived, at least one message and at most *batch*. A quiet stream yields nothing.
         """
-        async with self._mailbox() as mailbox:
+        await self.until_online()
+        async with self.mailbox(".*") as mailbox:
             async for messages in _Puller(self, mailbox, stream, durable, batch, wait_s).run():
                 yield messages
 
     @asynccontextmanager
-    async def _mailbox(self) -> "AsyncGenerator[_Mailbox]":
+    async def mailbox(self, under: str = "") -> "AsyncGenerator[_Mailbox]":
+        """Hold an inbox for a reader; *under* widens it. (A push consumer finds a plain subject only.)"""
         mailbox = _Mailbox(self._nc.new_inbox())
-        subscription = await self._subscribe(f"{mailbox.inbox}.*", "", mailbox.take)
+        subscription = await self._subscribe(f"{mailbox.inbox}{under}", "", mailbox.take)
         self._mailboxes.add(mailbox)
         try:
             yield mailbox
@@ -926,50 +923,38 @@ class _Group:
 class _Follower:
     """Reads a stream in order through a push consumer with flow control, made anew whenever a message is missed."""
 
-    def __init__(self, bus: Bus, mailbox: _Mailbox, stream: str, filters: tuple[str, ...], start_seq: int) -> None:
-        self._bus, self._mailbox, self._stream, self._filters = bus, mailbox, stream, filters
+    def __init__(self, bus: Bus, stream: str, filters: tuple[str, ...], start_seq: int) -> None:
+        self._bus, self._stream, self._filters = bus, stream, filters
         self._next_seq = start_seq
-        self._generation = 0
-        self._consumer = ""
         self._consumer_seq = 0
-        self._to_catch_up: int | None = None  # messages until caught up; None: has been told
-        self._intact = False
+        self._intact = True
 
     async def run(self) -> AsyncIterator[list[Received[Any]]]:
         caught_up = False
         while True:
-            if not self._intact:
-                behind = await self._reopen()
-                self._to_catch_up = None if caught_up else behind
-            if self._to_catch_up is not None and self._to_catch_up <= 0:
-                caught_up, self._to_catch_up = True, None
-                yield []
-            arrived = await self._mailbox.drain(BATCH_MAX, _HEARTBEAT_S)
-            messages = await self._sort(arrived)
-            if messages:
-                if self._to_catch_up is not None:
-                    self._to_catch_up -= len(messages)
-                yield messages
-            silent_s = asyncio.get_running_loop().time() - self._mailbox.heard_at
-            if silent_s > 3 * _HEARTBEAT_S and self._intact:
-                _log.warning("follow_silent", stream=self._stream, silent_s=round(silent_s, 1))
-                self._intact = False
+            await self._bus.until_online()
+            async with self._bus.mailbox() as mailbox:
+                consumer = mailbox.inbox.rpartition(".")[2]
+                behind = await self._open(consumer, mailbox)
+                try:
+                    while self._intact:
+                        if behind <= 0 and not caught_up:
+                            caught_up = True
+                            yield []
+                        if messages := await self._next(mailbox):
+                            behind -= len(messages)
+                            yield messages
+                finally:
+                    await self._remove(consumer)
 
-    async def stop(self) -> None:
-        """Remove the consumer; the server would do it by itself a little later."""
-        if self._consumer and self._bus.is_connected:
-            with suppress(WherryError):
-                await self._bus.api(f"CONSUMER.DELETE.{self._stream}.{self._consumer}", {}, retry_s=1)
-
-    async def _reopen(self) -> int:
+    async def _open(self, consumer: str, mailbox: "_Mailbox") -> int:
         """Make a consumer that begins where reading stopped; return how many messages lie before it."""
         backoff = _Backoff()
-        await self.stop()
         while True:
-            self._generation += 1
-            self._consumer = f"{self._mailbox.inbox.rpartition('.')[2]}-{self._generation}"
             try:
-                made = await self._bus.api(f"CONSUMER.CREATE.{self._stream}.{self._consumer}", self._request())
+                made = await self._bus.api(
+                    f"CONSUMER.CREATE.{self._stream}.{consumer}", self._request(consumer, mailbox)
+                )
             except Forbidden:
                 raise
             except WherryError as why:
@@ -979,13 +964,19 @@ class _Follower:
                 await asyncio.sleep(backoff.next_s())
             else:
                 self._consumer_seq, self._intact = 0, True
-                self._mailbox.heard_at = asyncio.get_running_loop().time()
+                mailbox.heard_at = asyncio.get_running_loop().time()
                 return int(made.get("num_pending", 0))
 
-    def _request(self) -> dict[str, Any]:
+    async def _remove(self, consumer: str) -> None:
+        """Remove the consumer where that is quickly done; the server does it by itself a little later."""
+        if self._bus.is_connected:
+            with suppress(WherryError):
+                await self._bus.api(f"CONSUMER.DELETE.{self._stream}.{consumer}", {}, retry_s=1)
+
+    def _request(self, consumer: str, mailbox: "_Mailbox") -> dict[str, Any]:
         config = {
-            "name": self._consumer,
-            "deliver_subject": f"{self._mailbox.inbox}.{self._generation}",
+            "name": consumer,
+            "deliver_subject": mailbox.inbox,
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": self._next_seq,
             "filter_subjects": self._filters,
@@ -999,33 +990,35 @@ class _Follower:
         }
         return {"stream_name": self._stream, "config": config}
 
-    async def _sort(self, arrived: Sequence[Msg | None]) -> list[Received[Any]]:
-        """Return the messages that are next in order, and answer the server's own words among them."""
+    async def _next(self, mailbox: "_Mailbox") -> list[Received[Any]]:
+        """Return the messages that have arrived and are next in order, and answer the server's own words among them."""
         messages: list[Received[Any]] = []
-        for message in arrived:
+        for message in await mailbox.drain(BATCH_MAX, _HEARTBEAT_S):
             if message is None:
                 self._intact = False
-            elif not self._intact:
-                break
-            elif (delivery := wire.parse_ack(message.reply)) is None:
-                await self._control(message)
-            elif delivery.consumer == self._consumer:
+            elif delivery := wire.parse_ack(message.reply):
                 if delivery.consumer_seq != self._consumer_seq + 1:
                     self._missed(delivery.consumer_seq)
-                    break
-                self._consumer_seq = delivery.consumer_seq
-                self._next_seq = delivery.seq + 1
-                messages.append(self._bus.delivered(message, delivery, settles=False))
+                else:
+                    self._consumer_seq = delivery.consumer_seq
+                    self._next_seq = delivery.seq + 1
+                    messages.append(self._bus.delivered(message, delivery, settles=False))
+            else:
+                await self._heed(message)
+            if not self._intact:
+                break
+        silent_s = asyncio.get_running_loop().time() - mailbox.heard_at
+        if silent_s > 3 * _HEARTBEAT_S:
+            _log.warning("follow_silent", stream=self._stream, silent_s=round(silent_s, 1))
+            self._intact = False
         return messages
 
-    async def _control(self, message: Msg) -> None:
+    async def _heed(self, message: Msg) -> None:
+        """Answer a request for flow control (all that came before has been taken), and see what a heartbeat says."""
         headers = message.headers or {}
-        if message.subject.rpartition(".")[2] != str(self._generation):
-            return  # said by an earlier consumer
-        stalled = headers.get("Nats-Consumer-Stalled")
         with suppress(_NoAnswerError):
-            if message.reply or stalled:  # flow control: what came before this has been taken
-                await self._bus.send(message.reply or stalled or "", b"")
+            if reply := message.reply or headers.get("Nats-Consumer-Stalled"):
+                await self._bus.send(reply, b"")
         told = headers.get("Nats-Last-Consumer", "")
         if told.isdigit() and int(told) != self._consumer_seq:
             self._missed(int(told))
