@@ -26,7 +26,9 @@ def failure_of(outcome: Outcome, command: str) -> Failure | None:
         return outcome.failure
     code = outcome.exit_code
     if outcome.is_oom:
-        return Failure(reason=EndReason.OOM, message="The program needed more memory than it was promised and was killed.")
+        return Failure(
+            reason=EndReason.OOM, message="The program needed more memory than it was promised and was killed."
+        )
     if code == 0:
         return None
     if code in COMMAND_NOT_FOUND_EXITS:

@@ -1,0 +1,267 @@
+"""Plain processes, for a machine without Docker. There is no isolation: a program has the rights of the agent."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal as signals
+import stat
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from services.node_agent.adapters import process_shim, source_zip
+from services.node_agent.adapters.reader_thread import ReaderThread
+from services.node_agent.adapters.storage import pieces_of
+from services.node_agent.core.container import Key
+from services.node_agent.core.ending import Outcome
+from services.node_agent.ports import Chunk, Found, Image, Output, RuntimeFacts, Sink
+from shared.clock import monotonic, utc_now
+from shared.errors import NotFound, WherryError
+from shared.fleet import Order
+from shared.requests import CHUNK_BYTES
+
+_POLL_S = 0.03
+_DIE_S = 10.0
+#: What programs inherit. Nothing else: the agent's environment has credentials in it.
+INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
+
+
+class ProcessRuntime:
+    """Runs attempts as process groups, each under a supervisor that survives the agent.
+
+    Args:
+        folder: holds one folder per attempt.
+        inherited: variables that every program gets.
+    """
+
+    name = "process"
+
+    def __init__(self, folder: Path, inherited: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._inherited = inherited
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    async def describe(self) -> RuntimeFacts:
+        """Return that it is there."""
+        return RuntimeFacts("processes")
+
+    async def find_image(self, order: Order) -> Image | None:
+        """Return nothing in particular: there are no images here."""
+        del order
+        return Image("", None)
+
+    async def pull_image(self, order: Order, tell: Callable[[float, str], None]) -> Image:
+        """Return nothing in particular: there are no images here."""
+        del order, tell
+        return Image("", None)
+
+    async def stage(self, order: Order, image: Image, source: Callable[[], Awaitable[Path | None]]) -> str:
+        """Unpack the source and write down what to run."""
+        del image
+        folder = self._of(Key(order.job_id, order.attempt))
+        await asyncio.to_thread(_unpack, folder, order, await source(), self._inherited)
+        return folder.name
+
+    async def start(self, key: Key, handle: str) -> None:
+        """Start the supervisor, which starts the program."""
+        del handle
+        shim = Path(process_shim.__file__)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-S", str(shim), str(self._of(key)),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, said = await process.communicate()
+        if process.returncode:
+            raise WherryError("runtime_error", f"the supervisor could not be started: {said.decode(errors='replace')}")
+
+    def follow(self, key: Key, handle: str, position: dict[str, Any] | None, sink: Sink) -> ReaderThread:
+        """Read the two files that the program writes, until it has ended."""
+        del handle
+        offsets = dict(position or {"o": 0, "e": 0})
+        return ReaderThread(f"log-{key.job_id}", partial(_read_files, self._of(key), offsets, sink))
+
+    async def outcome(self, key: Key, handle: str) -> Outcome | None:
+        """Return how the program ended.
+
+        Raises:
+            NotFound: its supervisor is gone and has left no word.
+        """
+        del handle
+        folder = self._of(key)
+        alive = _who(folder) is not None
+        if (end := _read(folder / "exit.json")) is not None:  # after `alive`: it may end in between
+            return Outcome(int(end["exit_code"]))
+        if alive or ((folder / "order.json").exists() and not (folder / "started").exists()):
+            return None
+        raise NotFound("the program's supervisor is gone")
+
+    async def kill(self, key: Key, handle: str, signal: Literal["SIGTERM", "SIGKILL"]) -> None:
+        """Send a signal to the program's process group."""
+        del handle
+        _kill(self._of(key), signals.Signals[signal])
+
+    async def outputs(self, key: Key, handle: str) -> AsyncIterator[Output]:
+        """Give what is in the outputs folder."""
+        del handle
+        root = self._of(key) / "outputs"
+        if not root.is_dir():
+            raise NotFound("the outputs are gone")
+        for path in _walk(root):
+            name, status = str(path.relative_to(root)), path.lstat()
+            mode = stat.S_IMODE(status.st_mode)
+            if stat.S_ISDIR(status.st_mode):
+                yield Output(name, "dir", mode, status.st_mtime)
+            elif not stat.S_ISREG(status.st_mode):
+                yield Output(name, "other", mode, status.st_mtime)
+            else:
+                with path.open("rb") as file:
+                    size = status.st_size
+                    if size <= CHUNK_BYTES:
+                        yield Output(name, "file", mode, status.st_mtime, size, body=await asyncio.to_thread(file.read))
+                    else:
+                        yield Output(name, "file", mode, status.st_mtime, size, chunks=pieces_of(file))
+
+    async def clear(self, key: Key) -> None:
+        """Kill the program if it runs, and remove its folder."""
+        folder = self._of(key)
+        give_up_at = monotonic() + _DIE_S
+        while _kill(folder, signals.SIGKILL) and monotonic() < give_up_at:
+            await asyncio.sleep(_POLL_S)
+        await asyncio.to_thread(remove_tree, folder)
+
+    async def found(self) -> list[Found]:
+        """Return every attempt that has a folder."""
+        found: list[Found] = []
+        for folder in self._folder.iterdir():
+            job_id, _, attempt = folder.name.rpartition("-")
+            if job_id and attempt.isdigit():
+                created = datetime.fromtimestamp(folder.stat().st_ctime, UTC)
+                condition = "started" if (folder / "started").exists() else "created"
+                found.append(Found(Key(job_id, int(attempt)), created, folder.name, condition))
+        return found
+
+    async def close(self) -> None:
+        """Do nothing: programs run on."""
+
+    def _of(self, key: Key) -> Path:
+        return self._folder / f"{key.job_id}-{key.attempt}"
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder, also where a program took the rights away; a missing one is no error."""
+    if not folder.exists():
+        return
+    for parent, folders, _ in os.walk(folder):
+        for name in folders:
+            path = Path(parent, name)
+            if not path.is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def _unpack(folder: Path, order: Order, source: Path | None, inherited: Mapping[str, str]) -> None:
+    for name in ("workspace", "outputs", "inputs", "tmp", "run"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "run" / "params.json").write_text(json.dumps(order.spec.params), "utf-8")
+    if source is not None:
+        for member in source_zip.members(source, bytes_max=order.spec.resources.disk):
+            _make(folder / "workspace" / member.path, member)
+    what = {
+        "argv": order.spec.argv(),
+        "env": {**inherited, **_environment(folder, order)},
+        "cwd": str(folder / "workspace"),
+    }
+    (folder / "order.json").write_text(json.dumps(what), "utf-8")
+
+
+def _make(path: Path, member: source_zip.Member) -> None:
+    if member.is_dir:
+        path.mkdir(exist_ok=True)
+        path.chmod(member.mode)
+        return
+    with path.open("xb") as file:
+        for piece in member.pieces:
+            file.write(piece)
+    path.chmod(member.mode)
+    os.utime(path, (member.mtime, member.mtime))
+
+
+def _environment(folder: Path, order: Order) -> dict[str, str]:
+    ours = {
+        "WHERRY_WORKSPACE": str(folder / "workspace"),
+        "WHERRY_INPUTS": str(folder / "inputs"),
+        "WHERRY_OUTPUTS": str(folder / "outputs"),
+        "WHERRY_PARAMS": str(folder / "run" / "params.json"),
+        "WHERRY_JOB_ID": order.job_id,
+        "WHERRY_ATTEMPT": str(order.attempt),
+        "HOME": str(folder / "workspace"),
+        "TMPDIR": str(folder / "tmp"),
+        "XDG_CACHE_HOME": str(folder / "tmp"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return ours | order.spec.env | {"CUDA_VISIBLE_DEVICES": ",".join(order.gpus)}
+
+
+def _read_files(folder: Path, offsets: dict[str, int], sink: Sink, reader: ReaderThread) -> None:
+    names: dict[Literal["o", "e"], str] = {"o": "stdout", "e": "stderr"}
+    while not reader.is_closed:
+        # Asked before reading: what was written before the end is then read in this round.
+        ended = (folder / "exit.json").exists() or _who(folder) is None
+        got = False
+        for stream, name in names.items():
+            for piece in _new_bytes(folder / name, offsets[stream]):
+                got = True
+                offsets[stream] += len(piece)
+                sink(Chunk(stream, utc_now(), piece, dict(offsets)))
+                if reader.is_closed:
+                    return
+        if ended:
+            return
+        if not got:
+            reader.pause(_POLL_S)
+
+
+def _new_bytes(path: Path, offset: int) -> Iterator[bytes]:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(offset)
+        while piece := file.read(64 * 1024):
+            yield piece
+
+
+def _who(folder: Path) -> dict[str, Any] | None:
+    """Return who runs, if the supervisor is alive (a process of the same id may be another one by now)."""
+    who = _read(folder / "child.json")
+    if who is None or who["boot"] != process_shim.boot_id() or process_shim.start_ticks(who["pid"]) != who["ticks"]:
+        return None
+    return who
+
+
+def _kill(folder: Path, signal: signals.Signals) -> bool:
+    """Signal the program's group; return whether there was anything to signal."""
+    who = _read(folder / "child.json")
+    if who is None or who["boot"] != process_shim.boot_id():
+        return False
+    is_program = process_shim.start_ticks(who["group"]) == who["group_ticks"]
+    if is_program:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(who["group"], signal)
+    return is_program or _who(folder) is not None
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for entry in sorted(root.iterdir()):
+        yield entry
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _walk(entry)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None

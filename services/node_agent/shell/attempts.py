@@ -1,0 +1,309 @@
+"""Carrying out effects on attempts: each as a task, whose findings go back as facts."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from services.node_agent.adapters.processes import remove_tree
+from services.node_agent.adapters.storage import Storage
+from services.node_agent.core import machine as m
+from services.node_agent.core.container import Key
+from services.node_agent.core.ending import Outcome, failure_from
+from services.node_agent.ports import Runtime
+from services.node_agent.shell.collect import collect, until_done
+from services.node_agent.shell.output import OutputPump
+from shared import observe
+from shared.clock import monotonic, utc_now
+from shared.errors import NotFound, Unavailable, WherryError
+from shared.events import OutputBatch, Progress
+from shared.fleet import Order
+from shared.job import Failure
+from shared.states import EndReason
+
+Post = Callable[[m.Fact], None]
+PublishOutput = Callable[[Key, OutputBatch], Coroutine[Any, Any, None]]
+
+_LOOK_S = 10.0  # how often a silent program is looked at
+_LINGER_S = 2.0  # for the rest of its output, once it has ended
+#: The end of a log shows a little before the engine knows the exit code.
+_SETTLE_S = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.2, 0.5)
+_REFUSALS_MAX = 5
+_PULL_TELL_S = 1.0
+_log = observe.logger("attempts")
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What the acts need.
+
+    Attributes:
+        runtimes: by name; what is not there is not offered.
+        storage: where results go.
+        folder: gets a folder per attempt.
+        post: takes facts.
+        publish: sends output, or loses it.
+        log_bytes_max: of an attempt's output.
+    """
+
+    runtimes: Mapping[str, Runtime]
+    storage: Storage
+    folder: Path
+    post: Post
+    publish: PublishOutput
+    log_bytes_max: int
+
+
+class Attempts:
+    """Runs at most one task of each sort per attempt."""
+
+    def __init__(self, doing: Doing) -> None:
+        self._do = doing
+        self._tasks: dict[tuple[Key, str], asyncio.Task[None]] = {}
+
+    def act(self, effect: m.Effect) -> None:
+        """Begin to carry out *effect*."""
+        match effect:
+            case m.Prepare(order, again):
+                self._spawn(Key(order.job_id, order.attempt), "run", self._prepare(order, again=again))
+            case m.Start(held):
+                self._after(held.key, "run", self._start(held))
+            case m.Follow(held):
+                self._spawn(held.key, "run", self._follow(held))
+            case m.Stop(held, grace_s):
+                self._spawn(held.key, "stop", self._stop(held, grace_s))
+            case m.Abort(key):
+                self._cancel(key, "run")
+            case m.Collect(held):
+                self._after(held.key, "run", self._collect(held))
+            case m.Clear(held):
+                self._spawn(held.key, "clear", self._clear(held))
+            case _:
+                raise ValueError(f"not an act: {effect}")
+
+    def folder(self, key: Key) -> Path:
+        """Return where an attempt's files are."""
+        return self._do.folder / f"{key.job_id}-{key.attempt}"
+
+    async def close(self) -> None:
+        """Stop every task; programs run on."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- tasks ---
+
+    def _spawn(self, key: Key, sort: str, work: Coroutine[Any, Any, None]) -> None:
+        if (key, sort) in self._tasks:
+            work.close()
+            return
+        task = asyncio.create_task(work, name=f"{sort} {key.job_id}-{key.attempt}")
+        self._tasks[key, sort] = task
+        task.add_done_callback(partial(self._done, key, sort))
+
+    def _after(self, key: Key, sort: str, work: Coroutine[Any, Any, None]) -> None:
+        """Spawn *work* in the place of the task that asked for it and is about to end."""
+        self._tasks.pop((key, sort), None)
+        self._spawn(key, sort, work)
+
+    def _done(self, key: Key, sort: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get((key, sort)) is task:
+            del self._tasks[key, sort]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("task_failed", job_id=key.job_id, attempt=key.attempt, task=sort, exc_info=error)
+
+    def _cancel(self, key: Key, sort: str) -> asyncio.Task[None] | None:
+        task = self._tasks.get((key, sort))
+        if task is not None:
+            task.cancel()
+        return task
+
+    # --- acts ---
+
+    async def _prepare(self, order: Order, *, again: bool) -> None:
+        key = Key(order.job_id, order.attempt)
+        runtime = self._do.runtimes[order.spec.runtime]
+        try:
+            if again:
+                await runtime.clear(key)
+            image = await runtime.find_image(order)
+            if image is None:
+                self._do.post(m.ImageMissing(key))
+                image = await runtime.pull_image(order, self._teller(key))
+            self._do.post(m.ImageFound(key, image.digest))
+            handle = await runtime.stage(order, image, partial(self._source, order))
+            self._do.post(m.Staged(key, handle))
+        except WherryError as error:
+            _log.warning("prepare_failed", job_id=key.job_id, attempt=key.attempt, error=error.message)
+            self._do.post(m.Failed(key, failure_from(error)))
+        except Exception as error:
+            _log.exception("prepare_broke", job_id=key.job_id, attempt=key.attempt)
+            self._do.post(m.Failed(key, Failure(reason=EndReason.RUNTIME_ERROR, message=repr(error))))
+        finally:
+            self._source_path(key).unlink(missing_ok=True)
+
+    async def _source(self, order: Order) -> Path | None:
+        if order.spec.source is None:
+            return None
+        path = self._source_path(Key(order.job_id, order.attempt))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        await self._do.storage.fetch_source(order, path)
+        return path
+
+    def _source_path(self, key: Key) -> Path:
+        return self.folder(key) / "source.zip"
+
+    def _teller(self, key: Key) -> Callable[[float, str], None]:
+        """Return what publishes a pull's progress, at most once a second; called from threads."""
+        loop = asyncio.get_running_loop()
+        told_at = 0.0
+
+        def tell(fraction: float, words: str) -> None:
+            nonlocal told_at
+            if monotonic() - told_at >= _PULL_TELL_S:
+                told_at = monotonic()
+                progress = Progress(fraction=min(max(fraction, 0.0), 1.0), message=words, at=utc_now())
+                asyncio.run_coroutine_threadsafe(self._do.publish(key, OutputBatch(progress=progress)), loop)
+
+        return tell
+
+    async def _start(self, held: m.Held) -> None:
+        runtime = self._do.runtimes[held.order.spec.runtime]
+        handle = held.handle
+        while True:
+            try:
+                await runtime.start(held.key, handle)
+                break
+            except Unavailable as error:
+                _log.warning("start_unanswered", job_id=held.key.job_id, attempt=held.key.attempt, error=error.message)
+                if await self._was_started(runtime, held.key):
+                    break
+            except WherryError as error:
+                self._do.post(m.Failed(held.key, failure_from(error)))
+                return
+        self._do.post(m.Started(held.key))
+        await self._follow(held)
+
+    async def _was_started(self, runtime: Runtime, key: Key) -> bool:
+        """Return whether a start that got no answer has happened. Starting an ended container would run it twice."""
+        found: list[str] = []
+
+        async def look() -> None:
+            found[:] = [one.condition for one in await runtime.found() if one.key == key and one.handle]
+
+        await until_done(look, _try_again)
+        return found != ["created"]  # one that is gone shows when it is followed
+
+    async def _follow(self, held: m.Held) -> None:
+        key = held.key
+        runtime = self._do.runtimes[held.order.spec.runtime]
+        pump = OutputPump(self.folder(key), partial(self._do.publish, key), bytes_max=self._do.log_bytes_max)
+        publishing = asyncio.create_task(pump.run())
+        outcomes: list[Outcome] = []
+
+        async def read() -> None:
+            while not outcomes:
+                outcome = await self._read_on(runtime, key, held.handle, pump)
+                if outcome is not None:
+                    outcomes.append(outcome)
+
+        def judge(error: Exception) -> None:
+            if isinstance(error, NotFound):
+                outcomes.append(Outcome(None, failure=_gone(error)))
+            _log.warning("following_interrupted", job_id=key.job_id, attempt=key.attempt, error=str(error))
+
+        try:
+            await until_done(read, judge)
+            await pump.finish()
+        finally:
+            pump.close()
+            publishing.cancel()
+        self._do.post(m.Exited(key, outcomes[0]))
+
+    async def _read_on(self, runtime: Runtime, key: Key, handle: str, pump: OutputPump) -> Outcome | None:
+        """Read until the output ends; return how the program did, or None if it turns out to run on."""
+        following = runtime.follow(key, handle, pump.position, pump.sink)
+        reading = asyncio.ensure_future(following.wait())
+        try:
+            while not (await asyncio.wait({reading}, timeout=_LOOK_S))[0]:
+                if await runtime.outcome(key, handle) is not None:
+                    await asyncio.wait({reading}, timeout=_LINGER_S)
+                    break
+            if reading.done():
+                reading.result()
+        finally:
+            following.close()
+            if not reading.done():
+                with suppress(Exception):
+                    await asyncio.wait_for(asyncio.shield(reading), _LINGER_S)
+                reading.cancel()
+        for pause_s in _SETTLE_S:
+            await asyncio.sleep(pause_s)
+            if (outcome := await runtime.outcome(key, handle)) is not None:
+                return outcome
+        return None
+
+    async def _stop(self, held: m.Held, grace_s: float) -> None:
+        runtime = self._do.runtimes[held.order.spec.runtime]
+        running = self._tasks.get((held.key, "run"))
+        await until_done(partial(runtime.kill, held.key, held.handle, "SIGTERM"), _try_again)
+        if running is not None:
+            await asyncio.wait({running}, timeout=grace_s)
+        else:
+            await asyncio.sleep(grace_s)
+        while running is None or not running.done():
+            await until_done(partial(runtime.kill, held.key, held.handle, "SIGKILL"), _try_again)
+            if running is None:
+                return
+            await asyncio.wait({running}, timeout=1.0)
+
+    async def _collect(self, held: m.Held) -> None:
+        key = held.key
+        runtime = self._do.runtimes[held.order.spec.runtime]
+        refusals = 0
+
+        async def bring() -> None:
+            outputs, remarks = await collect(runtime, self._do.storage, key, held.handle, self.folder(key))
+            self._do.post(m.Collected(key, outputs, remarks))
+
+        def judge(error: Exception) -> None:
+            nonlocal refusals
+            _log.warning("collect_interrupted", job_id=key.job_id, attempt=key.attempt, error=repr(error))
+            if not (isinstance(error, WherryError) and error.retryable):
+                refusals += 1
+            if refusals >= _REFUSALS_MAX:
+                raise error
+
+        self.folder(key).mkdir(parents=True, exist_ok=True)
+        try:
+            await until_done(bring, judge)
+        except Exception as error:  # noqa: BLE001 - reported as the attempt's end
+            failure = Failure(reason=EndReason.UPLOAD_FAILED, message=f"The results could not be stored: {error}")
+            self._do.post(m.Collected(key, None, failure=failure))
+
+    async def _clear(self, held: m.Held) -> None:
+        key = held.key
+        for sort in ("stop", "run"):
+            if (task := self._cancel(key, sort)) is not None:
+                await asyncio.wait({task})
+        runtime = self._do.runtimes.get(held.order.spec.runtime)
+
+        def note(error: Exception) -> None:
+            _log.warning("clear_failed", job_id=key.job_id, attempt=key.attempt, error=repr(error))
+
+        if runtime is not None:
+            await until_done(partial(runtime.clear, key), note)
+        await asyncio.to_thread(remove_tree, self.folder(key))
+        self._do.post(m.Cleared(key))
+
+
+def _gone(error: Exception) -> Failure:
+    return Failure(reason=EndReason.AGENT_LOST_CONTAINER, message=f"The program is gone: {error}")
+
+
+def _try_again(error: Exception) -> None:
+    _log.warning("engine_call_failed", error=str(error))
