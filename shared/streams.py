@@ -1,3 +1,156 @@
-"""Streams and consumers as code: created at set-up, compared at every start."""
+"""Streams and consumers as code: created at set-up, compared with what the server has at every start.
 
-# Filled in with the bus.
+A value that the server has and this file does not mention is left alone. Sizes are bytes, times seconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared import channels
+
+GIB, MIB = 1024**3, 1024**2
+_NS = 10**9  # JetStream counts time in nanoseconds
+_DAY_S = 86400
+
+#: What may be changed on a live stream; a difference in anything else needs a person to decide.
+STREAM_MUTABLE = frozenset(
+    {
+        "subjects",
+        "max_age",
+        "max_bytes",
+        "max_msgs_per_subject",
+        "discard",
+        "duplicate_window",
+        "num_replicas",
+        "republish",
+    }
+    | {"allow_direct", "allow_atomic", "allow_msg_ttl", "deny_delete", "deny_purge"}
+)
+CONSUMER_MUTABLE = frozenset({"ack_wait", "max_ack_pending", "max_deliver", "filter_subjects", "num_replicas"})
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """A pull consumer with explicit acks that exists before its reader does, so that readers need no right to make one."""
+
+    name: str
+    stream: str
+    filters: tuple[str, ...]
+    ack_wait_s: float = 30
+    max_ack_pending: int = 4096
+    max_deliver: int = -1
+
+    def config(self, replicas: int = 1) -> dict[str, Any]:
+        """Return the consumer as JetStream's API takes it."""
+        return {
+            "durable_name": self.name,
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": int(self.ack_wait_s * _NS),
+            "max_ack_pending": self.max_ack_pending,
+            "max_deliver": self.max_deliver,
+            "filter_subjects": list(self.filters),
+            "num_replicas": replicas,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream. `discard` new refuses what does not fit, which the writer sees; old forgets the oldest."""
+
+    name: str
+    subjects: tuple[str, ...]
+    max_bytes: int
+    max_age_s: float = 0
+    discard: str = "new"
+    storage: str = "file"
+    duplicate_window_s: float = 600
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def config(self, replicas: int = 1) -> dict[str, Any]:
+        """Return the stream as JetStream's API takes it."""
+        return {
+            "name": self.name,
+            "subjects": list(self.subjects),
+            "retention": "limits",
+            "storage": self.storage,
+            "discard": self.discard,
+            "max_bytes": self.max_bytes,
+            "max_age": int(self.max_age_s * _NS),
+            "duplicate_window": int(self.duplicate_window_s * _NS),
+            "num_replicas": replicas,
+            **self.extra,
+        }
+
+
+def _republish(source: str, target: str) -> dict[str, Any]:
+    return {"republish": {"src": source, "dest": target}}
+
+
+_THREE = "{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}"
+
+STREAMS: tuple[Stream, ...] = (
+    Stream(
+        channels.JOBS,
+        ("wherry.job.>", "wherry.attempt.>", "wherry.request.>"),
+        max_bytes=4 * GIB,
+        max_age_s=30 * _DAY_S,
+        extra={"allow_atomic": True, "allow_direct": True} | _republish("wherry.job.*.*.*", f"wherry.feed.{_THREE}"),
+    ),
+    Stream(
+        channels.LOGS,
+        ("wherry.log.>",),
+        max_bytes=256 * MIB,
+        max_age_s=3600,
+        discard="old",
+        storage="memory",
+        duplicate_window_s=1,
+        extra=_republish("wherry.log.*.*.*", f"wherry.tail.{_THREE}"),
+    ),
+    Stream(channels.NOTIFY, ("wherry.delivery.>",), max_bytes=GIB, max_age_s=30 * _DAY_S, extra={"allow_atomic": True}),
+    Stream(
+        channels.SNAPSHOT,
+        ("wherry.snapshot.>",),
+        max_bytes=GIB,
+        extra={"allow_atomic": True, "max_msgs_per_subject": 1},
+    ),
+    Stream(
+        channels.LEADER,
+        ("wherry.leader.>",),
+        max_bytes=16 * MIB,
+        duplicate_window_s=60,
+        extra={"allow_msg_ttl": True, "max_msgs_per_subject": 1},
+    ),
+    Stream(channels.FLEET, ("wherry.fleet.>",), max_bytes=GIB, extra={"allow_atomic": True}),
+    Stream(
+        channels.AUDIT,
+        ("wherry.audit.>",),
+        max_bytes=GIB,
+        max_age_s=365 * _DAY_S,
+        extra={"deny_delete": True, "deny_purge": True},
+    ),
+    Stream(channels.DLQ, ("wherry.dlq.>",), max_bytes=256 * MIB, max_age_s=30 * _DAY_S),
+)
+
+_ENDS = tuple(f"wherry.job.*.*.{end}" for end in ("succeeded", "failed", "cancelled", "timed_out"))
+
+DURABLES: tuple[Durable, ...] = (
+    Durable("storage", channels.JOBS, ("wherry.job.>",)),
+    Durable("notifier", channels.JOBS, _ENDS, max_ack_pending=1024),
+    Durable("storage-log", channels.LOGS, ("wherry.log.>",)),
+    # A delivery waits for its next try as an unsettled message, for days: there may be many, and one never runs out of tries.
+    Durable("deliver", channels.NOTIFY, ("wherry.delivery.*.*.requested",), ack_wait_s=60, max_ack_pending=100_000),
+    Durable("storage-delivery", channels.NOTIFY, ("wherry.delivery.>",)),
+)
+
+
+def differences(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of *wanted* that *live* has otherwise, as (wanted, live). What the server adds does not count."""
+    return {key: (value, live.get(key)) for key, value in wanted.items() if not _same(value, live.get(key))}
+
+
+def _same(wanted: Any, live: Any) -> bool:
+    if isinstance(wanted, Mapping) and isinstance(live, Mapping):
+        return not differences(wanted, live)  # pyright: ignore[reportUnknownArgumentType]
+    return wanted == live or (not wanted and not live)
