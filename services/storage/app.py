@@ -50,18 +50,15 @@ async def run(settings: StorageSettings) -> None:
 
 async def _run_until_closed(storage: "Storage", *buses: Bus) -> None:
     work = asyncio.create_task(storage.run())
-    ends = {work, *(asyncio.create_task(bus.closed.wait()) for bus in buses)}
+    watches = [asyncio.create_task(bus.closed.wait()) for bus in buses]
     try:
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([work, *watches], return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            await work
     finally:
-        for task in ends - {work}:
+        for task in (work, *watches):
             task.cancel()
-        if not work.done():
-            work.cancel()
-        await asyncio.gather(*ends - {work}, return_exceptions=True)
-    if not any(bus.closed.is_set() for bus in buses):
-        await work
-    await asyncio.gather(work, return_exceptions=True)
+        await asyncio.wait([work, *watches])
 
 
 class Storage:

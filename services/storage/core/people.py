@@ -29,13 +29,13 @@ def check_user(*, name: str | None = None, password: str | None = None, email: s
         WherryError: ``invalid``, with the fields at fault.
     """
     problems: list[FieldProblem] = []
-    if name is not None and not _NAME.match(name):
+    if name is not None and not _NAME.fullmatch(name):
         problems.append(
             FieldProblem(field="name", message="1 to 64 letters, digits and ._@+-, a letter or digit first")
         )
     if password is not None and not PASSWORD_LEAST <= len(password) <= PASSWORD_MOST:
         problems.append(FieldProblem(field="password", message=f"{PASSWORD_LEAST} to {PASSWORD_MOST} characters"))
-    if email and (len(email) > _EMAIL_MOST or not _EMAIL.match(email)):
+    if email and (len(email) > _EMAIL_MOST or not _EMAIL.fullmatch(email)):
         problems.append(FieldProblem(field="email", message="no email address"))
     if problems:
         raise WherryError("invalid", "This user cannot be.", fields=tuple(problems))

@@ -1,0 +1,65 @@
+import pytest
+
+from services.storage.core.outputs import listing, one, page
+from shared.errors import NotFound
+from shared.job import BlobRef
+from shared.manifest import Entry, Manifest
+
+A, B, LOG, FOREIGN = (BlobRef(sha256=letter * 64, size=1) for letter in "abcf")
+HELD = {A.sha256, B.sha256, LOG.sha256}
+
+
+def manifest(*entries: Entry, stdout: BlobRef | None = LOG) -> Manifest:
+    return Manifest(job_id="j1", attempt=1, entries=entries, stdout=stdout, skipped=("link: a link",))
+
+
+def test_entries_come_by_path_with_the_logs_among_them() -> None:
+    listed = listing(
+        manifest(Entry(path="z", blob=A), Entry(path="a", kind="dir"), Entry(path="a/b", blob=B)), HELD, 5.0
+    )
+    assert listed.paths == ("_stdout.txt", "a", "a/b", "z")
+    assert one(listed, "_stdout.txt").entries == (Entry(path="_stdout.txt", blob=LOG, mtime=5.0),)
+
+
+def test_bytes_that_the_attempt_has_not_stored_are_not_served() -> None:
+    listed = listing(manifest(Entry(path="mine", blob=A), Entry(path="stolen", blob=FOREIGN)), HELD, 0)
+    assert listed.paths == ("_stdout.txt", "mine")
+    assert any("stolen" in remark for remark in listed.skipped)
+    with pytest.raises(NotFound):
+        one(listed, "stolen")
+
+
+def test_a_foreign_log_is_not_served_either() -> None:
+    assert listing(manifest(stdout=FOREIGN), HELD, 0).paths == ()
+
+
+def test_a_file_named_like_the_log_is_hidden_and_that_is_said() -> None:
+    listed = listing(manifest(Entry(path="_stdout.txt", blob=A)), HELD, 0)
+    assert one(listed, "_stdout.txt").entries[0].blob == LOG
+    assert any("hidden" in remark for remark in listed.skipped)
+
+
+def test_pages_give_each_entry_once_and_the_remarks_first() -> None:
+    entries = tuple(Entry(path=f"d/{number:03}", blob=A) for number in range(25))
+    listed = listing(manifest(*entries, stdout=None), HELD, 0)
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        found = page(listed, cursor, 10)
+        assert bool(found.skipped) == (cursor is None)
+        seen += [entry.path for entry in found.entries]
+        cursor = found.cursor
+        if cursor is None:
+            break
+    assert seen == [entry.path for entry in entries]
+
+
+def test_a_page_fits_into_one_message_however_long_the_paths_are() -> None:
+    entries = tuple(Entry(path=f"{number:04}" + "p" * 4000, blob=A) for number in range(1000))
+    found = page(listing(manifest(*entries, stdout=None), HELD, 0), None, 1000)
+    assert 0 < len(found.to_bytes()) < 1_000_000
+    assert found.cursor == found.entries[-1].path
+
+
+def test_an_empty_listing_is_an_empty_page() -> None:
+    assert page(listing(manifest(stdout=None), HELD, 0), None, 10).entries == ()
