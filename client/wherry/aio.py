@@ -276,9 +276,7 @@ class AsyncClient:
 
     async def events(self, job_id: str) -> list[dict[str, Any]]:
         """Return a job's CloudEvents so far, oldest first."""
-        return await self._driver.run(
-            scripts.ask_list(dict[str, Any], "events", protocol.job(job_id, "/events"), self._patience_s)
-        )
+        return await self._driver.run(scripts.events(job_id, self._patience_s))
 
     async def metrics(self, job_id: str) -> list[models.Metric]:
         """Return what a job has measured, in order of arrival."""

@@ -47,7 +47,7 @@ def _parse(line: str) -> Rule | None:
 
 def _regex(glob: str) -> str:
     tokens = {"**/": "(?:.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|/\*\*|\*\*|\*|\?|\[!?[^\]/]+\])", glob)
+    parts = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?|\[!?[^\]/]+\])", glob)
     return "".join(_token(part, tokens) for part in parts)
 
 

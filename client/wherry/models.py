@@ -200,6 +200,13 @@ class User(Answer):
     disabled: bool = False
 
 
+class EventPage(Answer):
+    """Some CloudEvents; `cursor` is the place in the log after which the next are."""
+
+    events: tuple[dict[str, Any], ...] = ()
+    cursor: int = 0
+
+
 class Notification(Answer):
     """One notification about a job's end: to whom, and how far it got."""
 

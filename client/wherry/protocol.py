@@ -143,7 +143,7 @@ def logout() -> Request:
 
 def whoami() -> Request:
     """Ask whom the token belongs to."""
-    return Request("GET", "/me")
+    return Request("GET", "/users/me")
 
 
 def simple(path: str) -> Request:
@@ -193,7 +193,7 @@ def logs(job_id: str, stream: str | None, tail: int | None) -> Request:
         query["stream"] = stream
     if tail is not None:
         query["tail"] = str(tail)
-    return Request("GET", f"/jobs/{_segment(job_id)}/logs", query=query)
+    return Request("GET", f"/jobs/{_segment(job_id)}/logs", query=query, headers={"Accept": "text/plain"})
 
 
 def follow(job_id: str, last_event_id: str) -> Request:
@@ -206,6 +206,11 @@ def follow(job_id: str, last_event_id: str) -> Request:
 def watch(job_id: str, silence_s: float) -> Request:
     """Ask for a job's events as they happen."""
     return Request("GET", f"/jobs/{_segment(job_id)}/events", headers=EVENT_STREAM, read_timeout_s=silence_s)
+
+
+def events(job_id: str, after: int) -> Request:
+    """Ask for a page of a job's events, after a place in the log."""
+    return Request("GET", f"/jobs/{_segment(job_id)}/events", query={"after": str(after), "limit": "1000"})
 
 
 def outputs(job_id: str, cursor: str | None) -> Request:
@@ -232,7 +237,7 @@ def put_artifact(body: Body, name: str) -> Request:
 
 
 def _download(path: str, start: int) -> Request:
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     return Request("GET", path, headers=headers)
 
 

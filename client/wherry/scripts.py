@@ -189,6 +189,18 @@ def _time_left(job: models.Job, started: float, timeout_s: float | None) -> Scri
         raise WaitTimeout(f"job {job.job_id} was {job.state} after {timeout_s:g} s; it goes on")
 
 
+def events(job_id: str, patience_s: float) -> Script[list[dict[str, Any]]]:
+    """Return a job's CloudEvents, oldest first."""
+    found: list[dict[str, Any]] = []
+    after = 0
+    while True:
+        page = yield from ask(models.EventPage, protocol.events(job_id, after), patience_s)
+        found += page.events
+        if not page.events or page.cursor <= after:
+            return found
+        after = page.cursor
+
+
 def logs(job_id: str, stream: str | None, tail: int | None, patience_s: float) -> Series[str]:
     """Give the lines of a log as it is now."""
     yield from _lines(protocol.logs(job_id, stream, tail), patience_s)
