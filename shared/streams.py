@@ -32,7 +32,7 @@ CONSUMER_MUTABLE = frozenset({"ack_wait", "max_ack_pending", "max_deliver", "fil
 
 @dataclass(frozen=True, slots=True)
 class Durable:
-    """A pull consumer with explicit acks that exists before its reader does, so that readers need no right to make one."""
+    """A pull consumer with explicit acks. It exists before its reader does: readers need no right to make one."""
 
     name: str
     stream: str
@@ -57,14 +57,20 @@ class Durable:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One stream. `discard` new refuses what does not fit, which the writer sees; old forgets the oldest."""
+    """One stream. `discard` new refuses what does not fit, which the writer sees; old forgets the oldest.
+
+    `durable` is for what must be on disk before it is acknowledged. Such a stream takes atomic batches: the bus
+    repeats an unanswered conditional write as a batch of one. What is not durable is written to disk a little later
+    (one server) or as the others are (a cluster). Memory would not do: a lone server forgets its memory streams, and
+    the consumers on them, when it restarts.
+    """
 
     name: str
     subjects: tuple[str, ...]
     max_bytes: int
     max_age_s: float = 0
     discard: str = "new"
-    storage: str = "file"
+    durable: bool = True
     duplicate_window_s: float = 600
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -74,12 +80,14 @@ class Stream:
             "name": self.name,
             "subjects": list(self.subjects),
             "retention": "limits",
-            "storage": self.storage,
+            "storage": "file",
             "discard": self.discard,
             "max_bytes": self.max_bytes,
             "max_age": int(self.max_age_s * _NS),
             "duplicate_window": int(self.duplicate_window_s * _NS),
             "num_replicas": replicas,
+            "allow_atomic": self.durable,
+            "persist_mode": "" if self.durable or replicas > 1 else "async",
             **self.extra,
         }
 
@@ -96,7 +104,7 @@ STREAMS: tuple[Stream, ...] = (
         ("wherry.job.>", "wherry.attempt.>", "wherry.request.>"),
         max_bytes=4 * GIB,
         max_age_s=30 * _DAY_S,
-        extra={"allow_atomic": True, "allow_direct": True} | _republish("wherry.job.*.*.*", f"wherry.feed.{_THREE}"),
+        extra={"allow_direct": True} | _republish("wherry.job.*.*.*", f"wherry.feed.{_THREE}"),
     ),
     Stream(
         channels.LOGS,
@@ -104,16 +112,16 @@ STREAMS: tuple[Stream, ...] = (
         max_bytes=256 * MIB,
         max_age_s=3600,
         discard="old",
-        storage="memory",
+        durable=False,
         duplicate_window_s=1,
         extra=_republish("wherry.log.*.*.*", f"wherry.tail.{_THREE}"),
     ),
-    Stream(channels.NOTIFY, ("wherry.delivery.>",), max_bytes=GIB, max_age_s=30 * _DAY_S, extra={"allow_atomic": True}),
+    Stream(channels.NOTIFY, ("wherry.delivery.>",), max_bytes=GIB, max_age_s=30 * _DAY_S),
     Stream(
         channels.SNAPSHOT,
         ("wherry.snapshot.>",),
         max_bytes=GIB,
-        extra={"allow_atomic": True, "max_msgs_per_subject": 1},
+        extra={"max_msgs_per_subject": 1},
     ),
     Stream(
         channels.LEADER,
@@ -122,7 +130,7 @@ STREAMS: tuple[Stream, ...] = (
         duplicate_window_s=60,
         extra={"allow_msg_ttl": True, "max_msgs_per_subject": 1},
     ),
-    Stream(channels.FLEET, ("wherry.fleet.>",), max_bytes=GIB, extra={"allow_atomic": True}),
+    Stream(channels.FLEET, ("wherry.fleet.>",), max_bytes=GIB),
     Stream(
         channels.AUDIT,
         ("wherry.audit.>",),
@@ -139,14 +147,14 @@ DURABLES: tuple[Durable, ...] = (
     Durable("storage", channels.JOBS, ("wherry.job.>",)),
     Durable("notifier", channels.JOBS, _ENDS, max_ack_pending=1024),
     Durable("storage-log", channels.LOGS, ("wherry.log.>",)),
-    # A delivery waits for its next try as an unsettled message, for days: there may be many, and one never runs out of tries.
+    # A delivery waits for its next try as an unsettled message, for days: there may be many, and none runs out of tries.
     Durable("deliver", channels.NOTIFY, ("wherry.delivery.*.*.requested",), ack_wait_s=60, max_ack_pending=100_000),
     Durable("storage-delivery", channels.NOTIFY, ("wherry.delivery.>",)),
 )
 
 
 def differences(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings of *wanted* that *live* has otherwise, as (wanted, live). What the server adds does not count."""
+    """Return the settings of *wanted* that *live* has otherwise, as (wanted, live); what the server adds is not counted."""
     return {key: (value, live.get(key)) for key, value in wanted.items() if not _same(value, live.get(key))}
 
 
