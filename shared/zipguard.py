@@ -16,7 +16,9 @@ from typing import BinaryIO
 
 from shared.errors import WherryError
 
-_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2})  # LZMA may claim gigabytes of memory
+_METHODS = frozenset(
+    {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
+)  # LZMA may claim gigabytes of memory
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _END = struct.Struct("<4s4H2LH")
@@ -69,7 +71,7 @@ class ZipEntry:
     mtime: int
 
 
-def inspect(file: BinaryIO, limits: Limits = Limits()) -> list[ZipEntry]:  # noqa: B008 - frozen
+def inspect(file: BinaryIO, limits: Limits = Limits()) -> list[ZipEntry]:
     """Return the entries of the zip in *file*, in the order of its directory; folders that paths imply are not listed.
 
     Raises:
@@ -144,7 +146,9 @@ def _path(info: zipfile.ZipInfo, limits: Limits) -> str:
     if len(parts) > limits.depth:
         raise _bad(f"{name[:80]!r}… is nested deeper than {limits.depth} folders")
     if any(len(_encoded(part)) > limits.name_bytes for part in parts) or len(_encoded(name)) > limits.path_bytes:
-        raise _bad(f"{name[:80]!r}… is too long a name: at most {limits.name_bytes} bytes, {limits.path_bytes} with its folders")
+        raise _bad(
+            f"{name[:80]!r}… is too long a name: at most {limits.name_bytes} bytes, {limits.path_bytes} in all"
+        )
     return "/".join(parts)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -49,7 +49,7 @@ Config = Annotated[Path | None, typer.Option(help="A file with the controller's 
 
 
 @app.callback(invoke_without_command=True)
-def start(  # noqa: PLR0913 - the options
+def start(  # noqa: PLR0913, PLR0917 - the options
     context: typer.Context,
     controller: Controller = None,
     worker_name: WorkerName = None,
@@ -62,7 +62,7 @@ def start(  # noqa: PLR0913 - the options
     config: Config = None,
 ) -> None:
     """Run the agent, unless a command is given. Options win over WHERRY_… variables."""
-    given = {
+    given: dict[str, Any] = {
         "nats_url": controller,
         "worker_name": worker_name,
         "tags": tags,
@@ -169,8 +169,8 @@ def runtimes(settings: AgentSettings) -> list[Runtime]:
     return made
 
 
-def _settings(given: dict[str, object]) -> AgentSettings:
-    settings = AgentSettings.model_validate({**AgentSettings().model_dump(), **given})
+def _settings(given: dict[str, Any]) -> AgentSettings:
+    settings = AgentSettings(**given)
     if settings.controller_file is not None and "nats_url" not in given:
         address = controller_address(settings.controller_file.expanduser().read_text("utf-8"))
         settings = settings.model_copy(update={"nats_url": address})

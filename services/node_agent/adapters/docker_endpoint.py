@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Endpoint:
 
 
 def endpoints(environ: Mapping[str, str], home: Path, uid: int) -> list[Endpoint]:
-    """Return the places to try, in order. One that is chosen by name is the only one: never another engine by accident."""
+    """Return the places to try, in order. One that is chosen by name is the only one: no other engine by accident."""
     context = environ.get("DOCKER_CONTEXT")
     if not context and (host := environ.get("DOCKER_HOST")):
         tls = environ.get("DOCKER_TLS_VERIFY") or environ.get("DOCKER_CERT_PATH")
@@ -61,9 +62,9 @@ def _sockets(environ: Mapping[str, str], home: Path, uid: int) -> list[Path]:
     ]
 
 
-def _read(path: Path) -> dict[str, object] | dict[str, dict[str, dict[str, str]]]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}

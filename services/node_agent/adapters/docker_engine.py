@@ -5,13 +5,13 @@ import json
 import socket
 import tarfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import docker
 import docker.errors
@@ -34,7 +34,7 @@ from shared.states import EndReason
 
 T = TypeVar("T")
 _TAR_PIECE_BYTES = 256 * 1024
-_QUICK_TIMEOUT_S = 5.0
+_QUICK_TIMEOUT_S = 5
 _LONG_THREADS = 64
 
 
@@ -309,10 +309,10 @@ class DockerRuntime:
         try:
             with _translated("reading the outputs"):
                 pieces, _ = self._api().get_archive(handle, container.OUTPUTS, CHUNK_BYTES)
-                with tarfile.open(fileobj=_Reader(pieces), mode="r|", bufsize=_TAR_PIECE_BYTES) as tar:
+                with tarfile.open(fileobj=cast("Any", _Reader(pieces)), mode="r|", bufsize=_TAR_PIECE_BYTES) as tar:
                     while (member := tar.next()) is not None:
                         _give(tar, member, put)
-                        tar.members.clear()  # else it remembers every file
+                        cast("Any", tar).members.clear()  # else it remembers every file
             put(None)
         except InterruptedError:
             return
@@ -379,7 +379,7 @@ def _client(endpoint: Endpoint, timeout_s: float) -> docker.APIClient:
     if not endpoint.url:
         raise ValueError("names no engine")
     # No version: it is negotiated. The first answer must come soon, or nothing else is tried.
-    client = docker.APIClient(endpoint.url, timeout=_QUICK_TIMEOUT_S, tls=tls, use_ssh_client=True)
+    client: Any = docker.APIClient(endpoint.url, timeout=_QUICK_TIMEOUT_S, tls=tls, use_ssh_client=True)
     client.timeout = timeout_s
     return client
 
@@ -500,15 +500,15 @@ def _with_chunks(item: Output, queue: "asyncio.Queue[Output | bytes | BaseExcept
     return Output(item.path, "file", item.mode, item.mtime, item.size, chunks=chunks())
 
 
-def _shut_down(api: docker.APIClient, response: Any) -> None:
+def _shut_down(api: Any, response: Any) -> None:
     """Wake the thread that waits for more of *response*: closing alone would not."""
     with suppress(AttributeError, ValueError):
-        reader: Any = api._get_raw_response_socket(response)  # noqa: SLF001 - there is no public way  # pyright: ignore[reportPrivateUsage]
+        reader: Any = api._get_raw_response_socket(response)  # noqa: SLF001 - there is no public way
         getattr(reader, "_sock", reader).shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
+def _translated(what: str) -> Generator[None]:
     """Raise what the engine answers, or that it does not, as our own errors."""
     try:
         yield
@@ -529,7 +529,7 @@ def _short(error: Exception) -> str:
 
 
 @contextmanager
-def _unwrapped() -> Iterator[None]:
+def _unwrapped() -> Generator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
@@ -545,7 +545,7 @@ class _all_or_none:  # noqa: N801 - used as a block
     async def __aenter__(self) -> asyncio.TaskGroup:
         return await self._group.__aenter__()
 
-    async def __aexit__(self, *error: Any) -> None:
+    async def __aexit__(self, *error: Any) -> None:  # noqa: PYI036 - handed on as it is
         with _unwrapped():
             await self._group.__aexit__(*error)
 

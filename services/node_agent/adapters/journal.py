@@ -1,4 +1,4 @@
-"""What the agent must not forget: attempts, and reports that the log has not acknowledged. SQLite, on disk before it returns."""
+"""What the agent must not forget: attempts, and reports that the log has not acknowledged. SQLite, synced."""
 
 import asyncio
 import sqlite3

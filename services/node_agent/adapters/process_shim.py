@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def start_ticks(pid: int) -> int:
-    """Return when *pid* was started, in clock ticks since boot; 0 where nobody knows, -1 where there is no such process."""
+    """Return when *pid* was started, in clock ticks since boot; 0 where nobody knows, -1 where it does not run."""
     stat = Path(f"/proc/{pid}/stat")
     if not Path("/proc/self/stat").exists():
         try:

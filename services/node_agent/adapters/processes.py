@@ -130,7 +130,7 @@ class ProcessRuntime:
         """Kill the program if it runs, and remove its folder."""
         folder = self._of(key)
         give_up_at = monotonic() + _DIE_S
-        while _kill(folder, signals.SIGKILL) and monotonic() < give_up_at:
+        while _kill(folder, signals.SIGKILL) and monotonic() < give_up_at:  # noqa: ASYNC110 - nobody tells of its end
             await asyncio.sleep(_POLL_S)
         await asyncio.to_thread(remove_tree, folder)
 

@@ -1,7 +1,7 @@
 """Reading a source zip in pieces, counting what really comes out."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +21,7 @@ class Member:
     mode: int
     mtime: int = archive.EPOCH
     size: int = 0
-    pieces: Iterator[bytes] = iter(())
+    pieces: Iterable[bytes] = ()
 
 
 def members(path: Path, *, bytes_max: int) -> Iterator[Member]:

@@ -32,7 +32,7 @@ def parse_share(text: str) -> Share:
             case "memory" | "disk":
                 size = parse_size(value)
                 if not isinstance(size, int):
-                    raise ValueError(f"{value!r} is no size")
+                    raise ValueError(f"{value!r} is no size")  # noqa: TRY004 - the value is wrong, not its type
                 found[name] = size
             case _:
                 raise ValueError(f"capacity: {name!r} is unknown; give cpus, memory, disk or gpus")

@@ -49,7 +49,7 @@ class FrameParser:
 
 @dataclass(slots=True)
 class LogPosition:
-    """How far a container's log was read: the last stamp, and how many entries with it. Reading resumes *at* a stamp."""
+    """How far a container's log was read: the last stamp, and how many entries have it. Reading resumes at it."""
 
     stamp: str = ""
     same: int = 0

@@ -356,20 +356,9 @@ class Machine:
     # --- what becomes of an attempt ---
 
     def _attempt(self, held: Held, fact: Fact, now: datetime) -> list[Effect]:
+        if held.phase in PREPARING or held.phase is Phase.STARTING:
+            return self._before_running(held, fact, now)
         match (held.phase, fact):
-            case (Phase.ACCEPTED, ImageMissing()):
-                return self._report_starting(held, Phase.PULLING, "pull", now)
-            case (Phase.ACCEPTED | Phase.PULLING, ImageFound(_, digest)):
-                return self._report_starting(
-                    held.model_copy(update={"image_digest": digest}), Phase.STAGING, "stage_in", now
-                )
-            case (Phase.STAGING, Staged(_, handle)):
-                held = held.model_copy(update={"phase": Phase.STARTING, "since": now, "handle": handle})
-                return [self._save(held), Start(held)]
-            case (Phase.STARTING, Started()):
-                return self._running(held, now)
-            case (Phase.ACCEPTED | Phase.PULLING | Phase.STAGING | Phase.STARTING, Failed(_, failure)):
-                return self._finish(held, held.stop or End(state=AttemptState.FAILED, failure=failure), now)
             case (Phase.RUNNING, Exited(_, outcome)):
                 return self._exited(held, outcome, now)
             case (Phase.FINISHING, Collected()):
@@ -380,6 +369,23 @@ class Machine:
                 return [self._save(held.model_copy(update={"is_cleared": True}))]
             case (Phase.FORGETTING, Cleared()):
                 return self._drop(held)
+            case _:
+                return []
+
+    def _before_running(self, held: Held, fact: Fact, now: datetime) -> list[Effect]:
+        match (held.phase, fact):
+            case (Phase.ACCEPTED, ImageMissing()):
+                return self._report_starting(held, Phase.PULLING, "pull", now)
+            case (Phase.ACCEPTED | Phase.PULLING, ImageFound(_, digest)):
+                pinned = held.model_copy(update={"image_digest": digest})
+                return self._report_starting(pinned, Phase.STAGING, "stage_in", now)
+            case (Phase.STAGING, Staged(_, handle)):
+                held = held.model_copy(update={"phase": Phase.STARTING, "since": now, "handle": handle})
+                return [self._save(held), Start(held)]
+            case (Phase.STARTING, Started()):
+                return self._running(held, now)
+            case (_, Failed(_, failure)):
+                return self._finish(held, held.stop or End(state=AttemptState.FAILED, failure=failure), now)
             case _:
                 return []
 
@@ -460,24 +466,19 @@ class Machine:
             case Phase.ACCEPTED | Phase.PULLING | Phase.STAGING:
                 fresh = held.model_copy(update={"phase": Phase.ACCEPTED, "since": now})
                 return [self._save(fresh), Prepare(held.order, again=True)]
+            case Phase.STARTING | Phase.RUNNING if condition == "gone":
+                return self._lost(held, now)
             case Phase.STARTING if condition == "created":
                 return [Start(held.model_copy(update={"handle": handle}))]
-            case Phase.STARTING if condition == "started":
-                return [*self._running(held, now), Follow(held)]
             case Phase.STARTING:
-                return self._lost(held, now)
-            case Phase.RUNNING if condition == "gone":
-                return self._lost(held, now)
+                return [*self._running(held, now), Follow(held)]
             case Phase.RUNNING:
                 return [Follow(held), *([Stop(held, held.stop_grace_s)] if held.stop else [])]
             case Phase.FINISHING:
                 return [Collect(held)]
-            case Phase.FINISHED if held.is_delivered and not held.is_cleared:
-                return [Clear(held)]
-            case Phase.FORGETTING:
-                return [Clear(held)]
-            case Phase.FINISHED:
-                return []  # the outbox sends what is left to say
+            case Phase.FINISHED | Phase.FORGETTING:
+                is_over = held.phase is Phase.FORGETTING or (held.is_delivered and not held.is_cleared)
+                return [Clear(held)] if is_over else []
 
     def _lost(self, held: Held, now: datetime) -> list[Effect]:
         failure = Failure(

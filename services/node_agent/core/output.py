@@ -136,7 +136,7 @@ class _Found:
 
 
 def progress_in(text: str, at: datetime) -> Progress | None:
-    """Read ``::progress 0.42::epoch 3 of 7``; a percent sign is understood, and what is beyond 0 to 1 is brought back."""
+    """Read ``::progress 0.42::epoch 3 of 7``; a percent sign is understood, and what is above 1 is 1."""
     match = _PROGRESS.match(text)
     if match is None:
         return None

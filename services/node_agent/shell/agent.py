@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal, cast
+from typing import Literal
 
 from prometheus_client import Counter, Gauge
 
@@ -79,7 +79,7 @@ class Agent:
         gpus: the driver.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of an agent
+    def __init__(
         self,
         settings: AgentSettings,
         bus: Bus,
@@ -235,7 +235,9 @@ class Agent:
         """Tell the machine once what a runtime holds; remove what is ours, unknown, and not just being made."""
         found = await runtime.found()
         if runtime.name not in self._machine.recovered:
-            held = {one.key: (one.handle, one.condition) for one in found if one.handle}
+            held: dict[Key, tuple[str, Literal["created", "started"]]] = {
+                one.key: (one.handle, one.condition) for one in found if one.handle
+            }
             self._facts.put_nowait(m.Recovered(runtime.name, held))
         oldest = utc_now() - timedelta(seconds=self._settings.stray_age_s)
         for key in {one.key for one in found if one.created_at < oldest} - set(self._machine.held):
@@ -299,7 +301,7 @@ class Agent:
             name=settings.name,
             cluster=settings.cluster,
             tags=settings.tag_list,
-            arch=cast("Literal['amd64', 'arm64']", arch if arch in ("amd64", "arm64") else self._host.arch),
+            arch=arch if arch in ("amd64", "arm64") else self._host.arch,
             os=self._host.os,
             agent_version=_version(),
             runtimes=tuple(there),
@@ -332,7 +334,7 @@ class Agent:
         with suppress(WherryError):
             if held.phase in (m.Phase.STARTING, m.Phase.RUNNING):
                 await runtime.kill(held.key, held.handle, "SIGTERM")
-                while await runtime.outcome(held.key, held.handle) is None and monotonic() < give_up_at:
+                while await runtime.outcome(held.key, held.handle) is None and monotonic() < give_up_at:  # noqa: ASYNC110 - the followers are gone
                     await asyncio.sleep(0.05)
         with suppress(WherryError):
             await runtime.clear(held.key)

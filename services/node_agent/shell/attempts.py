@@ -140,7 +140,7 @@ class Attempts:
         except WherryError as error:
             _log.warning("prepare_failed", job_id=key.job_id, attempt=key.attempt, error=error.message)
             self._do.post(m.Failed(key, failure_from(error)))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the attempt ends, and says why
             _log.exception("prepare_broke", job_id=key.job_id, attempt=key.attempt)
             self._do.post(m.Failed(key, Failure(reason=EndReason.RUNTIME_ERROR, message=repr(error))))
         finally:

@@ -53,9 +53,9 @@ class _ManifestFile:
             self.bytes += entry.blob.size
 
     def end(self, logs: dict[str, BlobRef], skipped: tuple[str, ...]) -> None:
-        tail = Manifest(job_id="", attempt=0, skipped=skipped, **logs).model_dump_json(
-            include={"stdout", "stderr", "skipped"}
-        )
+        tail = Manifest(
+            job_id="", attempt=0, skipped=skipped, stdout=logs["stdout"], stderr=logs["stderr"]
+        ).model_dump_json(include={"stdout", "stderr", "skipped"})
         self._file.write(b"]," + tail[1:].encode())
 
     def close(self) -> None:
@@ -70,71 +70,83 @@ async def collect(
     Raises:
         WherryError: storage or the runtime refused, or (retryable) is away.
     """
-    remarks = _Remarks()
     path = folder / "manifest.json"
     manifest = _ManifestFile(path, key)
+    files = _Files(storage, key, manifest)
     try:
         try:
-            await _files(runtime, storage, key, handle, manifest, remarks)
+            async for output in runtime.outputs(key, handle):
+                await files.take(output)
+            await files.end()
         except NotFound:
-            remarks.add("the outputs are gone with their container")
+            files.remarks.add("the outputs are gone with their container")
         logs = {name: await storage.keep_file(key, folder / name) for name in NAMES.values()}
-        manifest.end(logs, remarks.all())
+        manifest.end(logs, files.remarks.all())
     finally:
+        await files.cancel()
         manifest.close()
     blob = await storage.keep_file(key, path)
-    return OutputsRef(manifest=blob, files=manifest.files, bytes=manifest.bytes), remarks.all()
+    return OutputsRef(manifest=blob, files=manifest.files, bytes=manifest.bytes), files.remarks.all()
 
 
-async def _files(
-    runtime: Runtime, storage: Storage, key: Key, handle: str, manifest: _ManifestFile, remarks: _Remarks
-) -> None:
-    links: list[Output] = []
-    blobs: dict[str, tuple[str, int]] = {}  # of a hundred thousand files: small values
-    under_way: deque[tuple[Output, asyncio.Task[BlobRef]]] = deque()
+class _Files:
+    """Stores files as they come and lists them in that order: small ones several at once, large ones alone."""
 
-    def keep(output: Output, blob: BlobRef) -> None:
-        blobs[output.path] = (blob.sha256, blob.size)
-        manifest.add(_entry(output, blob))
+    def __init__(self, storage: Storage, key: Key, manifest: _ManifestFile) -> None:
+        self.remarks = _Remarks()
+        self._storage, self._key, self._manifest = storage, key, manifest
+        self._count = 0
+        self._links: list[Output] = []
+        self._blobs: dict[str, tuple[str, int]] = {}  # of a hundred thousand files: small values
+        self._under_way: deque[tuple[Output, asyncio.Task[BlobRef]]] = deque()
 
-    async def settle(down_to: int) -> None:
-        while len(under_way) > down_to:
-            output, task = under_way[0]
-            keep(output, await task)
-            under_way.popleft()
-
-    try:
-        count = 0
-        async for output in runtime.outputs(key, handle):
-            match output.kind:
-                case "dir":
-                    manifest.add(_entry(output, None))
-                case "other":
-                    remarks.add(f"{output.path}: a link or a device, left out")
-                case _ if count >= FILES_MAX:
-                    remarks.add(f"{output.path}: beyond {FILES_MAX} files, left out")
-                case "link":
-                    count += 1
-                    links.append(output)
-                case "file":
-                    count += 1
-                    if output.chunks is not None:
-                        await settle(0)
-                        keep(output, await storage.keep(key, output.chunks))
-                    else:
-                        await settle(_AT_ONCE - 1)
-                        task = asyncio.create_task(storage.keep_bytes(key, output.body or b""))
-                        under_way.append((output, task))
-        await settle(0)
-    finally:
-        for _, task in under_way:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in under_way), return_exceptions=True)
-    for link in links:
-        if (blob := blobs.get(link.target)) is not None:
-            manifest.add(_entry(link, BlobRef(sha256=blob[0], size=blob[1])))
+    async def take(self, output: Output) -> None:
+        """Store *output*, or note why not."""
+        if output.kind == "dir":
+            self._manifest.add(_entry(output, None))
+        elif output.kind == "other":
+            self.remarks.add(f"{output.path}: a link or a device, left out")
+        elif self._count >= FILES_MAX:
+            self.remarks.add(f"{output.path}: beyond {FILES_MAX} files, left out")
         else:
-            remarks.add(f"{link.path}: another name of {link.target}, left out")
+            self._count += 1
+            await self._take_file(output)
+
+    async def end(self) -> None:
+        """Wait for what is under way, and list the second names of files."""
+        await self._settle(0)
+        for link in self._links:
+            if (blob := self._blobs.get(link.target)) is not None:
+                self._manifest.add(_entry(link, BlobRef(sha256=blob[0], size=blob[1])))
+            else:
+                self.remarks.add(f"{link.path}: another name of {link.target}, left out")
+
+    async def cancel(self) -> None:
+        """Stop what is under way."""
+        for _, task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in self._under_way), return_exceptions=True)
+
+    async def _take_file(self, output: Output) -> None:
+        if output.kind == "link":
+            self._links.append(output)
+        elif output.chunks is not None:
+            await self._settle(0)
+            self._keep(output, await self._storage.keep(self._key, output.chunks))
+        else:
+            await self._settle(_AT_ONCE - 1)
+            task = asyncio.create_task(self._storage.keep_bytes(self._key, output.body or b""))
+            self._under_way.append((output, task))
+
+    async def _settle(self, down_to: int) -> None:
+        while len(self._under_way) > down_to:
+            output, task = self._under_way[0]
+            self._keep(output, await task)
+            self._under_way.popleft()
+
+    def _keep(self, output: Output, blob: BlobRef) -> None:
+        self._blobs[output.path] = (blob.sha256, blob.size)
+        self._manifest.add(_entry(output, blob))
 
 
 def _entry(output: Output, blob: BlobRef | None) -> Entry:

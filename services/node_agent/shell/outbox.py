@@ -2,20 +2,20 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from services.node_agent.adapters.journal import Journal, Outgoing
 from services.node_agent.core.container import Key
 from services.node_agent.core.machine import Report
 from shared import observe
 from shared.bus import Bus
-from shared.channels import ATTEMPT_FINISHED, ATTEMPT_FINISHING, ATTEMPT_RUNNING, ATTEMPT_STARTING
+from shared.channels import ATTEMPT_FINISHED, ATTEMPT_FINISHING, ATTEMPT_RUNNING, ATTEMPT_STARTING, Channel
 from shared.errors import Unavailable, WherryError
-from shared.events import Event
 from shared.states import AttemptEventName
 from shared.wire import Record, event_model
 
-CHANNELS = {
+CHANNELS: Mapping[AttemptEventName, Channel[Any, Any]] = {
     AttemptEventName.STARTING: ATTEMPT_STARTING,
     AttemptEventName.RUNNING: ATTEMPT_RUNNING,
     AttemptEventName.FINISHING: ATTEMPT_FINISHING,
@@ -27,7 +27,7 @@ _log = observe.logger("outbox")
 
 def event_of(bus: Bus, node: str, report: Report) -> Outgoing:
     """Return *report* as the event that every try will send; its id is the same after a restart."""
-    event: Event = bus.event(CHANNELS[report.name], report.data, subject=report.key.job_id)
+    event = bus.event(CHANNELS[report.name], report.data, subject=report.key.job_id)
     event = event.model_copy(update={"id": f"{node}-{report.id}"})
     return Outgoing(report.id, report.key, report.name, event.to_bytes())
 

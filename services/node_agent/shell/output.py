@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ class _Held:
 
 
 class OutputPump:
-    """Takes chunks in a reader's thread, and publishes on the loop what they say; the first at once, then in batches.
+    """Takes chunks in a reader's thread and publishes on the loop what they say: the first at once, then batches.
 
-    What was published is noted in `position.json`, so that an agent after this one goes on there, with the same numbers.
+    What was published is noted in `position.json`, so that the next agent goes on there with the same numbers.
 
     Args:
         folder: of the attempt; gets `stdout`, `stderr` and `position.json`.
@@ -81,7 +82,7 @@ class OutputPump:
             self.position = chunk.position
             is_full = self._held.size >= _FLUSH_BYTES
         with suppress(RuntimeError):  # the loop has ended: an agent after this one reads it again
-            self._loop.call_soon_threadsafe(self._notify, is_full)
+            self._loop.call_soon_threadsafe(partial(self._notify, is_full=is_full))
 
     async def run(self) -> None:
         """Publish until `finish`."""
@@ -101,7 +102,7 @@ class OutputPump:
             self._is_finished = True
             self._room.notify_all()
         await self._flush()
-        self._notify(True)
+        self._notify(is_full=True)
         self.close()
 
     def close(self) -> None:
@@ -112,7 +113,7 @@ class OutputPump:
             while self._files:
                 os.close(self._files.popitem()[1])
 
-    def _notify(self, is_full: bool) -> None:  # noqa: FBT001 - a callback
+    def _notify(self, *, is_full: bool) -> None:
         self._wake.set()
         if is_full:
             self._full.set()

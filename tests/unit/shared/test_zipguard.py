@@ -44,11 +44,16 @@ def overlapping(count: int) -> io.BytesIO:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = packer.compress(b"\0" * 2**20) + packer.flush()
     crc, out = zlib.crc32(b"\0" * 2**20), io.BytesIO()
-    out.write(struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, 8, 0, 0, crc, len(packed), 2**20, 5, 0) + b"f0000" + packed)
+    out.write(
+        struct.pack("<4s5H3L2H", b"PK\x03\x04", 20, 0, 8, 0, 0, crc, len(packed), 2**20, 5, 0) + b"f0000" + packed
+    )
     start = out.tell()
     for number in range(count):
         name = b"f%04d" % number
-        out.write(struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 8, 0, 0, crc, len(packed), 2**20, 5, 0, 0, 0, 0, 0, 0) + name)
+        out.write(
+            struct.pack("<4s6H3L5H2L", b"PK\x01\x02", 20, 20, 0, 8, 0, 0, crc, len(packed), 2**20, 5, 0, 0, 0, 0, 0, 0)
+            + name
+        )
     out.write(struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, out.tell() - start, start, 0))
     return out
 
