@@ -5,7 +5,6 @@ import sys
 
 from infra.local import control
 from infra.local.home import NODE, Home, identity
-from infra.local.supervisor import supervise
 from shared.permissions import accounts_config
 
 SETTINGS = """\
@@ -73,6 +72,8 @@ def _run(asked: argparse.Namespace, home: Home) -> int:
         case "status":
             return control.status(home)
         case "supervise":
+            from infra.local.supervisor import supervise  # noqa: PLC0415 - only it needs the servers' clients
+
             return supervise(home)
         case "accounts":
             print(accounts_config(identity(home).nats, [NODE]), end="")

@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
 from typing import Any
 
-import httpx
 import psutil
 
-from infra.local.engine import remove_containers
 from infra.local.home import Home, address, identity, port
 from infra.local.ports import is_free
-from infra.local.supervisor import ROOT, born_at, end, locked
+from infra.local.processes import ROOT, born_at, end, locked
 
 READY_S = 90.0
 #: A service that has died this often before the stack was ready will not get there.
@@ -92,12 +93,12 @@ def _missing(home: Home) -> tuple[str, str] | None:
     if running(home).get("state") != "running":
         return "supervisor", "the servers are not up"
     try:
-        answer = httpx.get(f"{address()}/readyz", timeout=5)
-        if answer.status_code != 200:
-            return "gateway", f"the gateway is not ready ({answer.status_code} {answer.text[:300]})"
+        status, told = _ask("/readyz")
+        if status != 200:
+            return "gateway", f"the gateway is not ready ({status} {told})"
         return None if nodes_online(home) else ("node_agent", "no node is online")
-    except httpx.HTTPError as failed:
-        return "gateway", f"the gateway does not answer ({failed or type(failed).__name__})"
+    except OSError as failed:
+        return "gateway", f"the gateway does not answer ({failed})"
 
 
 _tokens: dict[str, str] = {}
@@ -107,14 +108,26 @@ def nodes_online(home: Home) -> bool:
     """Whether a node takes jobs. When the administrator's password is no longer the first one, this cannot be seen."""
     credentials = json.loads(home.credentials.read_text())
     if address() not in _tokens:
-        answer = httpx.post(f"{address()}/v1/login", auth=(credentials["user"], credentials["password"]), timeout=20)
-        if answer.status_code == 401:
+        pair = b64encode(f"{credentials['user']}:{credentials['password']}".encode()).decode()
+        status, told = _ask("/v1/login", "POST", f"Basic {pair}")
+        if status == 401:
             return True
-        if answer.status_code != 200:
+        if status != 200:
             return False
-        _tokens[address()] = answer.json()["token"]
-    answer = httpx.get(f"{address()}/v1/nodes", headers={"Authorization": f"Bearer {_tokens[address()]}"}, timeout=10)
-    return answer.status_code == 200 and any(node.get("online") for node in answer.json()["nodes"])
+        _tokens[address()] = told["token"]
+    status, told = _ask("/v1/nodes", "GET", f"Bearer {_tokens[address()]}")
+    return status == 200 and any(node.get("online") for node in told["nodes"])
+
+
+def _ask(path: str, method: str = "GET", authorization: str | None = None) -> tuple[int, Any]:
+    """Return status and JSON of one answer. With the standard library: `up` is waited for, and httpx takes a second."""
+    headers = {"Authorization": authorization} if authorization else {}
+    request = urllib.request.Request(address() + path, method=method, headers=headers)  # noqa: S310 - our own address
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+            return answer.status, json.loads(answer.read() or b"null")
+    except urllib.error.HTTPError as refused:
+        return refused.code, refused.read().decode(errors="replace")[:500]
 
 
 def down(home: Home) -> None:
@@ -137,10 +150,18 @@ def down(home: Home) -> None:
     clear_leftovers(home)
     if locked(home):
         raise StackFailedError(f"the supervisor of {home.root} does not end; see {home.log('supervisor')}")
-    containers = remove_containers(run["stack_id"]) if run.get("stack_id") else 0
+    containers = _remove_containers(run.get("stack_id"))
     if containers:
         print(f"removed {containers} containers of jobs that ran; they are tried again after the next start")
     print("wherry is stopped" if was_there else "wherry did not run", f"(data stays in {home.root})")
+
+
+def _remove_containers(stack_id: str | None) -> int:
+    if stack_id is None:
+        return 0
+    from infra.local.engine import remove_containers  # noqa: PLC0415 - Docker's client takes its time, and `up` has none
+
+    return remove_containers(stack_id)
 
 
 def clear_leftovers(home: Home) -> None:

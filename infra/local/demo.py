@@ -24,7 +24,7 @@ from client.wherry import Client, End, Gap, Job, LogLine, Metric, Progress, Wher
 from infra.local import control
 from infra.local.engine import engine
 from infra.local.home import Home, address
-from infra.local.supervisor import ROOT
+from infra.local.processes import ROOT
 
 EXAMPLE = ROOT / "examples" / "linear-regression"
 BASE_IMAGE, PUBLIC_IMAGE = "wherry/python-base", "python:3.11-slim"

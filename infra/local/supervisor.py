@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -22,11 +22,11 @@ from infra.local import programs
 from infra.local.engine import engine
 from infra.local.home import Home, Identity, identity, port
 from infra.local.ports import kept_port, write_whole
+from infra.local.processes import ROOT, born_at, end, is_zombie
 from infra.local.programs import Addresses, Program
 from infra.local.servers import MongoServer, NatsServer, Server, ServerFailedError
 from shared.permissions import accounts_config
 
-ROOT = Path(__file__).resolve().parents[2]
 LOG_BYTES_MAX = 20 * 1024 * 1024
 FIRST_DELAY_S, LONGEST_DELAY_S, SETTLED_S = 0.2, 5.0, 10.0
 STOP_S = 15.0
@@ -209,7 +209,7 @@ class Supervisor:
         """Collect the exit codes of adopted processes; those of our own children are theirs to collect."""
         ours = {child.process.pid for child in self.children.values() if child.process}
         for process in psutil.Process().children():
-            if process.pid not in ours and _is_zombie(process):
+            if process.pid not in ours and is_zombie(process):
                 os.waitpid(process.pid, os.WNOHANG)
 
     def _note(self) -> None:
@@ -239,27 +239,6 @@ class Supervisor:
             self.home.run.unlink(missing_ok=True)
 
 
-def end(processes: Iterable[subprocess.Popen[bytes] | psutil.Process], patience_s: float) -> None:
-    """SIGTERM to all, and SIGKILL to those that are still there after *patience_s* seconds."""
-    waiting = [process for process in processes if _signal(process, signal.SIGTERM)]
-    limit = time.monotonic() + patience_s
-    for process in waiting:
-        try:
-            process.wait(max(limit - time.monotonic(), 0.01))
-        except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
-            _signal(process, signal.SIGKILL)
-            process.wait(10)
-
-
-def born_at(pid: int) -> float | None:
-    """Return when process *pid* was started, which tells it from a later one of the same number; None: it is gone."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.NoSuchProcess:
-        return None
-
-
 def supervise(home: Home) -> int:
     """Run the stack in this process; return at once with 1 when another supervisor has it."""
     home.root.mkdir(parents=True, exist_ok=True)
@@ -272,37 +251,10 @@ def supervise(home: Home) -> int:
         return Supervisor(home).run()
 
 
-def locked(home: Home) -> bool:
-    """Whether a supervisor runs this stack."""
-    if not home.root.exists():
-        return False
-    with (home.root / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
 def _adopt_orphans() -> None:
     """Become the parent of what our children leave behind, so that `down` finds all of it (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _is_zombie(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _signal(process: subprocess.Popen[bytes] | psutil.Process, number: int) -> bool:
-    try:
-        process.send_signal(number)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return False
-    return True
 
 
 def _appending(log: Path) -> IO[bytes]:

@@ -18,7 +18,8 @@ import pytest
 from infra.local import control
 from infra.local.home import Home
 from infra.local.ports import free_port, is_free, write_whole
-from infra.local.supervisor import ROOT, Backoff, Child, born_at, end, locked
+from infra.local.processes import ROOT, born_at, end, locked
+from infra.local.supervisor import Backoff, Child
 
 IGNORES_TERM = (
     "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
