@@ -34,7 +34,7 @@ async def run(settings: SchedulerSettings) -> int:
 
 def main() -> None:
     """Read the settings and run."""
-    settings = SchedulerSettings()
+    settings = SchedulerSettings()  # pyright: ignore[reportCallIssue] - the environment fills them
     observe.configure(settings, Service.SCHEDULER.value)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(run(settings)))

@@ -83,11 +83,14 @@ class Trial:
         free = (self._cpus[rows] - need.ucpus) / columns.total_cpus[rows]
         free += (self._memory[rows] - need.memory) / columns.total_memory[rows]
         packed = 1 - free / 2  # 1 is a full node
-        parts = {need.policy: packed if need.policy == "pack" else 1 - packed, "load": -_LOAD_WEIGHT * columns.load[rows]}
+        parts: dict[str, np.ndarray] = {
+            need.policy: packed if need.policy == "pack" else 1 - packed,
+            "load": -_LOAD_WEIGHT * columns.load[rows],
+        }
         if image is not None:
-            parts["image"] = _IMAGE_WEIGHT * columns.with_image(image)[rows]
+            parts["image"] = np.where(columns.with_image(image)[rows], _IMAGE_WEIGHT, 0.0)
         if not need.gpus and columns.gpu_total.any():
-            parts["spares_gpus"] = -_SPARE_GPUS_WEIGHT * (columns.gpu_total[rows] > 0).any(axis=1)
+            parts["spares_gpus"] = np.where((columns.gpu_total[rows] > 0).any(axis=1), -_SPARE_GPUS_WEIGHT, 0.0)
         if failed:
             ids = (node.id for node in (columns.nodes[row] for row in rows) if node is not None)
             parts["failed_here"] = -_FAILED_WEIGHT * np.fromiter((i in failed for i in ids), np.float64, rows.size)

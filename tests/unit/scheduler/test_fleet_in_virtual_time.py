@@ -1,0 +1,163 @@
+"""A scheduler core and a few agents as small models, in one process and virtual time; nodes die, messages are late."""
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from services.scheduler.core.desired import desired_state
+from services.scheduler.core.facts import Input, Recorded
+from services.scheduler.core.lifecycle import Report
+from services.scheduler.core.machine import Batch
+from services.scheduler.core.replay import Replay
+from shared.states import AttemptState, EndReason, JobState
+
+
+@dataclass
+class Agent:
+    """A node in a few lines: a journal, programs that need some seconds, reports that wait for the link."""
+
+    id: str
+    dice: random.Random
+    session: int = 1
+    seq: int = 0
+    silent_until: float = -1.0
+    left: dict[tuple[str, int], float] = field(default_factory=dict)  # seconds of work; below 0: over, kept until told
+    started: list[tuple[str, int]] = field(default_factory=list)
+    outbox: list[tuple[str, object]] = field(default_factory=list)
+
+    def beat(self, make):
+        self.seq += 1
+        return make.beat(self.id, seq=self.seq, session=f"s{self.session}", held=tuple(self.left), cpus=4)
+
+    def obey(self, make, answer) -> None:
+        for one in answer.assignments:
+            key = (one.job_id, one.attempt)
+            if one.action == "start" and key not in self.left:
+                self.started.append(key)
+                self.left[key] = self.dice.uniform(1, 8)
+                self.outbox.append((one.job_id, make.running(one.attempt)))
+            elif one.action == "stop" and self.left.get(key, -1) >= 0:
+                self.left[key] = -1
+                self.outbox.append((one.job_id, make.finished(one.attempt, AttemptState.CANCELLED)))
+            elif one.action == "forget":
+                self.left.pop(key, None)
+
+    def work(self, make) -> None:
+        for key, seconds in self.left.items():
+            if seconds >= 0:
+                self.left[key] = seconds - 1
+                if self.left[key] < 0:
+                    failed = self.dice.random() < 0.1
+                    end = (AttemptState.FAILED, EndReason.EXIT_CODE) if failed else (AttemptState.SUCCEEDED, None)
+                    self.outbox.append((key[0], make.finished(key[1], *end)))
+
+    def crash(self, *, loses_journal: bool) -> None:
+        self.session += 1
+        self.seq = 0
+        if loses_journal:
+            self.left.clear()
+            self.outbox.clear()
+
+
+def restart_scheduler(make, world) -> None:
+    """A new leader: nothing but the log is left of the old one."""
+    replay = Replay()
+    for fact in world.log:
+        replay.feed(fact)
+    world.state = type(world.state)(world.limits, make.at(world.now))
+    world.state.position = replay.position
+    world.turn(*replay.facts())
+
+
+def misfortune(make, world, agents, dice) -> None:
+    agent = dice.choice(agents)
+    match dice.randrange(5):
+        case 0:
+            agent.silent_until = world.now + dice.choice([5, 45, 90])
+        case 1:
+            agent.crash(loses_journal=True)
+        case 2:
+            agent.crash(loses_journal=False)
+        case 3:
+            restart_scheduler(make, world)
+        case 4 if world.state.jobs:
+            world.turn(world.cancel(dice.choice(sorted(world.state.jobs))))
+
+
+def second(make, world, agents) -> None:
+    world.now += 1
+    for agent in agents:
+        agent.work(make)
+        if world.now <= agent.silent_until:
+            continue
+        facts = [world.report(agent.id, job_id, data) for job_id, data in agent.outbox]
+        facts += [fact for fact in facts if agent.dice.random() < 0.2]  # at least once
+        agent.outbox.clear()
+        world.turn(*facts, beats=(agent.beat(make),))
+        agent.obey(make, desired_state(world.state, agent.id, 1, make.at(world.now)))
+    world.turn(tick=True)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_job_ends_once_whatever_happens_to_nodes_and_scheduler(make, seed) -> None:
+    dice = random.Random(seed)
+    world = make.World()
+    agents = [Agent(f"n{n}", random.Random(f"{seed}-{n}")) for n in range(4)]
+    jobs = [make.job(f"j{n}", created_s=0, max_attempts=3, priority=dice.randrange(100)) for n in range(40)]
+    for moment in range(300):
+        if jobs and dice.random() < 0.3:
+            world.turn(world.create(jobs.pop()))
+        if dice.random() < 0.1:
+            misfortune(make, world, agents, dice)
+        second(make, world, agents)
+        assert moment < 299
+        if not jobs and not world.state.jobs and moment > 120:
+            break
+        if moment > 150:
+            dice.random = lambda: 1.0  # from here on all goes well, and the rest must come to an end
+    for agent in agents:
+        agent.silent_until = -1
+    ends = [entry for entry in world.log if isinstance(entry, Recorded) and entry.job.is_terminal]
+    assert len(ends) == len({entry.job.id for entry in ends}) == 40
+    started = [key for agent in agents for key in agent.started]
+    assert len(started) == len(set(started)), "an attempt was started twice"
+    assert all(entry.job.losses <= 6 for entry in ends)
+    for _ in range(3):
+        second(make, world, agents)
+    assert all(not agent.left for agent in agents), "an agent still holds something"
+
+
+def test_the_simulation_does_lose_nodes_and_attempts(make) -> None:
+    """If the misfortunes above did nothing, the test above would prove nothing."""
+    seen = set()
+    for seed in range(12):
+        dice = random.Random(seed)
+        world = make.World()
+        agents = [Agent(f"n{n}", random.Random(n)) for n in range(4)]
+        world.turn(*(world.create(make.job(f"j{n}")) for n in range(20)))
+        for moment in range(200):
+            if moment % 60 == 0:  # often enough to be seen, seldom enough that no new leader's grace covers it all
+                misfortune(make, world, agents, dice)
+            second(make, world, agents)
+        seen |= {a.error.reason for job in world.latest.values() for a in job.attempts if a.error}
+        seen |= {job.state for job in world.latest.values()}
+    assert {EndReason.NODE_LOST, EndReason.AGENT_LOST_CONTAINER, EndReason.EXIT_CODE} <= seen
+    assert {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED} <= seen
+
+
+def test_a_late_report_of_a_replaced_attempt_does_not_count(make) -> None:
+    world = make.World()
+    agents = [Agent(f"n{n}", random.Random(n)) for n in range(2)]
+    world.turn(world.create(make.job()))
+    second(make, world, agents)
+    [first] = [agent for agent in agents if agent.started]
+    first.silent_until = world.now + 60
+    while world.job().attempt < 2:
+        second(make, world, agents)
+    late = Input(world.seq + 1, "j1", Report(first.id, make.finished(1)), "late")
+    world.seq += 1
+    world.log.append(late)
+    before = world.job()
+    world.turn(*Batch(facts=(late,)).facts)
+    assert world.job() == before
