@@ -71,7 +71,8 @@ class _Reader:
             raise WherryError("bad_form", "The Content-Type names no boundary.")
         self._body = body
         self._said: deque[tuple[str, bytes]] = deque()
-        self._headers: dict[bytes, bytes] = {}
+        self._headers: dict[bytes, bytes] = {}  # of the part that the parser is in, which may be ahead of the reader
+        self._heads: deque[dict[bytes, bytes]] = deque()
         self._field = self._value = b""
         self._ended = False
         self._parser = MultipartParser(
@@ -81,7 +82,7 @@ class _Reader:
                 "on_header_field": self._on_field,
                 "on_header_value": self._on_value,
                 "on_header_end": self._on_header_end,
-                "on_headers_finished": lambda: self._said.append((_BEGIN, b"")),
+                "on_headers_finished": self._on_headers_finished,
                 "on_part_data": lambda data, start, end: self._said.append((_DATA, data[start:end])),
                 "on_part_end": lambda: self._said.append((_END, b"")),
                 "on_end": self._on_end,
@@ -101,7 +102,7 @@ class _Reader:
                 return None
             await self._read()
         self._said.popleft()
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        _, options = parse_options_header(self._heads.popleft().get(b"content-disposition", b""))
         if b"name" not in options:
             raise WherryError("bad_form", "A part of the form has no name.")
         filename = options.get(b"filename")
@@ -126,6 +127,10 @@ class _Reader:
     def _on_header_end(self) -> None:
         self._headers[self._field.lower()] = self._value
         self._field = self._value = b""
+
+    def _on_headers_finished(self) -> None:
+        self._heads.append(dict(self._headers))
+        self._said.append((_BEGIN, b""))
 
     def _on_end(self) -> None:
         self._ended = True
