@@ -127,8 +127,6 @@ class AsyncDriver:
     async def _read(self, stream: Stream) -> Any:
         try:
             return await anext(stream.chunks, None)
-        except httpx_sse.SSEError as error:
-            raise transport.no_stream(error) from error
         except httpx.HTTPError as error:
             raise transport.unreachable(self.url, error) from error
 

@@ -126,8 +126,6 @@ class Driver:
     def _read(self, stream: Stream) -> Any:
         try:
             return next(stream.chunks, None)
-        except httpx_sse.SSEError as error:
-            raise transport.no_stream(error) from error
         except httpx.HTTPError as error:
             raise transport.unreachable(self.url, error) from error
 

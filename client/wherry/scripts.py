@@ -89,6 +89,8 @@ def done(request: Request, patience_s: float) -> Script[None]:
 def _opened(request: Request, *, events: bool = False) -> Script[Stream]:
     stream: Stream = yield Open(request, events)
     error = protocol.problem(stream.status, stream.headers, stream.body)
+    if error is None and events and "text/event-stream" not in stream.headers.get("content-type", ""):
+        error = WherryError("no_stream", "the server does not stream events here", status=stream.status)
     if error:
         yield Close(stream)
         raise error

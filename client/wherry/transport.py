@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import httpx_sse
 
 from client.wherry.effects import Request
 from client.wherry.errors import Unreachable, WherryError
@@ -59,11 +58,6 @@ def unreachable(url: str, error: httpx.HTTPError) -> WherryError:
     if isinstance(error, httpx.TimeoutException):
         return Unreachable(f"{url} did not answer in time")
     return Unreachable(f"the connection to {url} broke ({type(error).__name__})")
-
-
-def no_stream(error: httpx_sse.SSEError) -> WherryError:
-    """Return the error for a server that answers with no event stream where one was asked for."""
-    return WherryError("no_stream", f"the server does not stream events here ({error})")
 
 
 def lower(headers: Mapping[str, str]) -> dict[str, str]:

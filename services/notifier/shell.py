@@ -14,7 +14,7 @@ from datetime import timedelta
 
 import prometheus_client
 
-from services.notifier.core.delivery import Decision, Outcome, Verdict, decide
+from services.notifier.core.delivery import Decision, Outcome, decide
 from services.notifier.core.rules import deliveries
 from services.notifier.ports import Sender
 from shared import observe
@@ -29,8 +29,10 @@ TRIES = prometheus_client.Counter("wherry_notifier_tries_total", "Tries of deliv
 UNDER_WAY = prometheus_client.Gauge("wherry_notifier_under_way", "Deliveries that are tried or wait for their turn.")
 TRY_TIME = prometheus_client.Histogram("wherry_notifier_try_seconds", "How long a try took.", ["kind"])
 
-#: Deliveries that may wait here for one host; more are tried again later, so that nobody else waits for them.
+#: Deliveries that may wait here for one host. More are left with the broker for a while, which is no try of theirs:
+#: they fill no memory, and nobody else waits for them.
 WAITING_PER_HOST = 200
+CROWDED_PAUSE_S = 5.0
 #: How often the broker is told that a delivery is still under way, in seconds; well below the consumer's ack wait.
 STILL_HERE_S = 10.0
 #: Pause after a fault of our own, in seconds.
@@ -58,6 +60,7 @@ class Notifier:
         self._hosts: dict[str, asyncio.Semaphore] = {}
         self._waiting: Counter[str] = Counter()
         self._under_way: set[str] = set()
+        self._passed_over: Counter[str] = Counter()  # arrivals that were no tries, by delivery
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -113,12 +116,19 @@ class Notifier:
         delivery_id = event.data.delivery_id
         if delivery_id in self._under_way:
             return  # the broker grew impatient; the first copy's end settles both
+        host = self._senders[event.data.kind].host(event.data)
+        if self._waiting[host] >= WAITING_PER_HOST + self._per_host:
+            self._passed_over[delivery_id] += 1
+            await received.nak(CROWDED_PAUSE_S * (1 + _seed(delivery_id, received.num_delivered)))
+            return
         self._under_way.add(delivery_id)
         UNDER_WAY.inc()
         try:
             async with _kept_alive(received):
-                decision = await self._try(event, received.num_delivered)
+                decision = await self._try(event, host, received.num_delivered - self._passed_over[delivery_id])
             await _settle(received, decision)
+            if decision.again_in_s is None:
+                del self._passed_over[delivery_id]
         except Exception as error:  # noqa: BLE001 - one delivery must not end the others
             _log.exception("delivery_broke", job_id=event.data.job_id, delivery_id=delivery_id, error=str(error))
             await received.nak(BROKEN_PAUSE_S)
@@ -126,10 +136,10 @@ class Notifier:
             UNDER_WAY.dec()
             self._under_way.discard(delivery_id)
 
-    async def _try(self, event: Event[DeliveryRequested], tries: int) -> Decision:
+    async def _try(self, event: Event[DeliveryRequested], host: str, tries: int) -> Decision:
         """Try once, record what came of it, and return that."""
         request = event.data
-        outcome = await self._in_turn(request)
+        outcome = await self._in_turn(request, host)
         decision = decide(request.kind, outcome, tries, _seed(request.delivery_id, tries))
         now = utc_now()
         pause = decision.again_in_s
@@ -158,18 +168,14 @@ class Notifier:
         )
         return decision
 
-    async def _in_turn(self, request: DeliveryRequested) -> Outcome:
+    async def _in_turn(self, request: DeliveryRequested, host: str) -> Outcome:
         """Send when it is the request's turn, waiting for its host first: a slow one holds only its own places."""
-        sender = self._senders[request.kind]
-        host = sender.host(request)
-        if self._waiting[host] >= WAITING_PER_HOST + self._per_host:
-            return Outcome(Verdict.FAILED, "too many deliveries wait for this receiver")
         slots = self._hosts.setdefault(host, asyncio.Semaphore(self._per_host))
         self._waiting[host] += 1
         try:
             async with slots, self._all:
                 with TRY_TIME.labels(request.kind).time():
-                    return await sender.send(request)
+                    return await self._senders[request.kind].send(request)
         finally:
             self._waiting[host] -= 1
             if not self._waiting[host]:
