@@ -1,0 +1,74 @@
+"""What tests of several kinds share: real servers that start in a fraction of a second."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra.local.servers import NatsServer
+
+
+@dataclass
+class RunningNats:
+    """A NATS server with JetStream. A server that was there before (`process` None) can be neither stopped nor killed."""
+
+    url: str
+    user: str = ""
+    password: str = ""
+    process: NatsServer | None = None
+
+    def stop(self) -> None:
+        """End it in order; `start` brings it back on the same port and store."""
+        self._own().stop()
+
+    def start(self) -> None:
+        self._own().start()
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._own().kill()
+
+    def pause(self) -> None:
+        """Let it hear everything and answer nothing, until `resume`."""
+        os.kill(self._pid(), 19)
+
+    def resume(self) -> None:
+        os.kill(self._pid(), 18)
+
+    def _pid(self) -> int:
+        pid = self._own().pid
+        assert pid is not None, "the server does not run"
+        return pid
+
+    def _own(self) -> NatsServer:
+        if self.process is None:
+            pytest.skip("the server of WHERRY_TEST_NATS_URL is not ours to stop")
+        return self.process
+
+
+@pytest.fixture
+def start_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., RunningNats]]:
+    """Start a NATS server of one's own: ``start_nats(accounts="…configuration…")``. It ends with the test."""
+    started: list[NatsServer] = []
+
+    def start(accounts: str | None = None, home: Path | None = None) -> RunningNats:
+        server = NatsServer(home or tmp_path_factory.mktemp("nats"), accounts)
+        started.append(server)
+        server.start()
+        return RunningNats(server.url, process=server)
+
+    yield start
+    for server in started:
+        if server.running and server.process:
+            os.kill(server.process.pid, 18)  # one that was left paused cannot end
+        server.stop()
+
+
+@pytest.fixture
+def nats_server(start_nats: Callable[..., RunningNats]) -> RunningNats:
+    """A fresh NATS server without users; the one of WHERRY_TEST_NATS_URL where that is set."""
+    if url := os.environ.get("WHERRY_TEST_NATS_URL"):
+        return RunningNats(url)
+    return start_nats()
