@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from infra.compose.images import REPOSITORY, build, choose
@@ -37,7 +37,7 @@ def up(home: Path, environment: Mapping[str, str], say: Say) -> Prepared:
     try:
         compose(home, "up", "--detach", "--no-build", "--wait", "--wait-timeout", str(READY_LIMIT_S))
     except ComposeError as failed:
-        raise ComposeError(f"{failed}\n{logs(home)}") from failed
+        raise ComposeError(f"{failed}\n{logs(home, _unwell(home))}") from failed
     return prepared
 
 
@@ -52,14 +52,20 @@ def down(home: Path, *, forget: bool = False) -> None:
     remove_containers(identity(Home(folder_of(home))).stack_id)
 
 
-def logs(home: Path) -> str:
-    """Return the end of every container's log.
+def logs(home: Path, names: Sequence[str] = ()) -> str:
+    """Return the end of the logs of the services *names*, of all of them without names.
 
     Raises:
         ComposeError: Compose said no.
 
     """
-    return compose(home, "logs", "--no-color", "--tail", "60")
+    return compose(home, "logs", "--no-color", "--tail", "60", *names)
+
+
+def _unwell(home: Path) -> list[str]:
+    """Return the services that ended with an error or are not healthy."""
+    found = [json.loads(line) for line in compose(home, "ps", "--all", "--format", "json").splitlines()]
+    return [one["Service"] for one in found if one["ExitCode"] or one["Health"] not in {"", "healthy"}]
 
 
 def compose(home: Path, *arguments: str) -> str:
@@ -76,7 +82,7 @@ def compose(home: Path, *arguments: str) -> str:
     command = [*program(), *known, *_profiles(os.environ), *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ComposeError(f"docker compose {' '.join(arguments)}: {done.stderr.strip()[-4000:]}")
+        raise ComposeError(f"docker compose {' '.join(arguments)}: {done.stderr.strip()[-1000:]}")
     return done.stdout
 
 

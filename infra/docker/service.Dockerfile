@@ -39,6 +39,6 @@ ENV PATH=/opt/wherry/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
     PYTHONUNBUFFERED=1 \
     SERVICE=${SERVICE}
 USER 10001:10001
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "healthcheck.py"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 CMD ["python", "healthcheck.py"]
 # sh only to fill in the name; exec makes the service process 1, so that it gets the signals.
 ENTRYPOINT ["sh", "-c", "exec python -m services.$SERVICE \"$@\"", "wherry"]
