@@ -36,7 +36,7 @@ def up(home: Home) -> None:
     """
     if locked(home):
         wait_ready(home)
-        print(f"wherry runs already at {address()} (data in {home.root})")
+        print(f"wherry runs already at {url(home)} (data in {home.root})")
         return
     clear_leftovers(home)
     if not is_free(port()):
@@ -93,7 +93,7 @@ def _missing(home: Home) -> tuple[str, str] | None:
     if running(home).get("state") != "running":
         return "supervisor", "the servers are not up"
     try:
-        status, told = _ask("/readyz")
+        status, told = _ask(home, "/readyz")
         if status != 200:
             return "gateway", f"the gateway is not ready ({status} {told})"
         return None if nodes_online(home) else ("node_agent", "no node is online")
@@ -107,22 +107,22 @@ _tokens: dict[str, str] = {}
 def nodes_online(home: Home) -> bool:
     """Whether a node takes jobs. When the administrator's password is no longer the first one, this cannot be seen."""
     credentials = json.loads(home.credentials.read_text())
-    if address() not in _tokens:
+    if url(home) not in _tokens:
         pair = b64encode(f"{credentials['user']}:{credentials['password']}".encode()).decode()
-        status, told = _ask("/v1/login", "POST", f"Basic {pair}")
+        status, told = _ask(home, "/v1/login", "POST", f"Basic {pair}")
         if status == 401:
             return True
         if status != 200:
             return False
-        _tokens[address()] = told["token"]
-    status, told = _ask("/v1/nodes", "GET", f"Bearer {_tokens[address()]}")
+        _tokens[url(home)] = told["token"]
+    status, told = _ask(home, "/v1/nodes", "GET", f"Bearer {_tokens[url(home)]}")
     return status == 200 and any(node.get("online") for node in told["nodes"])
 
 
-def _ask(path: str, method: str = "GET", authorization: str | None = None) -> tuple[int, Any]:
+def _ask(home: Home, path: str, method: str = "GET", authorization: str | None = None) -> tuple[int, Any]:
     """Return status and JSON of one answer. With the standard library: `up` is waited for, and httpx takes a second."""
     headers = {"Authorization": authorization} if authorization else {}
-    request = urllib.request.Request(address() + path, method=method, headers=headers)  # noqa: S310 - our own address
+    request = urllib.request.Request(url(home) + path, method=method, headers=headers)  # noqa: S310 - our own address
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
             return answer.status, json.loads(answer.read() or b"null")
@@ -188,13 +188,18 @@ def running(home: Home) -> dict[str, Any]:
         return {}
 
 
+def url(home: Home) -> str:
+    """Return the running gateway's address; of a stack that does not run, the one that it would have."""
+    return str(running(home).get("url") or address())
+
+
 def status(home: Home) -> int:
     """Print what runs; return 0 when all of it does, else 3."""
     run = running(home)
     if not locked(home):
         print(f"wherry does not run (data in {home.root})" + (": a crash left run.json" if run else ""))
         return 3
-    print(f"wherry is {run.get('state', 'starting')} at {address()} (data in {home.root})")
+    print(f"wherry is {run.get('state', 'starting')} at {url(home)} (data in {home.root})")
     alive = True
     for name, pid in sorted(run.get("pids", {}).items()):
         there = born_at(pid) is not None

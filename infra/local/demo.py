@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import docker.errors
 import requests.exceptions
 
-from client.wherry import Client, End, Gap, Job, LogLine, Metric, Progress, WherryError
+from client.wherry import Client, End, Gap, Job, LogLine, Progress, WherryError
 from infra.local import control
 from infra.local.engine import engine
-from infra.local.home import Home, address
+from infra.local.home import Home
 from infra.local.processes import ROOT
 
 EXAMPLE = ROOT / "examples" / "linear-regression"
@@ -66,7 +66,8 @@ def _demo(home: Home, say: Callable[[str], None]) -> None:
     say("starting wherry on this machine")
     control.up(home)
     credentials = json.loads(home.credentials.read_text())
-    with Client(credentials["url"]) as client:
+    address = control.url(home)
+    with Client(address) as client:
         client.login(credentials["user"], credentials["password"])
         choice = choose(client, say)
         how = f"in a container of {choice.image}" if choice.image else "as a plain process"
@@ -86,9 +87,9 @@ def _demo(home: Home, say: Callable[[str], None]) -> None:
     say("all is as it should be")
     print(
         f"\n  files      {folder}"
-        f"\n  API        {address()}/v1 (as {credentials['user']}, password in {home.credentials})"
-        f"\n  documents  {address()}/openapi.json and {address()}/asyncapi.json"
-        f"\n  the job    {address()}/v1/jobs/{job_id}"
+        f"\n  API        {address}/v1 (as {credentials['user']}, password in {home.credentials})"
+        f"\n  documents  {address}/openapi.json and {address}/asyncapi.json"
+        f"\n  the job    {address}/v1/jobs/{job_id}"
         f"\n  mail and webhooks that came: {home.inbox}"
         f"\n  stop it    make down\n"
     )
@@ -179,16 +180,16 @@ def _spec(home: Home, choice: Choice, secret: str, mail_to: str | None) -> dict[
 def _follow(client: Client, job_id: str) -> None:
     for item in client.follow(job_id):
         match item:
-            case LogLine():
+            case LogLine() if not item.text.startswith("::"):  # those come as progress and metrics
                 print(f"           | {item.text}", flush=True)
             case Progress():
                 print(f"           | {item.fraction:4.0%} {item.message}", flush=True)
-            case Metric():
-                print(f"           | {item.name} = {item.value}", flush=True)
             case Gap():
                 print("           | … some lines were lost on the way; the stored log has them", flush=True)
             case End():
                 return
+            case _:
+                continue
 
 
 def _results(folder: Path, say: Callable[[str], None]) -> None:

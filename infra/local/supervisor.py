@@ -20,7 +20,7 @@ import psutil
 
 from infra.local import programs
 from infra.local.engine import engine
-from infra.local.home import Home, Identity, identity, port
+from infra.local.home import Home, Identity, address, identity, port
 from infra.local.ports import kept_port, write_whole
 from infra.local.processes import ROOT, born_at, end, is_zombie
 from infra.local.programs import Addresses, Program
@@ -220,6 +220,7 @@ class Supervisor:
             "state": self.state,
             "problem": self.problem,
             "stack_id": self.who.stack_id,
+            "url": address(),
             "pids": pids,
             "born": {name: born for name, pid in pids.items() if (born := born_at(pid))},
             "restarts": {name: child.restarts for name, child in self.children.items()},
