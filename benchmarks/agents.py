@@ -56,7 +56,12 @@ class SimulatedNode:
         self._seq += 1
         held = tuple(HeldAttempt(job_id=job, attempt=n, state=state) for (job, n), state in self._held.items())
         return Heartbeat(
-            node=self._info, session="sim", boot_id="sim", seq=self._seq, attempts=held, at=clock.utc_now(),
+            node=self._info,
+            session="sim",
+            boot_id="sim",
+            seq=self._seq,
+            attempts=held,
+            at=clock.utc_now(),
             capacity=Capacity(cpus=64, memory=256 * GIB, disk=4096 * GIB),
             usage=Usage(memory_available=256 * GIB, disk_free=4096 * GIB),
         )

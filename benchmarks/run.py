@@ -26,7 +26,14 @@ from benchmarks.stack import BenchStack, dump, machine, wait_for
 HERE = Path(__file__).resolve().parent
 IMAGE = "wherry/busybox:latest"
 MIB = 1024 * 1024
-SPEC = {"name": "noop", "image": "busybox", "command": ["true"], "resources": {"cpus": 0.5, "memory": "64MiB"}, "env": {"A": "1"}, "labels": ["bench"]}
+SPEC = {
+    "name": "noop",
+    "image": "busybox",
+    "command": ["true"],
+    "resources": {"cpus": 0.5, "memory": "64MiB"},
+    "env": {"A": "1"},
+    "labels": ["bench"],
+}
 
 
 def submit(stack: BenchStack, token: str, seconds: float, samples: int) -> dict[str, float]:
@@ -78,7 +85,9 @@ def bench_lifecycle(jobs: int, nodes: int, samples: int) -> dict[str, object]:
         env = {**os.environ, "WHERRY_NATS_URL": stack.nats.url, "BENCH_PASSWORDS": json.dumps(stack.passwords)}
         agents = subprocess.Popen([sys.executable, "-m", "benchmarks.agents", *names], env=env)
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{stack.port}/v1", headers={"Authorization": f"Bearer {token}"}, timeout=60) as http:
+            with httpx.Client(
+                base_url=f"http://127.0.0.1:{stack.port}/v1", headers={"Authorization": f"Bearer {token}"}, timeout=60
+            ) as http:
                 wait_for(lambda: "ok" if http.get("/status").json()["nodes"]["online"] == nodes else None, 30)
                 for sample in range(samples + 1):
                     before = http.get("/status").json()["jobs"].get("succeeded", 0)
@@ -86,7 +95,12 @@ def bench_lifecycle(jobs: int, nodes: int, samples: int) -> dict[str, object]:
                     spec = {**SPEC, "name": f"noop-{sample}"}
                     for _ in range(jobs // 100):
                         http.post("/jobs/batch", json={"jobs": [spec] * 100}).raise_for_status()
-                    wait_for(lambda: "ok" if http.get("/status").json()["jobs"].get("succeeded", 0) >= before + jobs else None, 300)
+                    wait_for(
+                        lambda: (
+                            "ok" if http.get("/status").json()["jobs"].get("succeeded", 0) >= before + jobs else None
+                        ),
+                        300,
+                    )
                     if sample:  # the first warms up
                         rates.append(jobs / (time.perf_counter() - started))
         finally:
@@ -155,7 +169,9 @@ def _wait_end(http: httpx.Client, job: str) -> None:
 
 def _docker_run() -> float:
     started = time.perf_counter()
-    with subprocess.Popen(["docker", "run", "--rm", IMAGE, "sh", "-c", "echo hello"], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        ["docker", "run", "--rm", IMAGE, "sh", "-c", "echo hello"], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.read(1)
         at = time.perf_counter() - started
@@ -243,28 +259,63 @@ def page(results: dict[str, object], samples: int) -> str:
         rows.append(f"| {what} | {goal} | {here} |")
 
     if s := results.get("submit"):
-        row("jobs submitted a second, one a request, 64 clients: gateway, NATS and load only", ">= 2,000", f"{s['alone']['single_per_s']:,.0f} (p50 {s['alone']['single_p50_ms']:.0f} ms)")
-        row("the same with all services running", "", f"{s['all_services']['single_per_s']:,.0f} (p50 {s['all_services']['single_p50_ms']:.0f} ms)")
-        row("100 jobs a request, 8 clients: gateway, NATS and load only", "far more", f"{s['alone']['batched_per_s']:,.0f}")
+        row(
+            "jobs submitted a second, one a request, 64 clients: gateway, NATS and load only",
+            ">= 2,000",
+            f"{s['alone']['single_per_s']:,.0f} (p50 {s['alone']['single_p50_ms']:.0f} ms)",
+        )
+        row(
+            "the same with all services running",
+            "",
+            f"{s['all_services']['single_per_s']:,.0f} (p50 {s['all_services']['single_p50_ms']:.0f} ms)",
+        )
+        row(
+            "100 jobs a request, 8 clients: gateway, NATS and load only",
+            "far more",
+            f"{s['alone']['batched_per_s']:,.0f}",
+        )
         row("the same with all services running", "", f"{s['all_services']['batched_per_s']:,.0f}")
     if s := results.get("lifecycle"):
         row("no-op jobs a second, end to end", ">= 300", f"{s['per_s']:,.0f}")
     if s := results.get("first_output"):
-        row("POST to the container's first output", "not above `docker run`", f"{s['post_to_output_ms']:.0f} ms ({s['ratio']:.2f} x)")
-        row("POST to that line received over SSE", "", f"{s['post_to_output_seen_ms']:.0f} ms ({s['ratio_seen']:.2f} x)")
+        row(
+            "POST to the container's first output",
+            "not above `docker run`",
+            f"{s['post_to_output_ms']:.0f} ms ({s['ratio']:.2f} x)",
+        )
+        row(
+            "POST to that line received over SSE", "", f"{s['post_to_output_seen_ms']:.0f} ms ({s['ratio_seen']:.2f} x)"
+        )
         row("`docker run` of the same command to its first output", "", f"{s['docker_run_to_output_ms']:.0f} ms")
     if s := results.get("artifacts"):
-        row("artifact upload", "beside raw GridFS", f"{s['upload_mb_s']:.0f} MB/s ({s['upload_ratio']:.2f} x raw {s['raw_upload_mb_s']:.0f})")
-        row("artifact download", "beside raw GridFS", f"{s['download_mb_s']:.0f} MB/s ({s['download_ratio']:.2f} x raw {s['raw_download_mb_s']:.0f})")
+        row(
+            "artifact upload",
+            "beside raw GridFS",
+            f"{s['upload_mb_s']:.0f} MB/s ({s['upload_ratio']:.2f} x raw {s['raw_upload_mb_s']:.0f})",
+        )
+        row(
+            "artifact download",
+            "beside raw GridFS",
+            f"{s['download_mb_s']:.0f} MB/s ({s['download_ratio']:.2f} x raw {s['raw_download_mb_s']:.0f})",
+        )
     nodes = (results.get("lifecycle") or {}).get("nodes", 0)
     size = (results.get("artifacts") or {}).get("size_mb", 0)
-    return PAGE.format(when=results["when"], machine=results["machine"], samples=samples, rows="\n".join(rows), nodes=nodes, size_mb=size)
+    return PAGE.format(
+        when=results["when"],
+        machine=results["machine"],
+        samples=samples,
+        rows="\n".join(rows),
+        nodes=nodes,
+        size_mb=size,
+    )
 
 
 def main() -> None:
     """Run the chosen measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("only", nargs="*", choices=["submit", "lifecycle", "first_output", "artifacts", []], help="default: all")
+    parser.add_argument(
+        "only", nargs="*", choices=["submit", "lifecycle", "first_output", "artifacts", []], help="default: all"
+    )
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4)
     args = parser.parse_args()

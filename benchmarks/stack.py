@@ -143,7 +143,10 @@ async def until(condition: Callable[[], bool], seconds: float) -> None:
 
 def machine() -> str:
     """Return one line about the machine."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "?",
+    )
     memory = int(Path("/proc/meminfo").read_text().split()[1]) // 1024**2
     return f"{os.cpu_count()} x {cpu}, {memory} GiB, Python {sys.version.split()[0]}"
 

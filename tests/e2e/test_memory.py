@@ -17,7 +17,10 @@ LIMIT_MB = 150
 def test_a_gigabyte_in_and_out_stays_under_150_mb_in_gateway_agent_and_storage(stack: Stack, tmp_path) -> None:
     digest = hashlib.sha256()
     path = tmp_path / "big.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, archive.open("big.bin", "w", force_zip64=True) as out:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("big.bin", "w", force_zip64=True) as out,
+    ):
         for _ in range(SIZE_MB):
             block = os.urandom(1024 * 1024)
             digest.update(block)
