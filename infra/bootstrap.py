@@ -1,9 +1,9 @@
 """Make the broker's streams and consumers what `shared.streams` says: ``python -m infra.bootstrap``.
 
-Reads ``WHERRY_NATS_URL``, ``WHERRY_NATS_USER`` (the user operator) and ``WHERRY_NATS_PASSWORD``; ``WHERRY_NATS_REPLICAS``
-says how many servers keep each stream. What is missing is made, what may change is changed, and what may not is refused
-with what to do; running it again is harmless. Whether the running server syncs every write cannot be asked over this
-connection: the configurations of the local stack and of compose set it.
+Reads ``WHERRY_NATS_URL``, ``WHERRY_NATS_USER`` (the user operator) and ``WHERRY_NATS_PASSWORD``;
+``WHERRY_NATS_REPLICAS`` says how many servers keep each stream. What is missing is made, what may change is changed,
+and what may not is refused with what to do; running it again is harmless. Whether the running server syncs every write
+cannot be asked over this connection: the configurations of the local stack and of compose set it.
 """
 
 import asyncio

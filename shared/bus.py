@@ -1,9 +1,9 @@
 """The one door to NATS: connection, durable publishes, expected sequences, atomic batches, requests, consumers.
 
 A publish that was not answered may still have happened. Durable writes are therefore repeated under one message id
-until they are answered. A repeated write with an expectation goes out as an atomic batch of one: for a batch the server looks
-for known ids first and compares sequences second, so that the writer's own earlier write shows as a duplicate and not
-as a conflict (a plain publish does it the other way round).
+until they are answered. A repeated write with an expectation goes out as an atomic batch of one: for a batch the server
+looks for known ids first and compares sequences second, so that the writer's own earlier write shows as a duplicate and
+not as a conflict (a plain publish does it the other way round).
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import json
 import random
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from inspect import isawaitable
@@ -151,13 +151,13 @@ class Bus:
         self._groups: dict[str, _Group] = {}
         self._mailboxes: set[_Mailbox] = set()
 
-    # --- the connection ------------------------------------------------------------------------------------------
+    # --- the connection ----------------------------------------------------------------------------------------------
 
     @classmethod
     @asynccontextmanager
     async def connect(
         cls, settings: ServiceSettings, service: Service, *, peer: str | None = None, purpose: str = "main"
-    ) -> AsyncGenerator[Self]:
+    ) -> AsyncGenerator[Self, None]:
         """Connect, waiting for a server as long as it takes.
 
         Args:
@@ -194,7 +194,7 @@ class Bus:
                 max_outstanding_pings=2,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=1,
-                reconnect_to_server_handler=_next_server,
+                reconnect_to_server_handler=self._next_server,
                 pending_size=_PENDING_BYTES,
                 error_cb=self._on_error,
                 disconnected_cb=self._on_disconnected,
@@ -213,6 +213,14 @@ class Bus:
         self._online.set()
         self._inbox = self._nc.new_inbox()
         await self._subscribe(f"{self._inbox}.*", "", self._on_answer)
+
+    def _next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+        """Choose where to reconnect, and after how many seconds: 0.2 to 5, lest a fleet come back all at once."""
+        refused = self._nc._transport  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        if refused is not None:
+            refused.close()  # nats-py leaves the socket of a refused attempt open
+        server = random.choice(servers)  # noqa: S311 - spreads load, keeps no secret
+        return server, random.uniform(0.2, min(5.0, 0.4 * 2 ** min(server.reconnects, 6)))  # noqa: S311
 
     async def _close(self) -> None:
         self._leaving = True
@@ -318,13 +326,16 @@ class Bus:
         await self.until_online(self._settings.request_timeout_s)
         subscription = await self._nc.subscribe(subject, queue=queue, cb=callback)
         with suppress(nats.errors.Error, OSError, TimeoutError):
-            await self._nc.flush(5)  # the server's refusal, if any, arrives before its answer to this
+            # The server's refusal, if any, arrives before its answer to a ping behind the subscription. nats-py sends
+            # a ping ahead of what it still holds, so that only the second one is surely behind.
+            await self._nc.flush(5)
+            await self._nc.flush(5)
         if text := self._violations.get(subject.lower()):
             await Handle(subscription).stop()
             raise Forbidden(f"The broker does not let {self._name} listen to {subject}: {text}")
         return subscription
 
-    # --- calls: one inbox for all answers, numbered tokens, one timer ----------------------------------------------
+    # --- calls: one inbox for all answers, numbered tokens, one timer ------------------------------------------------
 
     async def _call(
         self,
@@ -334,7 +345,7 @@ class Bus:
         timeout_s: float,
         ahead: Sequence[Entry] = (),
     ) -> Msg:
-        """Publish *ahead* and then the message, and return its answer. Nobody listening is an answer with status 503."""
+        """Publish *ahead*, then the message, and return its answer; that nobody listens is an answer of status 503."""
         token = str(next(self._tokens))
         subjects = frozenset([subject, *(one.subject for one in ahead)])
         call = _Call(self._loop.create_future(), self._loop.time() + timeout_s, subjects)
@@ -408,7 +419,7 @@ class Bus:
         )
 
     async def publish(self, channel: Channel[M, Any], message: M, **params: str) -> None:
-        """Send a message that may be lost. It is dropped, and counted, when there is no connection and no buffer left."""
+        """Send a message that may be lost: without a connection and with the buffer full it is dropped, and counted."""
         try:
             await self.send(channel.subject(**params), message.to_bytes(), None)
         except _NoAnswerError:
@@ -419,8 +430,8 @@ class Bus:
 
         Raises:
             Conflict: the expectation does not hold, and the newer message is not this record.
-            Unavailable: no answer within *deadline_s* seconds (None: never). It may have been stored: repeat it with the
-                same event.
+            Unavailable: no answer within *deadline_s* seconds (None: never). It may have been stored: repeat it with
+                the same event.
         """
         return (await self.write([wire.entry(record)], record.channel.stream or "", deadline_s))[0]
 
@@ -463,8 +474,12 @@ class Bus:
         """Keep *body* as the latest under *subject* and return its sequence.
 
         Args:
+            subject: must be one that a stream keeps.
+            body: what is kept.
             expect_seq: sequence of the latest message of this very subject, 0 for none; None: no expectation.
             ttl_s: seconds after which the stream forgets it.
+            headers: kept with it.
+            deadline_s: seconds to go on trying; None: for ever.
 
         Raises:
             Conflict: *expect_seq* is not the latest.
@@ -573,8 +588,11 @@ class Bus:
         """Send a request and return its answer.
 
         Args:
+            channel: where; it says what the answer is.
+            message: the question.
             timeout_s: seconds to wait for the answer (None: the setting); a request that was heard is never repeated.
             retry_s: seconds to go on trying while nobody listens or there is no connection.
+            params: the subject's parameters.
 
         Raises:
             WherryError: what the other side refused, with its code.
@@ -642,8 +660,10 @@ class Bus:
         """Answer the requests on *channel*, at most *concurrency* at a time.
 
         Args:
-            handler: gets the subject's parameters and the message (`Raw` for raw bodies); its `WherryError` becomes the
-                answer, any other exception is logged and answered with the code ``internal``.
+            channel: where.
+            handler: gets the subject's parameters and the message (`Raw` for raw bodies); its `WherryError` becomes
+                the answer, any other exception is logged and answered with the code ``internal``.
+            concurrency: requests that are worked on at a time; the others wait.
             queue: of the instances that share a queue name one gets the request; None: every one gets it.
             params: narrow the subject.
         """
@@ -685,7 +705,9 @@ class Bus:
         """Call *handler* with each message on *channel*, one after the other, in order; messages may be lost.
 
         Args:
+            channel: where.
             handler: an exception of it is logged, and the next message taken.
+            queue: of the listeners that share a queue name one gets each message; None: every one gets it.
             params: narrow the subject.
 
         Raises:
@@ -702,7 +724,7 @@ class Bus:
 
         return Handle(await self._subscribe(channel.wildcard(**params), queue or "", hear))
 
-    # --- reading streams -----------------------------------------------------------------------------------------------
+    # --- reading streams ---------------------------------------------------------------------------------------------
 
     async def last(self, stream: str, subject_filter: str) -> Received[Any] | None:
         """Return the last message under *subject_filter*, as the stream's leader knows it, or None."""
@@ -761,34 +783,30 @@ class Bus:
             raise
         return wire.stored_message(found["message"])
 
-    async def follow(
+    def follow(
         self, stream: str, filters: Sequence[str], *, start_seq: int
-    ) -> AsyncIterator[list[Received[Any]]]:
+    ) -> AsyncGenerator[list[Received[Any]], None]:
         """Read *stream* from *start_seq* on and never end: in order, each message once, also over lost connections.
 
         Yields:
             What has arrived, at most 500 at a time. Once, when all that was there at the start has been given, an
             empty list.
         """
-        async for messages in _Follower(self, stream, tuple(filters), max(1, start_seq)).run():
-            yield messages
+        return _Follower(self, stream, tuple(filters), max(1, start_seq)).run()
 
-    async def consume(
+    def consume(
         self, stream: str, durable: str, *, batch: int = 256, wait_s: float = 5
-    ) -> AsyncIterator[list[Received[Any]]]:
+    ) -> AsyncGenerator[list[Received[Any]], None]:
         """Read through a consumer that exists; each message comes again until it is settled. Never ends.
 
         Yields:
             What has arrived, at least one message and at most *batch*. A quiet stream yields nothing.
         """
-        await self.until_online()
-        async with self.mailbox(".*") as mailbox:
-            async for messages in _Puller(self, mailbox, stream, durable, batch, wait_s).run():
-                yield messages
+        return _Puller(self, stream, durable, batch, wait_s).run()
 
     @asynccontextmanager
-    async def mailbox(self, under: str = "") -> "AsyncGenerator[_Mailbox]":
-        """Hold an inbox for a reader; *under* widens it. (A push consumer finds a plain subject only.)"""
+    async def mailbox(self, under: str = "") -> "AsyncGenerator[_Mailbox, None]":
+        """Hold an inbox for a reader; *under* widens it. A push consumer finds plain subjects only."""
         mailbox = _Mailbox(self._nc.new_inbox())
         subscription = await self._subscribe(f"{mailbox.inbox}{under}", "", mailbox.take)
         self._mailboxes.add(mailbox)
@@ -901,7 +919,7 @@ class _Group:
             else:
                 late = isinstance(error, _LateConflict)
                 await asyncio.gather(*(self._store_alone(entry, stored, suspect=late) for entry, stored in batch))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged, and handed to whoever waits
             _log.exception("group_failed", stream=self._stream)
             for _, stored in batch:
                 _fail(stored, error)
@@ -929,7 +947,7 @@ class _Follower:
         self._consumer_seq = 0
         self._intact = True
 
-    async def run(self) -> AsyncIterator[list[Received[Any]]]:
+    async def run(self) -> AsyncGenerator[list[Received[Any]], None]:
         caught_up = False
         while True:
             await self._bus.until_online()
@@ -1031,39 +1049,41 @@ class _Follower:
 class _Puller:
     """Reads through a durable pull consumer, one request for messages at a time."""
 
-    def __init__(self, bus: Bus, mailbox: _Mailbox, stream: str, durable: str, batch: int, wait_s: float) -> None:
-        self._bus, self._mailbox, self._batch, self._wait_s = bus, mailbox, batch, wait_s
+    def __init__(self, bus: Bus, stream: str, durable: str, batch: int, wait_s: float) -> None:
+        self._bus, self._batch, self._wait_s = bus, batch, wait_s
         self._name = f"{stream}.{durable}"
         self._pulls = 0
         self._left = 0
         self._problem: str | None = None
 
-    async def run(self) -> AsyncIterator[list[Received[Any]]]:
+    async def run(self) -> AsyncGenerator[list[Received[Any]], None]:
         backoff = _Backoff()
-        while True:
-            await self._pull()
-            while self._left > 0:
-                arrived = await self._mailbox.drain(self._batch, self._wait_s)
-                if messages := self._sort(arrived):
-                    backoff.reset()
-                    yield messages
-                if not arrived and asyncio.get_running_loop().time() - self._mailbox.heard_at > self._wait_s:
-                    self._end("nothing heard")
-            if self._problem:
-                _log.warning("consume_failed", consumer=self._name, error=self._problem)
-                await asyncio.sleep(backoff.next_s())
+        await self._bus.until_online()
+        async with self._bus.mailbox(".*") as mailbox:
+            while True:
+                await self._pull(mailbox)
+                while self._left > 0:
+                    arrived = await mailbox.drain(self._batch, self._wait_s)
+                    if messages := self._sort(arrived):
+                        backoff.reset()
+                        yield messages
+                    if not arrived and asyncio.get_running_loop().time() - mailbox.heard_at > self._wait_s:
+                        self._end("nothing heard")
+                if self._problem:
+                    _log.warning("consume_failed", consumer=self._name, error=self._problem)
+                    await asyncio.sleep(backoff.next_s())
 
-    async def _pull(self) -> None:
+    async def _pull(self, mailbox: _Mailbox) -> None:
         await self._bus.until_online()
         self._pulls += 1
         self._problem, self._left = None, self._batch
-        self._mailbox.heard_at = asyncio.get_running_loop().time()
+        mailbox.heard_at = asyncio.get_running_loop().time()
         expires = int(self._wait_s * 1e9)
         wanted = {"batch": self._batch, "expires": expires, "idle_heartbeat": expires // 4}
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._name}"
         self._bus.check_allowed(subject)
         try:
-            await self._bus.send(subject, json.dumps(wanted).encode(), reply=f"{self._mailbox.inbox}.{self._pulls}")
+            await self._bus.send(subject, json.dumps(wanted).encode(), reply=f"{mailbox.inbox}.{self._pulls}")
         except _NoAnswerError as why:
             self._end(str(why))
 
@@ -1148,12 +1168,6 @@ def _reply_bytes(channel: Channel[Any, Any], reply: Message | Raw | None) -> tup
     if reply is None and channel.reply is not Empty:
         raise TypeError(f"the handler of {channel.name} returned nothing")
     return (reply or Empty()).to_bytes(), None
-
-
-def _next_server(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
-    """Choose where to reconnect, and after how many seconds: 0.2 to 5, so that a fleet does not come back at once."""
-    server = random.choice(servers)  # noqa: S311 - spreads load, keeps no secret
-    return server, random.uniform(0.2, min(5.0, 0.4 * 2 ** min(server.reconnects, 6)))  # noqa: S311
 
 
 async def _end(task: asyncio.Future[Any]) -> None:

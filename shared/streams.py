@@ -147,14 +147,14 @@ DURABLES: tuple[Durable, ...] = (
     Durable("storage", channels.JOBS, ("wherry.job.>",)),
     Durable("notifier", channels.JOBS, _ENDS, max_ack_pending=1024),
     Durable("storage-log", channels.LOGS, ("wherry.log.>",)),
-    # A delivery waits for its next try as an unsettled message, for days: there may be many, and none runs out of tries.
+    # A delivery waits for its next try as an unsettled message, for days: there may be many, and no last try.
     Durable("deliver", channels.NOTIFY, ("wherry.delivery.*.*.requested",), ack_wait_s=60, max_ack_pending=100_000),
     Durable("storage-delivery", channels.NOTIFY, ("wherry.delivery.>",)),
 )
 
 
 def differences(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings of *wanted* that *live* has otherwise, as (wanted, live); what the server adds is not counted."""
+    """Return what *live* has otherwise than *wanted*, as (wanted, live). What only *live* has does not count."""
     return {key: (value, live.get(key)) for key, value in wanted.items() if not _same(value, live.get(key))}
 
 

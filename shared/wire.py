@@ -250,10 +250,15 @@ def event_model(message: type[M]) -> type[Event[M]]:
     return Event[message]
 
 
+def _freedom(channel: Channel[Any, Any]) -> int:
+    return len(channel.params)
+
+
 @cache
 def _index() -> Mapping[tuple[int, str], list[Channel[Any, Any]]]:
     found: defaultdict[tuple[int, str], list[Channel[Any, Any]]] = defaultdict(list)
-    for channel in sorted(CHANNELS, key=lambda one: len(one.params)):
+    channels: list[Channel[Any, Any]] = sorted(CHANNELS, key=_freedom)
+    for channel in channels:
         tokens = channel.template.split(".")
         found[len(tokens), tokens[1]].append(channel)
     return found

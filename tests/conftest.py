@@ -1,6 +1,7 @@
 """What tests of several kinds share: real servers that start in a fraction of a second."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from infra.local.servers import NatsServer
 
 @dataclass
 class RunningNats:
-    """A NATS server with JetStream. A server that was there before (`process` None) can be neither stopped nor killed."""
+    """A NATS server with JetStream. One that was there before (`process` None) can be neither stopped nor killed."""
 
     url: str
     user: str = ""
@@ -32,10 +33,10 @@ class RunningNats:
 
     def pause(self) -> None:
         """Let it hear everything and answer nothing, until `resume`."""
-        os.kill(self._pid(), 19)
+        os.kill(self._pid(), signal.SIGSTOP)
 
     def resume(self) -> None:
-        os.kill(self._pid(), 18)
+        os.kill(self._pid(), signal.SIGCONT)
 
     def _pid(self) -> int:
         pid = self._own().pid
@@ -62,7 +63,7 @@ def start_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     yield start
     for server in started:
         if server.running and server.process:
-            os.kill(server.process.pid, 18)  # one that was left paused cannot end
+            os.kill(server.process.pid, signal.SIGCONT)  # one that was left paused cannot end
         server.stop()
 
 
