@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from client.wherry import WherryError
-from infra.compose.images import ImageError, choose
-from infra.compose.prepare import prepare
+from infra.compose.images import ImageError
+from infra.compose.prepare import prepare, prepared
 from infra.compose.smoke import SmokeError, smoke
 from infra.compose.stack import ComposeError, down, logs, up
 from infra.local.home import address
@@ -47,12 +47,10 @@ def _run(asked: argparse.Namespace, home: Path) -> None:
         case "prepare":
             say(f"made {prepare(home, os.environ, {}).env_file}")
         case "up":
-            prepared = up(home, os.environ, say)
-            say(f"wherry is at {address()}; the administrator's password is in {prepared.credentials}")
+            ready = up(home, os.environ, say)
+            say(f"wherry is at {address()}; the administrator's password is in {ready.credentials}")
         case "smoke":
-            images = choose(os.environ, say)
-            prepared = prepare(home, os.environ, images)
-            smoke(home, prepared, images["WHERRY_PYTHON_IMAGE"], os.environ, say)
+            smoke(home, prepared(home), os.environ, say)
         case "logs":
             print(logs(home))
         case _:

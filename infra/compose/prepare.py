@@ -30,6 +30,11 @@ class Prepared:
     env_file: Path
     credentials: Path
 
+    def variable(self, name: str) -> str | None:
+        """Return what the env file says of *name*."""
+        lines = (line.partition("=") for line in self.env_file.read_text().splitlines())
+        return next((value.strip("'") for key, _, value in lines if key == name), None)
+
 
 def folder_of(home: Path) -> Path:
     """Return where the files of the stack in containers lie."""
@@ -61,9 +66,22 @@ def prepare(home: Path, environment: Mapping[str, str], images: Mapping[str, str
         write_whole(folder / f"{name}.env", env_text(variables), _PRIVATE)
     socket = docker_socket(environment)
     engine = {"WHERRY_DOCKER_SOCKET": str(socket), "WHERRY_DOCKER_GID": str(socket.stat().st_gid)}
-    env_file = folder / "compose.env"
-    write_whole(env_file, env_text({"WHERRY_HOME": str(home.absolute())} | engine | dict(images)), _PRIVATE)
-    return Prepared(env_file, kept.credentials)
+    known = {"WHERRY_HOME": str(home.absolute())} | engine | dict(images)
+    write_whole(folder / "compose.env", env_text(known), _PRIVATE)
+    return prepared(home)
+
+
+def prepared(home: Path) -> Prepared:
+    """Return what `prepare` made there before.
+
+    Raises:
+        FileNotFoundError: nothing yet.
+
+    """
+    found = Prepared(folder_of(home) / "compose.env", Home(folder_of(home)).credentials)
+    if not found.env_file.exists():
+        raise FileNotFoundError(f"there is no stack in containers under {home}: `python -m infra.compose up` makes one")
+    return found
 
 
 def docker_socket(environment: Mapping[str, str]) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from client.wherry import Client, Job, LogLine
-from infra.compose.images import REPOSITORY
+from infra.compose.images import PUBLIC, REPOSITORY
 from infra.compose.prepare import Prepared, admin_email
 from infra.compose.stack import Say, compose
 
@@ -28,13 +28,12 @@ class SmokeError(Exception):
     """Something that the main job must leave is not there, or is wrong."""
 
 
-def smoke(home: Path, prepared: Prepared, image: str, environment: Mapping[str, str], say: Say) -> None:
-    """Run the main job and check its state, output, files, mail and webhook.
+def smoke(home: Path, stack: Prepared, environment: Mapping[str, str], say: Say) -> None:
+    """Try the walls, run the main job, and check its state, output, files, mail and webhook.
 
     Args:
         home: the folder of the stack's files.
-        prepared: the stack's; its credentials are used.
-        image: an image with Python that the engine has or can pull.
+        stack: its credentials and its Python image, which the engine has.
         environment: where the admin's address may be set.
         say: told of each step.
 
@@ -43,17 +42,42 @@ def smoke(home: Path, prepared: Prepared, image: str, environment: Mapping[str, 
         WherryError: the gateway said no.
 
     """
-    known = json.loads(prepared.credentials.read_text())
+    _check_walls(home, say)
+    known = json.loads(stack.credentials.read_text())
     with Client(known["url"]) as wherry:
         wherry.login(known["user"], known["password"])
         node = _until(lambda: next((node for node in wherry.nodes() if node.online), None), "a node", NODE_LIMIT_S)
         say(f"node {node.name} is there")
         address = admin_email(environment)
-        job = _run(wherry, _spec(image, address), say)
+        job = _run(wherry, _spec(stack.variable("WHERRY_PYTHON_IMAGE") or PUBLIC["WHERRY_PYTHON_IMAGE"], address), say)
         with tempfile.TemporaryDirectory() as folder:
             wherry.download(job.job_id, folder)  # compares every file with the SHA-256 that the node took
             _check_files(Path(folder), say)
         _check_notices(home, job, address, say)
+
+
+def _check_walls(home: Path, say: Say) -> None:
+    """MongoDB is tried by its address, not by its name, which the others do not even know."""
+
+    def mongo_from(service: str) -> str:
+        return compose(home, "exec", "-T", service, "python", "-c", _TRY, address, "27017").strip()
+
+    address = compose(home, "exec", "-T", "storage", "python", "-c", _LOOK_UP, "mongo").strip()
+    _expect(mongo_from("storage") == "open", "storage does not reach MongoDB")
+    for service in ("gateway", "scheduler", "notifier", "node-agent"):
+        _expect(mongo_from(service) == "shut", f"{service} reaches MongoDB")
+    say("MongoDB is reached by storage alone")
+
+
+_LOOK_UP = "import socket, sys; print(socket.gethostbyname(sys.argv[1]))"
+_TRY = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 1).close()
+    print("open")
+except OSError:
+    print("shut")
+"""
 
 
 def _spec(image: str, address: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from infra.compose.images import REPOSITORY, build, choose
-from infra.compose.prepare import Prepared, folder_of, prepare
+from infra.compose.prepare import Prepared, folder_of, prepare, prepared
 from infra.local.engine import remove_containers
 from infra.local.home import Home, identity
 
@@ -31,14 +31,14 @@ def up(home: Path, environment: Mapping[str, str], say: Say) -> Prepared:
 
     """
     chosen = choose(environment, say)
-    prepared = prepare(home, environment, chosen)
+    ready = prepare(home, environment, chosen)
     build(json.loads(compose(home, "config", "--format", "json"))["services"], say)
     say("starting")
     try:
         compose(home, "up", "--detach", "--no-build", "--wait", "--wait-timeout", str(READY_LIMIT_S))
     except ComposeError as failed:
         raise ComposeError(f"{failed}\n{logs(home, _unwell(home))}") from failed
-    return prepared
+    return ready
 
 
 def down(home: Path, *, forget: bool = False) -> None:
@@ -73,12 +73,10 @@ def compose(home: Path, *arguments: str) -> str:
 
     Raises:
         ComposeError: it failed.
+        FileNotFoundError: there is no stack yet.
 
     """
-    env_file = folder_of(home) / "compose.env"
-    if not env_file.exists():
-        raise ComposeError(f"there is no stack under {home}: start it with `python -m infra.compose up`")
-    known = ["--project-directory", str(REPOSITORY), "--env-file", str(env_file)]
+    known = ["--project-directory", str(REPOSITORY), "--env-file", str(prepared(home).env_file)]
     command = [*program(), *known, *_profiles(os.environ), *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
