@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infra.compose.images import REPOSITORY, build, choose
 from infra.compose.prepare import Prepared, folder_of, prepare, prepared
-from infra.local.engine import remove_containers
+from infra.local.engine import STACK_LABEL, remove_containers
 from infra.local.home import Home, identity
 
 READY_LIMIT_S = 180
@@ -49,7 +49,18 @@ def down(home: Path, *, forget: bool = False) -> None:
 
     """
     compose(home, "down", "--remove-orphans", "--timeout", "30", *(["--volumes"] if forget else []))
-    remove_containers(identity(Home(folder_of(home))).stack_id)
+    stack_id = identity(Home(folder_of(home))).stack_id
+    remove_containers(stack_id)
+    if forget:
+        _remove_volumes(stack_id)
+
+
+def _remove_volumes(stack_id: str) -> None:
+    """Remove files of jobs that were cut off: with the agent's journal gone, nobody knows them any more."""
+    ours = ["docker", "volume", "ls", "--quiet", "--filter", f"label={STACK_LABEL}={stack_id}"]
+    found = subprocess.run(ours, capture_output=True, text=True, check=True).stdout.split()
+    if found:
+        subprocess.run(["docker", "volume", "rm", "--force", *found], capture_output=True, check=True)
 
 
 def logs(home: Path, names: Sequence[str] = ()) -> str:
