@@ -1,8 +1,11 @@
 """Start a gateway: ``python -m services.gateway``."""
 
 import asyncio
+import signal
 import socket
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,7 +19,15 @@ _log = observe.logger("gateway")
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that lets event streams end before it waits for open requests."""
+    """uvicorn that lets event streams end before it waits for open requests, and ends in order on SIGTERM."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        # uvicorn's own raises the signal again at its end, which would kill the process before it has cleaned up.
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, self.handle_exit, signum, None)
+        yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         app = self.config.app

@@ -81,15 +81,12 @@ def completed(spec: JobSpec, principal: Principal, secret_refs: Mapping[int, str
 
 def new_job(job_id: str, spec: JobSpec, owner: Owner, spec_digest: str, now: datetime) -> Job:
     """Return the job as its first event carries it."""
-    return Job.model_construct(
-        _fields_set={"id", "owner", "spec", "spec_digest", "created_at", "updated_at"},
-        id=job_id, owner=owner, spec=spec, spec_digest=spec_digest, created_at=now, updated_at=now,
-    )  # fmt: skip
+    return Job(id=job_id, owner=owner, spec=spec, spec_digest=spec_digest, created_at=now, updated_at=now)
 
 
 def owner_of(principal: Principal) -> Owner:
     """Return the owner of what *principal* hands in."""
-    return Owner.model_construct(id=principal.user_id, name=principal.name, email=principal.email)
+    return Owner(id=principal.user_id, name=principal.name, email=principal.email)
 
 
 def same_request(existing: Job, spec_digest: str) -> None:

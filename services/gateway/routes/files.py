@@ -16,7 +16,7 @@ from services.gateway.shell.gateway import Gateway
 from shared.errors import FieldProblem, WherryError
 from shared.job import BlobRef
 
-router = APIRouter(tags=["files"])
+router = APIRouter(prefix="/v1", tags=["files"])
 _MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?$")
 _BINARY = "application/octet-stream"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}

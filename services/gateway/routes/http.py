@@ -96,18 +96,6 @@ def answer(view: BaseModel, status: int = 200, *, headers: Mapping[str, str] | N
     return Response(view.model_dump_json(), status, dict(headers or {}), JSON)
 
 
-def problem_answer(error: WherryError, request_id: str | None, headers: Mapping[str, str] | None = None) -> Response:
-    """Return *error* as a problem document."""
-    document = problems.problem(error, request_id)
-    sent = dict(headers or {})
-    if (seconds := problems.retry_after_s(error)) is not None:
-        sent["Retry-After"] = str(seconds)
-    if document.status == 401:
-        sent.setdefault("WWW-Authenticate", "Bearer")
-    body = document.model_dump_json(exclude_none=True)
-    return Response(body, document.status, sent, problems.MEDIA_TYPE)
-
-
 class Stream(Response):
     """An answer in pieces. Its generator and its place end with it, and a reader that stands still is dropped.
 

@@ -17,7 +17,7 @@ from shared.requests import JobListQuery, JobQuery, Principal, UserName
 from shared.spec import JobSpec
 from shared.states import JobState
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(prefix="/v1", tags=["jobs"])
 Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 _FORM = {
     "multipart/form-data": {
@@ -56,6 +56,7 @@ _BATCH: dict[str, Any] = {
 }  # fmt: skip
 
 
+# Served by `app` without FastAPI's routing; this entry is what the OpenAPI document is made from.
 @router.post(
     "/jobs",
     status_code=202,
@@ -64,7 +65,6 @@ _BATCH: dict[str, Any] = {
 )
 async def submit(request: Request) -> Response:
     """Hand in a job: a spec as JSON, or a form with `spec` and `source` (a zip). Answered once it is on disk."""
-    # The busiest route: no dependencies to solve, no model to serialise.
     gateway = gateway_of(request)
     principal = await gateway.tokens.principal(bearer(request))
     headers = request.headers

@@ -8,7 +8,7 @@ from services.gateway.routes.http import Caller, Door, answer
 from shared.channels import NODE_GET, NODE_LIST
 from shared.requests import Empty, NodeQuery
 
-router = APIRouter(tags=["nodes"])
+router = APIRouter(prefix="/v1", tags=["nodes"])
 
 
 @router.get("/nodes", response_model=views.NodesDocument)

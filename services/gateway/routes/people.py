@@ -9,7 +9,7 @@ from shared.channels import PASSWORD_CHANGE, SECRET_GET, USER_CREATE, USER_DELET
 from shared.errors import WherryError
 from shared.requests import Empty, PasswordChange, SecretRef, UserCreate, UserName, UserUpdate
 
-router = APIRouter(tags=["people"])
+router = APIRouter(prefix="/v1", tags=["people"])
 
 
 @router.post("/users", status_code=201, response_model=views.UserView, openapi_extra=json_body(views.NewUser))

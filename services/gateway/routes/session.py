@@ -16,11 +16,22 @@ from shared.clock import utc_now
 from shared.errors import FieldProblem, WherryError
 from shared.requests import Empty, Login, TokenQuery
 
-router = APIRouter(tags=["session"])
 _FORM, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
 
 
-@router.get("/login", response_model=views.SessionView, openapi_extra={"security": [{"basic": []}]})
+def router(prefix: str, *, in_document: bool = True) -> APIRouter:
+    """Return the routes under *prefix*."""
+    routes = APIRouter(prefix=prefix, tags=["session"], include_in_schema=in_document)
+    basic = {"security": [{"basic": []}]}
+    forms = {kind: {"schema": {"$ref": "#/components/schemas/Credentials"}} for kind in (_FORM, _MULTIPART)}
+    body = json_body(Credentials, **forms) | {"security": [{"basic": []}, {}]}
+    routes.get("/login", response_model=views.SessionView, openapi_extra=basic)(login_with_basic)
+    routes.post("/login", response_model=views.SessionView, openapi_extra=body)(login)
+    routes.delete("/logout", response_model=views.LogoutView)(logout)
+    routes.get("/status", response_model=views.StatusView)(status)
+    return routes
+
+
 async def login_with_basic(request: Request, gateway: Door) -> Response:
     """Give a session token for a name and a password sent as HTTP Basic."""
     credentials = _basic(request)
@@ -29,20 +40,11 @@ async def login_with_basic(request: Request, gateway: Door) -> Response:
     return await _login(gateway, request, credentials)
 
 
-@router.post(
-    "/login",
-    response_model=views.SessionView,
-    openapi_extra=json_body(
-        Credentials, **{kind: {"schema": {"$ref": "#/components/schemas/Credentials"}} for kind in (_FORM, _MULTIPART)}
-    )
-    | {"security": [{"basic": []}, {}]},
-)
 async def login(request: Request, gateway: Door) -> Response:
     """Give a session token for a name and a password sent as HTTP Basic, JSON or a form."""
     return await _login(gateway, request, _basic(request) or await _sent(request))
 
 
-@router.delete("/logout", response_model=views.LogoutView)
 async def logout(request: Request, gateway: Door, principal: Caller) -> Response:
     """End the session. The token is dead on every gateway within a second."""
     token = bearer(request)
@@ -51,7 +53,6 @@ async def logout(request: Request, gateway: Door, principal: Caller) -> Response
     return answer(views.LogoutView(logout_message=f"Goodbye, {principal.name}."))
 
 
-@router.get("/status", response_model=views.StatusView)
 async def status(gateway: Door, _: Caller) -> Response:
     """Show the system's name and time, and how many nodes and jobs there are."""
     counts = await gateway.ask(COUNTS, Empty())

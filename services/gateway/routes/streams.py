@@ -14,7 +14,7 @@ from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_EVENTS
 from shared.requests import EventQuery
 
-router = APIRouter(tags=["streams"])
+router = APIRouter(prefix="/v1", tags=["streams"])
 LastEventId = Annotated[str | None, Header(description="Where a broken stream goes on.")]
 _PLAIN = "text/plain; charset=utf-8"
 _SSE = {200: {"content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}}}

@@ -57,7 +57,8 @@ async def submit(
     source = uploaded
     if source is None and spec.source is not None:
         source = await gateway.source(principal, spec.source)
-    digest = submission.digest(spec, source.blob.sha256 if source else None)
+    # Only a repeat under a key is ever compared: a random id that is there already is this very request's.
+    digest = submission.digest(spec, source.blob.sha256 if source else None) if key else ""
     refs = {index: await _put_away(gateway, principal, secret) for index, secret in submission.secrets_given(spec)}
     final = submission.completed(spec, principal, refs, source.id if source else None)
     job_id = keyed_id("j", gateway.key, principal.user_id, key) if key else new_id("j")
@@ -138,7 +139,7 @@ async def rerun(gateway: Gateway, principal: Principal, job_id: str, key: str | 
 
 
 async def _record(gateway: Gateway, job: Job) -> None:
-    event = gateway.bus.event(JOB_CREATED, JobChanged.model_construct(_fields_set={"job"}, job=job), subject=job.id)
+    event = gateway.bus.event(JOB_CREATED, JobChanged(job=job), subject=job.id)
     params = {"owner": job.owner.id, "job_id": job.id}
     try:
         await gateway.bus.record_grouped(Record(JOB_CREATED, params, event, (job_filter(job.id), 0)))

@@ -1,0 +1,190 @@
+"""A gateway on real servers: NATS with the generated accounts, MongoDB and storage, each a process of its own."""
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from infra.local.ports import free_port
+from infra.local.servers import MongoServer, NatsServer
+from shared.bus import Bus, Record, job_filter
+from shared.channels import JOB_CHANGED, Service
+from shared.events import JobChanged
+from shared.ids import new_id
+from shared.job import Attempt, Job
+from shared.permissions import accounts_config, users
+from shared.settings import ServiceSettings
+from shared.states import AttemptState, JobState
+
+ROOT = Path(__file__).resolve().parents[2]
+NODE = "n1"
+ADMIN = ("admin", "admin password 1")
+SPEC = {"name": "one", "image": "busybox", "command": ["true"]}
+
+
+class GatewayStack:
+    """Starts everything, and plays scheduler and node where a test needs one."""
+
+    def __init__(self, home: Path, **gateway_env: str) -> None:
+        self.home = home
+        self.passwords = {user.name: secrets.token_hex(8) for user in users([NODE])}
+        self.nats = NatsServer(home / "nats", accounts_config(self.passwords, [NODE]))
+        self.mongo = MongoServer(home / "mongo", cache_gb=0.25, oplog_mb=256)
+        self.port = free_port()
+        self.gateway_env = {
+            "WHERRY_PORT": str(self.port), "WHERRY_GATEWAY_KEY": secrets.token_hex(32), "WHERRY_GATEWAY_ID": "gtest",
+            **gateway_env,
+        }  # fmt: skip
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        for part in ("nats", "mongo"):
+            (self.home / part).mkdir(parents=True, exist_ok=True)
+        try:
+            self.nats.start()
+            self.mongo.start()
+            self.run("infra.bootstrap", "operator").wait(60)  # TEMP
+            self.start_storage()
+            self.start_gateway()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in ("services.gateway", "services.storage"):
+            if name in self.processes:
+                self.stop(name)
+        self.mongo.stop()
+        self.nats.stop()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def run(self, module: str, user: str, **env: str) -> subprocess.Popen[bytes]:
+        with (self.home / f"{module}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                cwd=ROOT,
+                env={
+                    **{key: value for key, value in os.environ.items() if not key.startswith("WHERRY_")},
+                    "WHERRY_NATS_URL": self.nats.url, "WHERRY_NATS_USER": user,
+                    "WHERRY_NATS_PASSWORD": self.passwords[user], **env,
+                },
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        self.processes[module] = process
+        return process
+
+    def start_storage(self) -> None:
+        self.run(
+            "services.storage", "storage", WHERRY_MONGO_URL=self.mongo.url, WHERRY_ADMIN_USER=ADMIN[0],
+            WHERRY_ADMIN_PASSWORD=ADMIN[1], WHERRY_ADMIN_EMAIL="admin@example.com",
+        )  # fmt: skip
+
+    def start_gateway(self) -> None:
+        self.run("services.gateway", "gateway", **self.gateway_env)
+        until(self.is_ready, "the gateway is ready", lambda: (self.home / "services.gateway.log").read_text()[-3000:])
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def stop(self, name: str, signum: int = signal.SIGTERM) -> int | None:
+        process = self.processes.pop(name, None)
+        if process is None:
+            return None
+        process.send_signal(signum)
+        try:
+            return process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait(5)
+
+    def peak_memory_mb(self, name: str) -> float:
+        status = Path(f"/proc/{self.processes[name].pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+    def login(self, user: str, password: str) -> str:
+        answer = httpx.post(f"{self.url}/v1/login", auth=(user, password), timeout=20)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["token"]
+
+    def client(self, token: str | None, **options: Any) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=30, **options)
+
+    @asynccontextmanager
+    async def bus(self, service: Service, user: str, peer: str | None = None) -> AsyncIterator[Bus]:
+        settings = ServiceSettings(
+            nats_url=self.nats.url, nats_user=user, nats_password=self.passwords[user]  # pyright: ignore[reportArgumentType]
+        )
+        async with Bus.connect(settings, service, peer=peer) as bus:
+            yield bus
+
+
+class Scheduler:
+    """Moves jobs along as the scheduler does: one event each, the whole job in it, the last sequence expected."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+
+    async def last(self, job_id: str) -> tuple[int, Job]:
+        found = await self.bus.last("WHERRY_JOBS", job_filter(job_id))
+        assert found is not None
+        assert isinstance(found.data, JobChanged)
+        return found.seq, found.data.job
+
+    async def move(self, job_id: str, event: str, **changes: Any) -> int:
+        seq, job = await self.last(job_id)
+        state = {"pending": "queued", "cancelling": job.state, "requeued": "queued"}.get(event, event)
+        moved = job.model_copy(update={"state": JobState(state), **changes})
+        data = JobChanged(job=moved, epoch=1)
+        told = self.bus.event(JOB_CHANGED, data, subject=job_id, event=event)
+        params = {"owner": job.owner.id, "job_id": job_id, "event": event}
+        stored = await self.bus.record(Record(JOB_CHANGED, params, told, (job_filter(job_id), seq)))
+        return stored.seq
+
+    async def run(self, job_id: str, attempt: int = 1) -> None:
+        _, job = await self.last(job_id)
+        one = Attempt(number=attempt, node=NODE, state=AttemptState.RUNNING, placed_at=job.created_at)
+        await self.move(job_id, "placed", attempt=attempt, attempts=(*job.attempts, one))
+        await self.move(job_id, "running")
+
+    async def end(self, job_id: str, event: str = "succeeded", **changes: Any) -> None:
+        _, job = await self.last(job_id)
+        await self.move(job_id, event, ended_at=job.created_at, **changes)
+
+
+def until(condition: Any, what: str, said: Any = lambda: "", timeout_s: float = 60) -> Any:
+    """Return what *condition* returns as soon as it is true."""
+    end = time.monotonic() + timeout_s
+    while True:
+        if found := condition():
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"not in {timeout_s} s: {what}\n{said()}")
+        time.sleep(0.05)
+
+
+async def eventually(condition: Any, what: str, timeout_s: float = 20) -> Any:
+    """Return what awaiting *condition* returns as soon as it is true."""
+    async with asyncio.timeout(timeout_s):
+        while not (found := await condition()):
+            await asyncio.sleep(0.05)
+        return found
+
+
+__all__ = ["ADMIN", "NODE", "SPEC", "GatewayStack", "Scheduler", "eventually", "new_id", "until"]
