@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from pydantic import SecretStr
 
@@ -46,10 +46,8 @@ class SimulatedNode:
             for assignment in answer.assignments:
                 self._take(assignment)
             if not answer.more:
-                try:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), answer.interval_s)
-                except TimeoutError:
-                    pass
             self._wake.clear()
 
     def _heartbeat(self) -> Heartbeat:

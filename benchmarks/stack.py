@@ -1,6 +1,5 @@
 """Servers and chosen services for a measurement, in a folder that is thrown away."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -14,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import httpx
 
@@ -38,7 +38,7 @@ class BenchStack:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
 
-    def __enter__(self) -> "BenchStack":
+    def __enter__(self) -> Self:
         self.nats.start()
         self.mongo.start()
         self.run("infra.bootstrap", user="operator", wait=True)
@@ -132,13 +132,6 @@ def wait_for(condition: Callable[[], str | None], seconds: float) -> str:
             return found
         time.sleep(0.1)
     raise TimeoutError("the stack did not get ready")
-
-
-async def until(condition: Callable[[], bool], seconds: float) -> None:
-    """Wait in the event loop until *condition* holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def machine() -> str:

@@ -1,4 +1,4 @@
-"""A whole wherry on this machine for a test: started by the same command as `make up`, in a folder and on a port of its own."""
+"""A whole wherry on this machine for a test: started as `make up` does, in a folder and on a port of its own."""
 
 import contextlib
 import io

@@ -76,7 +76,8 @@ def test_an_image_that_does_not_exist_is_a_typed_error(stack: Stack) -> None:
 
 def test_a_job_larger_than_every_node_waits_and_says_why(stack: Stack) -> None:
     job_id = stack.submit(stack.spec("true", resources={"cpus": 4000, "gpus": 3}))
-    job = until(lambda: (job := stack.job(job_id)) if stack.job(job_id).get("pending") else None, "pending reasons", 30)
+    until(lambda: stack.job(job_id).get("pending"), "pending reasons", 30)
+    job = stack.job(job_id)
     assert job["state"] == "queued"
     assert {reason["code"] for reason in job["pending"]} >= {"cpus"}
     assert all(reason["nodes"] >= 1 and reason["message"] for reason in job["pending"])
