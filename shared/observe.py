@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import prometheus_client
@@ -13,8 +13,12 @@ from shared.settings import ServiceSettings
 
 #: Characters of a logged value; what is longer is cut, so that nobody can fill the disk through a field.
 VALUE_CHARS_MAX = 4000
+#: Of a traceback the end is kept: it says what happened.
+TRACEBACK_CHARS_MAX = 16_000
 #: Everything that could end a line or drive a terminal: C0, DEL, C1, and Unicode's line and paragraph separators.
-_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+_FOR_CONSOLE = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+#: JSON escapes the others by itself.
+_FOR_JSON = {127: "\\u007f"}
 
 PUBLISHED = Counter("wherry_bus_published_total", "Records that a stream has acknowledged.", ["stream"])
 CONFLICTS = Counter("wherry_bus_conflicts_total", "Writes refused because somebody else wrote first.", ["stream"])
@@ -44,7 +48,7 @@ def configure(settings: ServiceSettings, service: str) -> None:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             *(() if console else (structlog.processors.format_exc_info,)),
-            _printable,
+            _printable(_FOR_CONSOLE if console else _FOR_JSON),
             renderer,
         ],
     )
@@ -83,23 +87,28 @@ def _from_library(_logger: object, _method: str, event: _EventDict) -> _EventDic
     return event
 
 
-def _printable(_logger: object, _method: str, event: _EventDict) -> _EventDict:
-    return {key: _clean(value) for key, value in event.items()}
+def _printable(escapes: Mapping[int, str]) -> Callable[[object, str, _EventDict], _EventDict]:
+    def process(_logger: object, _method: str, event: _EventDict) -> _EventDict:
+        return {key: value if key == "exc_info" else _clean(key, value, escapes) for key, value in event.items()}
+
+    return process
 
 
-def _clean(value: Any) -> Any:
+def _clean(key: str, value: Any, escapes: Mapping[int, str]) -> Any:
     """Escape and cut text, also inside lists and mappings; leave numbers, booleans and None as they are."""
     match value:
         case bool() | int() | float() | None:
             return value
         case dict():
-            return {str(key): _clean(item) for key, item in value.items()}
+            return {str(name): _clean(str(name), item, escapes) for name, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_clean(item) for item in value]
+            return [_clean(key, item, escapes) for item in value]
+        case _ if key == "exception":
+            return str(value)[-TRACEBACK_CHARS_MAX:].translate(escapes)
         case _:
             text = str(value)
             cut = text if len(text) <= VALUE_CHARS_MAX else text[:VALUE_CHARS_MAX] + "…"
-            return cut.translate(_ESCAPES)
+            return cut.translate(escapes)
 
 
 def _set_up(processors: list[Any]) -> None:
