@@ -17,7 +17,7 @@ from infra.local.home import Home, address, identity, port
 from infra.local.ports import is_free
 from infra.local.processes import ROOT, born_at, end, locked
 
-READY_S = 90.0
+READY_S = 180.0
 #: A service that has died this often before the stack was ready will not get there.
 TOO_MANY_RESTARTS = 4
 DOWN_S = 90.0
@@ -137,11 +137,10 @@ def down(home: Home) -> None:
         StackFailedError: something could not be stopped.
 
     """
-    run = running(home)
     was_there = locked(home)
     asked, limit = False, time.monotonic() + DOWN_S
     while locked(home) and time.monotonic() < limit:
-        run = running(home) or run
+        run = running(home)
         pid = run.get("pids", {}).get("supervisor")
         if not asked and pid and born_at(pid) == run["born"].get("supervisor"):
             os.kill(pid, signal.SIGTERM)
@@ -150,18 +149,19 @@ def down(home: Home) -> None:
     clear_leftovers(home)
     if locked(home):
         raise StackFailedError(f"the supervisor of {home.root} does not end; see {home.log('supervisor')}")
-    containers = _remove_containers(run.get("stack_id"))
+    containers = _remove_containers(home)
     if containers:
         print(f"removed {containers} containers of jobs that ran; they are tried again after the next start")
     print("wherry is stopped" if was_there else "wherry did not run", f"(data stays in {home.root})")
 
 
-def _remove_containers(stack_id: str | None) -> int:
-    if stack_id is None:
+def _remove_containers(home: Home) -> int:
+    known = home.root / "stack.json"
+    if not known.exists():
         return 0
     from infra.local.engine import remove_containers  # noqa: PLC0415 - Docker's client takes its time, and `up` has none
 
-    return remove_containers(stack_id)
+    return remove_containers(json.loads(known.read_text())["id"])
 
 
 def clear_leftovers(home: Home) -> None:
@@ -175,9 +175,22 @@ def clear_leftovers(home: Home) -> None:
     }
     if left.keys() - {"supervisor"}:  # alone, it is on its way out
         print("ending what an earlier stack left:", ", ".join(sorted(left)))
-    below = [child for process in left.values() for child in process.children(recursive=True)]
-    end([*left.values(), *below], 10.0)
+    roots = [*left.values(), *_programs_of_jobs(home)]
+    below = [child for process in roots for child in process.children(recursive=True)]
+    end([*roots, *below], 10.0)
     home.run.unlink(missing_ok=True)
+
+
+def _programs_of_jobs(home: Home) -> list[psutil.Process]:
+    """Return the keepers of plain process jobs (services/node_agent/adapters/process_shim.py) of this stack's agent."""
+    folder = f"{home.node_data}{os.sep}"
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (words := process.info["cmdline"])
+        and any(word.endswith("process_shim.py") for word in words)
+        and any(word.startswith(folder) for word in words)
+    ]
 
 
 def running(home: Home) -> dict[str, Any]:
