@@ -19,8 +19,8 @@ class Output:
     """What a command says, for people or, with `json`, for programs."""
 
     json: bool = False
-    out: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
-    err: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
+    out: Console = field(default_factory=lambda: _console(stderr=False))
+    err: Console = field(default_factory=lambda: _console(stderr=True))
 
     def document(self, value: BaseModel | dict[str, Any]) -> None:
         """Write a result as JSON: the server's own fields, indented for people and one line in a pipe."""
@@ -51,7 +51,7 @@ class Output:
             return
         self.err.print("error: ", style="bold red", end="")
         self.err.print(harmless(error.detail), markup=False)
-        for item in error.fields:
+        for item in (item for item in error.fields if item.message not in error.detail):
             self.err.print(f"  {item.field}: {harmless(item.message)}", markup=False)
         if hint:
             self.err.print(f"  {hint}", markup=False)
@@ -67,6 +67,12 @@ class Output:
             transient=True,
             disable=self.json or not self.err.is_terminal,
         )
+
+
+def _console(*, stderr: bool) -> Console:
+    """Return a console as wide as its terminal; in a pipe nothing is cut or wrapped."""
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=1000)
 
 
 def as_json(value: BaseModel | dict[str, Any]) -> Any:

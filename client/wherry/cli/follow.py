@@ -1,5 +1,6 @@
 """Watching a job to its end: why it waits, how far it is, what it prints, and what became of it."""
 
+import re
 import time
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,8 @@ _BEFORE_RUNNING = frozenset({"queued", "placed", "starting"})
 _FIRST_LOOK_S, _SLOWEST_LOOK_S = 0.2, 2.0
 #: Without a terminal, progress is told in steps of this size.
 _TOLD_STEP = 0.1
+#: Lines by which a program reports to wherry: they arrive once more as progress and metrics.
+_REPORT = re.compile(r"::(progress [\d.]+(::|$)|metric \S+=\S+)")
 
 
 class Watch:
@@ -63,7 +66,9 @@ class Watch:
             return
         match item:
             case models.LogLine():
-                self._output.line(item.text, error=item.stream == "stderr")
+                # On a terminal the bar shows them; a pipe gets the log as it is.
+                if not (self._output.out.is_terminal and _REPORT.match(item.text)):
+                    self._output.line(item.text, error=item.stream == "stderr")
             case models.Progress():
                 self._progress(item)
             case models.Metric():

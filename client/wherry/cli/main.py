@@ -233,7 +233,7 @@ def _follow_to_end(output: Output, job_id: str) -> None:
         with _connect(patience_s=LONG_PATIENCE_S) as client:
             job = follow(client, job_id, output)
     except KeyboardInterrupt:
-        output.note(f"job {job_id} goes on. Watch it: wherry logs -f {job_id}   Stop it: wherry cancel {job_id}")
+        output.note(f"job {job_id} goes on\n  watch it: wherry logs -f {job_id}\n  stop it:  wherry cancel {job_id}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if job.state != "succeeded":
         raise typer.Exit(EXIT_JOB)

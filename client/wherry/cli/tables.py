@@ -11,6 +11,9 @@ from rich.text import Text
 from client.wherry import models
 from client.wherry.cli.words import STATE_STYLES, ago, between, plain, plural, size
 
+#: What must be whole, on however narrow a terminal: it is typed or copied.
+_MIN_WIDTHS = {"JOB": 26, "STATE": 9}
+
 
 def state(name: str) -> Text:
     """Return a job's state in its colour."""
@@ -115,5 +118,5 @@ def _words(value: Any) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, no_wrap=column in ("JOB", "ID", "STATE"), overflow="fold", header_style="dim")
+        table.add_column(column, header_style="dim", no_wrap=True, min_width=_MIN_WIDTHS.get(column))
     return table

@@ -1,7 +1,7 @@
 """Email by SMTP."""
 
 from email.message import EmailMessage
-from email.utils import format_datetime
+from email.utils import format_datetime, parseaddr
 
 import aiosmtplib
 
@@ -18,6 +18,7 @@ class EmailSender:
 
     def __init__(self, settings: NotifierSettings) -> None:
         self._settings = settings
+        self._domain = parseaddr(settings.mail_from)[1].rpartition("@")[2] or "localhost"
 
     def host(self, request: DeliveryRequested) -> str:  # noqa: ARG002 - the port's shape
         """Return the mail server: all mail waits for the same one."""
@@ -57,7 +58,7 @@ class EmailSender:
         message["To"] = request.target
         message["Subject"] = texts.subject(request)
         message["Date"] = format_datetime(request.at)
-        message["Message-ID"] = f"<{request.delivery_id}@wherry>"
+        message["Message-ID"] = f"<{request.delivery_id}@{self._domain}>"
         message["Auto-Submitted"] = "auto-generated"
         message.set_content(texts.mail(request, self._settings.public_url))
         return message
