@@ -95,6 +95,10 @@ def _add_errors(app: FastAPI) -> None:
     async def on_gone(_request: Request, _error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it
 
+    async def on_bug(request: Request, _error: Exception) -> Response:
+        return problem_answer(WherryError("internal", "A bug."), request_id(request))
+
+    app.add_exception_handler(Exception, on_bug)
     app.add_exception_handler(WherryError, on_wherry_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)

@@ -59,14 +59,15 @@ class Edge:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        started_at, status = monotonic(), 0
+        started_at, status, complete = monotonic(), 0, False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_added(message["headers"], request_id)]
             await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             lane = self._lanes.get((scope["method"], scope["path"]))
@@ -76,6 +77,8 @@ class Edge:
                 await _serve(lane, scope, receive, send_with_headers)
         except Exception as error:
             _log.exception("request_failed", request_id=request_id, path=scope["path"], started=bool(status))
+            if complete:
+                return  # the framework has answered
             if status:
                 raise  # the server breaks the connection: nobody takes a part for the whole
             answer = problem_answer(WherryError("internal", str(error)), request_id)
