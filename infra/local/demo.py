@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import docker.errors
-import requests.exceptions
 
 from client.wherry import Client, End, Gap, Job, LogLine, Progress, WherryError
 from infra.local import control
@@ -144,7 +143,7 @@ def _pull(client: docker.DockerClient, image: str, say: Callable[[str], None]) -
     say(f"pulling {image}")
     try:
         client.images.pull(image)
-    except (docker.errors.DockerException, requests.exceptions.RequestException) as problem:
+    except (docker.errors.DockerException, OSError) as problem:
         return str(problem)
     return None
 

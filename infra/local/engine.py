@@ -6,7 +6,6 @@ from pathlib import Path
 import docker
 import docker.errors
 import docker.tls
-import requests.exceptions
 
 from services.node_agent.adapters.docker_endpoint import Endpoint, endpoints
 
@@ -20,7 +19,7 @@ def engine(timeout_s: int = 60) -> docker.DockerClient | None:
         try:
             client = docker.DockerClient(base_url=endpoint.url, tls=_tls(endpoint), timeout=timeout_s)
             client.ping()
-        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError):
+        except (docker.errors.DockerException, OSError):
             continue
         return client
     return None
