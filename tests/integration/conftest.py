@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,23 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from infra.local.servers import MongoServer, NatsServer
-from shared.bus import Bus
-from shared.channels import PING, Service
+from services.storage.app import run
+from services.storage.settings import StorageSettings
+from shared.bus import Bus, Record, job_filter
+from shared.channels import JOB_CHANGED, JOBS, PING, Service
+from shared.errors import NotFound
+from shared.events import Event, JobChanged
 from shared.ids import new_id
+from shared.job import Attempt, Job, Owner
 from shared.permissions import OPERATOR, accounts_config, node_user, users
 from shared.requests import Empty
 from shared.settings import ServiceSettings
+from shared.spec import JobSpec
+from shared.states import AttemptState, JobState
 
 ROOT = Path(__file__).parents[2]
 NODES = ("n1", "n2")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PASSWORDS = {user.name: f"password-of-{user.name}" for user in users(NODES)}
 
 STREAMS: dict[str, dict[str, Any]] = {
@@ -59,15 +68,15 @@ def mongo_database(mongo_server: str) -> Iterator[Database[dict[str, Any]]]:
 
 
 @dataclass
-class StorageProcess:
-    """NATS with accounts and streams, a database, and ``python -m services.storage`` in a process of its own."""
+class StorageStack:
+    """NATS with accounts and streams, a database, and a storage in this process."""
 
     nats: NatsServer
     mongo_url: str
     database: Database[dict[str, Any]]
     log: Path
     extra: dict[str, str] = field(default_factory=dict)
-    process: asyncio.subprocess.Process | None = None
+    task: asyncio.Task[None] | None = None
 
     def settings(self, user: str) -> ServiceSettings:
         return ServiceSettings(nats_url=self.nats.url, nats_user=user, nats_password=SecretStr(PASSWORDS[user]))
@@ -78,8 +87,8 @@ class StorageProcess:
         async with Bus.connect(self.settings(user), service, peer=peer) as bus:
             yield bus
 
-    async def start(self) -> None:
-        env = os.environ | {
+    def environment(self) -> dict[str, str]:
+        return {
             "WHERRY_NATS_URL": self.nats.url,
             "WHERRY_NATS_USER": "storage",
             "WHERRY_NATS_PASSWORD": PASSWORDS["storage"],
@@ -88,16 +97,60 @@ class StorageProcess:
             "WHERRY_ADMIN_PASSWORD": "the admin's password",
             **self.extra,
         }
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services.storage", cwd=ROOT, env=env, stderr=log
-            )
+
+    async def start(self) -> None:
+        fields = {name.removeprefix("WHERRY_").lower(): value for name, value in self.environment().items()}
+        self.task = asyncio.create_task(run(StorageSettings.model_validate(fields)))
 
     async def ready(self) -> None:
         async with self.bus(Service.GATEWAY, "g1") as bus:
             await bus.ask(PING, Empty(), retry_s=20)
 
-    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+    async def stop(self) -> None:
+        assert self.task
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+    async def record(self, job: Job, event: str) -> int:
+        """Write an event as the scheduler does, and return its sequence."""
+        async with self.bus(Service.SCHEDULER) as bus:
+            last = await bus.last(JOBS, job_filter(job.id))
+            envelope = Event[JobChanged](
+                id=new_id("e"), source="/wherry/scheduler", type=f"io.wherry.job.{event}.v1", time=NOW, subject=job.id,
+                data=JobChanged(job=job),
+            )  # fmt: skip
+            params = {"owner": job.owner.id, "job_id": job.id, "event": event}
+            expect = (job_filter(job.id), last.seq if last else 0)
+            return (await bus.record(Record(JOB_CHANGED, params, envelope, expect))).seq
+
+    @staticmethod
+    def job(job_id: str = "j1", node: str | None = "n1", *, owner: str = "u1", **fields: Any) -> Job:
+        """Return a job whose first attempt is on *node*."""
+        attempts = (Attempt(number=1, node=node, state=AttemptState.RUNNING, placed_at=NOW),) if node else ()
+        whole: dict[str, Any] = {
+            "spec": JobSpec(image="busybox"), "state": JobState.RUNNING if node else JobState.QUEUED, "created_at": NOW,
+            "updated_at": NOW, "attempt": len(attempts), "attempts": attempts,
+        }  # fmt: skip
+        return Job(id=job_id, owner=Owner(id=owner, name=owner), **whole | fields)
+
+
+@dataclass
+class StorageProcess(StorageStack):
+    """The same with ``python -m services.storage`` in a process of its own, which can be killed."""
+
+    process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "services.storage", cwd=ROOT, env=os.environ | self.environment(), stderr=log
+            )
+
+    async def stop(self) -> None:
+        await self.end(signal.SIGTERM)
+
+    async def end(self, number: signal.Signals) -> int:
+        """Send a signal and return the exit code."""
         assert self.process
         if self.process.returncode is None:
             self.process.send_signal(number)
@@ -112,16 +165,18 @@ class StorageProcess:
         return int(line.split()[1]) * 1024 / 1e6
 
 
-@pytest.fixture
-def nats_with_accounts(tmp_path: Path) -> Iterator[NatsServer]:
-    """A broker with the generated accounts, without streams. Writes are not fsynced: these tests cut no power."""
-    with NatsServer(tmp_path / "nats", accounts_config(PASSWORDS, NODES), sync_always=False) as server:
+@pytest.fixture(scope="session")
+def nats_with_accounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A broker with the generated accounts. Writes are not fsynced: these tests cut no power."""
+    with NatsServer(tmp_path_factory.mktemp("nats"), accounts_config(PASSWORDS, NODES), sync_always=False) as server:
         yield server
 
 
 async def set_up(operator: Bus) -> None:
     whole = {"storage": "file", "allow_atomic": True, "allow_direct": True}
     for name, config in STREAMS.items():
+        with suppress(NotFound):
+            await operator.api(f"STREAM.DELETE.{name}", {})
         await operator.api(f"STREAM.CREATE.{name}", {"name": name, **whole, **config})
     for stream, durable in DURABLES:
         config = {"durable_name": durable, "ack_policy": "explicit", "ack_wait": 30_000_000_000}
@@ -132,9 +187,23 @@ async def set_up(operator: Bus) -> None:
 @pytest.fixture
 async def storage(
     nats_with_accounts: NatsServer, mongo_server: str, mongo_database: Database[dict[str, Any]], tmp_path: Path
-) -> AsyncIterator[StorageProcess]:
-    """A running storage."""
-    stack = StorageProcess(nats_with_accounts, mongo_server, mongo_database, tmp_path / "storage.log")
+) -> AsyncIterator[StorageStack]:
+    """A running storage, fresh streams and a fresh database."""
+    async with running(StorageStack(nats_with_accounts, mongo_server, mongo_database, tmp_path / "log")) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def storage_process(
+    nats_with_accounts: NatsServer, mongo_server: str, mongo_database: Database[dict[str, Any]], tmp_path: Path
+) -> AsyncIterator[StorageStack]:
+    """The same, in a process of its own."""
+    async with running(StorageProcess(nats_with_accounts, mongo_server, mongo_database, tmp_path / "log")) as stack:
+        yield stack
+
+
+@asynccontextmanager
+async def running(stack: StorageStack) -> AsyncIterator[StorageStack]:
     async with Bus.connect(stack.settings(OPERATOR), Service.STORAGE, purpose="set-up") as operator:
         await set_up(operator)
     await stack.start()

@@ -13,15 +13,11 @@ import gridfs
 import pytest
 
 from shared.blobs import BlobClient, blob_of
-from shared.bus import Bus, Record, job_filter
-from shared.channels import BLOB_CHUNK, BLOB_OPEN, JOB_CHANGED, Service
+from shared.bus import Bus
+from shared.channels import BLOB_CHUNK, BLOB_OPEN, Service
 from shared.errors import WherryError
-from shared.events import Event, JobChanged
-from shared.ids import new_id
-from shared.job import Attempt, Job, Owner
 from shared.requests import CHUNK_BYTES, WINDOW_CHUNKS, BlobRead, BlobScope, UploadOpen
 from shared.spec import JobSpec
-from shared.states import AttemptState, JobState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OWNER = BlobScope(owner_id="u1", name="ü\n.bin", media_type="application/zip")
@@ -47,31 +43,17 @@ async def gateway(storage: Any) -> AsyncIterator[BlobClient]:
         yield BlobClient(bus, "gateway", "g1")
 
 
+@pytest.fixture
+async def far_gateway(storage_process: Any) -> AsyncIterator[BlobClient]:
+    """Of a storage in a process of its own."""
+    async with storage_process.bus(Service.GATEWAY, "g1") as bus:
+        yield BlobClient(bus, "gateway", "g1")
+
+
 @contextlib.asynccontextmanager
 async def node(storage: Any, node_id: str) -> AsyncIterator[tuple[BlobClient, Bus]]:
     async with storage.bus(Service.NODE_AGENT, node_id) as bus:
         yield BlobClient(bus, "node", node_id), bus
-
-
-async def record_job(storage: Any, job: Job, event: str) -> int:
-    """Write an event as the scheduler does."""
-    async with storage.bus(Service.SCHEDULER) as bus:
-        last = await bus.last("WHERRY_JOBS", job_filter(job.id))
-        envelope = Event[JobChanged](
-            id=new_id("e"), source="/wherry/scheduler", type=f"io.wherry.job.{event}.v1", time=NOW, subject=job.id,
-            data=JobChanged(job=job),
-        )  # fmt: skip
-        params = {"owner": job.owner.id, "job_id": job.id, "event": event}
-        expect = (job_filter(job.id), last.seq if last else 0)
-        return (await bus.record(Record(JOB_CHANGED, params, envelope, expect))).seq
-
-
-def placed_job(node_id: str = "n1", source: str | None = None, number: int = 1) -> Job:
-    attempts = (Attempt(number=number, node=node_id, state=AttemptState.PLACED, placed_at=NOW),)
-    return Job(
-        id="j1", owner=Owner(id="u1", name="ann"), spec=JobSpec(image="busybox", source=source), state=JobState.PLACED,
-        created_at=NOW, updated_at=NOW, attempt=number, attempts=attempts,
-    )  # fmt: skip
 
 
 async def test_blobs_of_every_size_come_back_bit_for_bit(gateway: BlobClient, storage: Any) -> None:
@@ -171,7 +153,9 @@ async def test_no_more_than_a_window_is_under_way(gateway: BlobClient, monkeypat
     assert 1 < most <= WINDOW_CHUNKS
 
 
-async def test_a_killed_storage_in_the_middle_of_an_upload_only_delays_it(gateway: BlobClient, storage: Any) -> None:
+async def test_a_killed_storage_in_the_middle_of_an_upload_only_delays_it(
+    far_gateway: BlobClient, storage_process: Any
+) -> None:
     data = data_of(60 * CHUNK_BYTES + 3)
     half, back = asyncio.Event(), asyncio.Event()
 
@@ -181,36 +165,40 @@ async def test_a_killed_storage_in_the_middle_of_an_upload_only_delays_it(gatewa
         await back.wait()
         yield data[30 * CHUNK_BYTES :]
 
-    upload = asyncio.create_task(gateway.upload(halting(), OWNER))
+    upload = asyncio.create_task(far_gateway.upload(halting(), OWNER))
     await half.wait()
-    await storage.stop(signal.SIGKILL)
+    await storage_process.end(signal.SIGKILL)
     back.set()
-    await storage.start()
+    await storage_process.start()
     committed = await upload
-    assert await whole(gateway.read(BlobRead(sha256=committed.blob.sha256))) == data
+    assert await whole(far_gateway.read(BlobRead(sha256=committed.blob.sha256))) == data
 
 
-async def test_a_killed_storage_in_the_middle_of_a_read_only_delays_it(gateway: BlobClient, storage: Any) -> None:
+async def test_a_killed_storage_in_the_middle_of_a_read_only_delays_it(
+    far_gateway: BlobClient, storage_process: Any
+) -> None:
     data = data_of(60 * CHUNK_BYTES)
-    committed = await gateway.upload(pieces(data), OWNER)
+    committed = await far_gateway.upload(pieces(data), OWNER)
     got = bytearray()
-    async for piece in gateway.read(BlobRead(sha256=committed.blob.sha256)):
+    async for piece in far_gateway.read(BlobRead(sha256=committed.blob.sha256)):
         got += piece
         if len(got) == 2 * CHUNK_BYTES:
-            await storage.stop(signal.SIGKILL)
-            await storage.start()
+            await storage_process.end(signal.SIGKILL)
+            await storage_process.start()
     assert bytes(got) == data
 
 
-async def test_without_storage_a_call_gives_up_after_its_patience(gateway: BlobClient, storage: Any) -> None:
-    await storage.stop(signal.SIGKILL)
+async def test_without_storage_a_call_gives_up_after_its_patience(
+    far_gateway: BlobClient, storage_process: Any
+) -> None:
+    await storage_process.end(signal.SIGKILL)
     with pytest.raises(WherryError) as caught:
-        await gateway.upload(pieces(b"x"), OWNER, patience_s=0.5)
+        await far_gateway.upload(pieces(b"x"), OWNER, patience_s=0.5)
     assert caught.value.retryable
 
 
 async def test_a_node_stores_for_the_attempt_that_it_runs_and_for_no_other(storage: Any) -> None:
-    await record_job(storage, placed_job("n1"), "placed")
+    await storage.record(storage.job(), "placed")
     data = data_of(2 * CHUNK_BYTES + 1)
     mine = BlobScope(job_id="j1", attempt=1)
     async with node(storage, "n1") as (n1, _), node(storage, "n2") as (n2, _):
@@ -233,7 +221,7 @@ async def test_a_node_stores_for_the_attempt_that_it_runs_and_for_no_other(stora
 
 async def test_a_node_reads_the_source_of_its_job_and_nothing_else(gateway: BlobClient, storage: Any) -> None:
     zipped, other = await gateway.upload(pieces(b"zip"), OWNER), await gateway.upload(pieces(b"other"), OWNER)
-    seq = await record_job(storage, placed_job("n1", zipped.artifact_id), "placed")
+    seq = await storage.record(storage.job(spec=JobSpec(image="x", source=zipped.artifact_id)), "placed")
     wanted = BlobRead(artifact_id=zipped.artifact_id, job_id="j1", min_seq=seq)
     async with node(storage, "n1") as (n1, _), node(storage, "n2") as (n2, _):
         assert await whole(n1.read(wanted)) == b"zip"
@@ -249,7 +237,7 @@ async def test_a_node_reads_the_source_of_its_job_and_nothing_else(gateway: Blob
 
 
 async def test_the_broker_does_not_let_a_node_speak_for_another(storage: Any) -> None:
-    await record_job(storage, placed_job("n1"), "placed")
+    await storage.record(storage.job(), "placed")
     async with storage.bus(Service.NODE_AGENT, "n2") as bus:
         with pytest.raises(WherryError) as caught:
             message = UploadOpen(upload_id="b1", scope=BlobScope(job_id="j1", attempt=1))
@@ -270,7 +258,7 @@ async def test_a_chunk_without_its_headers_is_invalid(storage: Any) -> None:
 
 
 @pytest.mark.slow
-async def test_storage_stays_small_while_much_goes_in_and_out(gateway: BlobClient, storage: Any) -> None:
+async def test_storage_stays_small_while_much_goes_in_and_out(far_gateway: BlobClient, storage_process: Any) -> None:
     block = data_of(1024 * 1024)
     blocks = 256
 
@@ -278,9 +266,9 @@ async def test_storage_stays_small_while_much_goes_in_and_out(gateway: BlobClien
         for number in range(blocks):
             yield number.to_bytes(8) + block[8:]
 
-    committed = await gateway.upload(source(), OWNER)
+    committed = await far_gateway.upload(source(), OWNER)
     digest = hashlib.sha256()
-    async for piece in gateway.read(BlobRead(sha256=committed.blob.sha256)):
+    async for piece in far_gateway.read(BlobRead(sha256=committed.blob.sha256)):
         digest.update(piece)
     assert digest.hexdigest() == committed.blob.sha256
-    assert storage.peak_mb() < 150
+    assert storage_process.peak_mb() < 150

@@ -41,9 +41,9 @@ class JobStore:
     # --- jobs and events ---------------------------------------------------------------------------------------
 
     async def write_jobs(self, upserts: list[Upsert], events: Sequence[Document]) -> None:
-        """Write a batch of the log: events first, so that a job that is seen has all of its events."""
-        await insert_new(self._events, events)
+        """Write a batch of the log: jobs first, so that an event that is there tells that its job is (`has_event`)."""
         await upsert_newer(self._jobs, newest(upserts))
+        await insert_new(self._events, events)
 
     async def job(self, job_id: str) -> StoredJob | None:
         """Return a job as the projection knows it."""

@@ -1,5 +1,7 @@
 """Collections and indexes, made at every start. Changes of what is stored are numbered migrations."""
 
+import asyncio
+
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from services.storage.adapters.mongo import Mongo
@@ -56,6 +58,5 @@ async def prepare(mongo: Mongo) -> None:
     if version > SCHEMA_VERSION:
         raise NewerSchemaError(f"the database has schema {version}, this storage knows {SCHEMA_VERSION}")
     await mongo.create("fs.chunks", storageEngine=_UNCOMPRESSED)
-    for name, indexes in INDEXES.items():
-        await mongo[name].create_indexes(indexes)
+    await asyncio.gather(*(mongo[name].create_indexes(indexes) for name, indexes in INDEXES.items()))
     await mongo["meta"].update_one({"_id": "schema"}, {"$max": {"version": SCHEMA_VERSION}}, upsert=True)

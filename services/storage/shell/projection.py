@@ -1,7 +1,7 @@
 """Follows the streams and writes what they say into collections; acknowledges after the write."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from prometheus_client import Counter, Gauge
@@ -28,6 +28,8 @@ _PAUSE_S, _PAUSE_MAX_S = 0.2, 5.0
 #: A node's record is written at most once in this many seconds.
 NODE_WRITE_S = 2.0
 NODES_MOST = 20_000
+#: How long a write that has begun may go on when storage is told to stop.
+LAST_WRITE_S = 3.0
 
 log = observe.logger("storage.projection")
 
@@ -54,11 +56,15 @@ class Projection:
 
     async def _follow(self, stream: str, durable: str, write: Write) -> None:
         async for messages in self._bus.consume(stream, durable):
-            await _write_surely(stream, messages, write)
-            for message in messages:
-                await message.ack()
-            PROJECTED.labels(stream).inc(len(messages))
-            BEHIND.labels(stream).set(messages[-1].num_pending)
+            # What has begun is ended when storage is told to stop: else it would come again only after the ack wait.
+            await _to_its_end(self._write_and_ack(stream, messages, write))
+
+    async def _write_and_ack(self, stream: str, messages: Messages, write: Write) -> None:
+        await _write_surely(stream, messages, write)
+        for message in messages:
+            await message.ack()
+        PROJECTED.labels(stream).inc(len(messages))
+        BEHIND.labels(stream).set(messages[-1].num_pending)
 
     async def _write_jobs(self, messages: Messages) -> None:
         changes = [
@@ -90,6 +96,16 @@ class Projection:
         }
         tried = [p.delivery_tried(one.seq, one.data) for one in messages if isinstance(one.data, DeliveryTried)]
         await self._store.write_deliveries(requested, tried)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=LAST_WRITE_S)
+        task.cancel()
+        raise
 
 
 async def _write_surely(stream: str, messages: Messages, write: Write) -> None:
