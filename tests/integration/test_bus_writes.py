@@ -228,6 +228,19 @@ async def test_grouped_records_outlive_a_crash_of_the_server(bus, nats_server):
     assert sorted(await ids_on(bus)) == sorted(record.event.id for record in records)
 
 
+@pytest.mark.slow
+async def test_a_server_that_falls_silent_is_noticed_and_the_write_still_happens_once(bus, nats_server):
+    record = request(bus, "j1", expect=0)
+    nats_server.pause()
+    writing = asyncio.create_task(bus.record(record, deadline_s=60))
+    async with asyncio.timeout(20):
+        while bus.is_connected:  # noqa: ASYNC110 - nothing tells of it but the pings
+            await asyncio.sleep(0.2)
+    nats_server.resume()
+    await asyncio.wait_for(writing, 30)
+    assert await ids_on(bus) == [record.event.id]
+
+
 async def test_without_a_server_a_write_is_unavailable_after_its_deadline_and_no_later(bus, nats_server):
     nats_server.stop()
     loop = asyncio.get_running_loop()
