@@ -95,7 +95,7 @@ class Journal:
                     case Outgoing():
                         row = (write.id, *write.key, write.name.value, write.body)
                         transaction.execute(
-                            "INSERT OR IGNORE INTO outbox (id, job_id, attempt, name, body) VALUES (?, ?, ?, ?, ?)", row
+                            "INSERT INTO outbox (id, job_id, attempt, name, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING", row
                         )
 
     def _sent(self, id_: str) -> None:
