@@ -188,6 +188,7 @@ async def world(broker: NatsServer) -> AsyncIterator[World]:
         "WHERRY_MAIL_FROM": "wherry@example.org",
         "WHERRY_WEBHOOK_ALLOW": f"127.0.0.1:{receiver.port}",
         "WHERRY_PUBLIC_URL": "https://wherry.example.org",
+        "WHERRY_WEBHOOK_TIMEOUT_S": "30",  # a held call must not fail by itself on a busy machine
     }
 
     async def secret(_params: object, asked: SecretRef) -> SecretValue:
@@ -282,12 +283,13 @@ async def test_a_slow_receiver_does_not_hold_up_the_others(world: World):
     slow = {"webhook": {"url": world.receiver.url("/slow")}}
     await asyncio.gather(*(world.end_job(slow) for _ in range(WAITING_PER_HOST + 50)))
     await world.end_job({"email": "ann@example.org"})
-    mail = await asyncio.wait_for(world.mailbox.mails.get(), 12)
+    mail = await asyncio.wait_for(world.mailbox.mails.get(), 20)
     assert mail["To"] == "ann@example.org"
     assert not world.receiver.holding.is_set()
     world.receiver.holding.set()
     ends = [await world.tried() for _ in range(WAITING_PER_HOST + 51)]
-    assert {(tried.state, tried.tries) for tried in ends} == {("delivered", 1)}, "waiting is no try"
+    odd = [(tried.state, tried.tries, tried.detail) for tried in ends if (tried.state, tried.tries) != ("delivered", 1)]
+    assert odd == [], "waiting is no try"
     assert len({tried.delivery_id for tried in ends}) == len(ends)
 
 
