@@ -13,34 +13,20 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from pydantic import SecretStr
 
+from infra.bootstrap import BootstrapSettings, bootstrap
 from infra.local.servers import NatsServer
-from shared.channels import CHANNELS, Account
+from shared.bus import Bus
+from shared.channels import CHANNELS, Account, Service
 from shared.ids import new_id
 from shared.permissions import accounts_config, users
+from shared.streams import STREAMS
 
 NODES = ("n1", "n2")
 PASSWORDS = {user.name: f"password-of-{user.name}" for user in users(NODES)}
 OUTSIDE = [user for user in users(NODES) if user.account is not Account.CTRL]
-STREAMS: dict[str, dict[str, Any]] = {
-    "WHERRY_JOBS": {
-        "subjects": ["wherry.job.>", "wherry.attempt.>", "wherry.request.>"],
-        "republish": {"src": "wherry.job.>", "dest": "wherry.feed.>"},
-    },
-    "WHERRY_LOGS": {
-        "subjects": ["wherry.log.>"],
-        "storage": "memory",
-        "republish": {"src": "wherry.log.>", "dest": "wherry.tail.>"},
-    },
-    "WHERRY_NOTIFY": {"subjects": ["wherry.delivery.>"]},
-    "WHERRY_SNAPSHOT": {"subjects": ["wherry.snapshot.>"]},
-    "WHERRY_LEADER": {"subjects": ["wherry.leader.>"]},
-}
-DURABLES = {
-    "WHERRY_JOBS": ["storage", "notifier"],
-    "WHERRY_LOGS": ["storage-log"],
-    "WHERRY_NOTIFY": ["storage-delivery", "deliver"],
-}
+NAMES = [stream.name for stream in STREAMS]
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +38,10 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 
 
 async def _set_up(server: NatsServer) -> None:
-    async with connect(server, "operator") as operator:
-        for name, config in STREAMS.items():
-            whole = {"name": name, "storage": "file", "allow_atomic": True, "allow_direct": True, **config}
-            await call(operator, f"$JS.API.STREAM.CREATE.{name}", whole)
-        for stream, names in DURABLES.items():
-            for name in names:
-                config = {"durable_name": name, "ack_policy": "explicit", "ack_wait": 30_000_000_000}
-                body = {"stream_name": stream, "config": config}
-                await call(operator, f"$JS.API.CONSUMER.DURABLE.CREATE.{stream}.{name}", body)
+    password = SecretStr(PASSWORDS["operator"])
+    settings = BootstrapSettings(nats_url=server.url, nats_user="operator", nats_password=password)
+    async with Bus.connect(settings, Service.BROKER) as bus:
+        await bootstrap(bus)
 
 
 @asynccontextmanager
@@ -103,7 +84,7 @@ async def listening(client: Client, subject: str, queue: str = "") -> AsyncItera
 async def contents(operator: Client) -> dict[str, dict[str, int]]:
     """Return how many messages each stream has of each subject."""
     found = {}
-    for name in STREAMS:
+    for name in NAMES:
         info = await call(operator, f"$JS.API.STREAM.INFO.{name}", {"subjects_filter": ">"})
         found[name] = info["state"].get("subjects") or {}
     return found
@@ -254,7 +235,7 @@ async def test_chunks_go_to_storage_with_their_headers_and_come_back_with_an_ans
     ("user", "stream", "durable", "subject"),
     [
         ("storage", "WHERRY_JOBS", "storage", "wherry.job.o1.{}.created"),
-        ("notifier", "WHERRY_JOBS", "notifier", "wherry.job.o1.{}.created"),
+        ("notifier", "WHERRY_JOBS", "notifier", "wherry.job.o1.{}.succeeded"),
         ("storage", "WHERRY_LOGS", "storage-log", "wherry.log.n1.{}.1"),
         ("storage", "WHERRY_NOTIFY", "storage-delivery", "wherry.delivery.o1.{}.tried"),
         ("notifier", "WHERRY_NOTIFY", "deliver", "wherry.delivery.o1.{}.requested"),

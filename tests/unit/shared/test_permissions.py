@@ -4,6 +4,7 @@ import pytest
 
 from shared.channels import ACCOUNT_OF, CHANNELS, Account, Service
 from shared.permissions import (
+    CONSUMERS,
     accounts_config,
     accounts_reference,
     node_user,
@@ -11,6 +12,7 @@ from shared.permissions import (
     password_variable,
     users,
 )
+from shared.streams import DURABLES
 
 USERS = {user.name: user for user in users(["n1", "n2"])}
 
@@ -112,3 +114,8 @@ def test_the_reference_names_a_variable_for_each_user():
     assert f"${password_variable(node_user('local'))}" in text
     assert password_variable("node-local") == "WHERRY_NATS_PASSWORD_NODE_LOCAL"
     assert text.count("password: $WHERRY_NATS_PASSWORD_") == len(users(["local"]))
+
+
+def test_every_durable_consumer_has_one_service_that_reads_it():
+    mine = sorted(consumer for consumers in CONSUMERS.values() for consumer in consumers)
+    assert mine == sorted((durable.stream, durable.name) for durable in DURABLES)
