@@ -52,7 +52,7 @@ class GatewayStack:
         try:
             self.nats.start()
             self.mongo.start()
-            self.run("infra.bootstrap", "operator").wait(60)  # TEMP
+            self.run("infra.bootstrap", "operator").wait(60)
             self.start_storage()
             self.start_gateway()
         except BaseException:
