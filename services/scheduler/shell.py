@@ -1,7 +1,7 @@
 """Carries out what the core decides: records it, believes it, acts on it, in that order. Holds no rules of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from shared.fleet import DesiredState, Heartbeat, Wake
 from shared.model import Message
 
 _TICK_S = 1.0
+_CANCEL_AGAIN_S = 2.0
 _HEARTBEATS_AT_ONCE = 2048
 _WAITING_MAX = 5000  # messages of the log taken from the broker and not yet decided about
 _CONFLICTS_MAX = 10  # turns in a row; then the log is read anew
@@ -56,12 +57,43 @@ class Scheduler:
             await asyncio.sleep(self._settings.scheduler_leader_renew_s)
 
     async def _lead(self, term: "_Term") -> None:
+        crew = _Crew()
+        crew.start(self._lease.keep(), "lease")
+        crew.start(term.run(crew), "term")
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._lease.keep(), name="lease")
-                tasks.create_task(term.run(tasks), name="term")
-        except* (DeposedError, WherryError) as ended:
-            _log.warning("no_longer_leading", reasons=[str(one) for one in ended.exceptions])
+            await crew.until_one_ends()
+        except (DeposedError, WherryError) as ended:
+            _log.warning("no_longer_leading", reason=str(ended))
+
+
+class _Crew:
+    """Tasks without an end of their own, which end together.
+
+    Unlike a task group it repeats a cancel until it is heeded: before Python 3.12, `asyncio.wait_for`, which nats-py
+    uses, loses a cancel that comes together with its result, and a deposed leader would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._one_ended = asyncio.Event()
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run *work* beside the others."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(lambda _: self._one_ended.set())
+        self._tasks.add(task)
+
+    async def until_one_ends(self) -> None:
+        """Wait until one has ended, end the others, and raise what ended the first."""
+        try:
+            await self._one_ended.wait()
+            [first] = [task for task in self._tasks if task.done()][:1]
+        finally:
+            while running := {task for task in self._tasks if not task.done()}:
+                for task in running:
+                    task.cancel()
+                await asyncio.wait(running, timeout=_CANCEL_AGAIN_S)
+        first.result()
 
 
 @dataclass(slots=True)
@@ -92,8 +124,8 @@ class _Term:
         self._events = 0
         self._saved = (0, monotonic())  # events, when
 
-    async def run(self, tasks: asyncio.TaskGroup) -> None:
-        """Catch up with the log, then take turns.
+    async def run(self, crew: _Crew) -> None:
+        """Catch up with the log, then take turns; what goes on beside joins *crew*.
 
         Raises:
             DeposedError: somebody else leads.
@@ -102,20 +134,20 @@ class _Term:
         state = self._state = State(self._settings.limits(), _now())
         state.position = self._position = replayed.position
         metrics.LEADER.set(1)
-        tasks.create_task(self._read(reader), name="read")
-        tasks.create_task(self._tick(), name="tick")
-        serving = None
-        facts: tuple[Fact, ...] = replayed.facts()
+        crew.start(self._read(reader), "read")
+        crew.start(self._tick(), "tick")
+        crew.start(self._save_regularly(), "save")
+        again = await self._turn(state, Batch(facts=replayed.facts()), [])
+        serving = asyncio.create_task(
+            self._bus.serve(HEARTBEAT, self._hear, queue=None, concurrency=_HEARTBEATS_AT_ONCE), name="serve"
+        )
         try:
-            again = await self._turn(state, Batch(facts=facts), [])
-            serving = await self._bus.serve(HEARTBEAT, self._hear, queue=None, concurrency=_HEARTBEATS_AT_ONCE)
+            # nats-py's flush must not be cancelled: the PONG that then finds nobody ends its read loop.
+            await asyncio.shield(serving)
             while True:
                 again = await self._turn(state, *await self._take(wait=not again))
-                if self._snapshot_due():
-                    tasks.create_task(self.save(), name="snapshot")
         finally:
-            if serving is not None:
-                await serving.stop()
+            await (await asyncio.shield(serving)).stop()
             for _, answer in self._inbox.beats:
                 answer.cancel()
 
@@ -140,6 +172,12 @@ class _Term:
             while len(inbox.messages) > _WAITING_MAX:
                 inbox.room.clear()
                 await inbox.room.wait()
+
+    async def _save_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            if self._snapshot_due():
+                await self.save()
 
     async def _tick(self) -> None:
         while True:

@@ -29,21 +29,21 @@ from shared.events import (
 from shared.fleet import Assignment, Capacity, DesiredState, Heartbeat, HeldAttempt, NodeInfo, Usage
 from shared.ids import new_id
 from shared.job import Job, Owner
-from shared.permissions import OPERATOR, node_user, users
+from shared.permissions import OPERATOR, accounts_config, node_user, users
 from shared.settings import ServiceSettings
 from shared.spec import GIB, JobSpec
 from shared.states import AttemptState, JobState
 
 ROOT = Path(__file__).parents[2]
 PASSWORDS = {user.name: f"password-of-{user.name}" for user in users(("n1", "n2"))}
-PATIENCE_S = 20
+PATIENCE_S = 60  # starting a process takes seconds on a busy machine
 
 
 class SchedulerProcess:
     """``python -m services.scheduler``."""
 
-    def __init__(self, url: str, log: Path) -> None:
-        self.url, self.log = url, log
+    def __init__(self, url: str, log: Path, extra: dict[str, str]) -> None:
+        self.url, self.log, self.extra = url, log, extra
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -54,7 +54,7 @@ class SchedulerProcess:
             "WHERRY_SCHEDULER_LEADER_LEASE_S": "1.5",
             "WHERRY_SCHEDULER_LEADER_RENEW_S": "0.3",
             "WHERRY_SCHEDULER_SNAPSHOT_INTERVAL_S": "0.2",
-            "WHERRY_SCHEDULER_NODE_LEASE_S": "6",
+            **self.extra,
         }
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
@@ -65,7 +65,7 @@ class SchedulerProcess:
         assert self.process
         if self.process.returncode is None:
             self.process.send_signal(number)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.process.wait()
 
 
@@ -138,8 +138,8 @@ class Stack:
         settings = ServiceSettings(nats_url=self.nats.url, nats_user=user, nats_password=SecretStr(PASSWORDS[user]))
         return await self._exits.enter_async_context(Bus.connect(settings, service, peer=peer))
 
-    async def scheduler(self) -> SchedulerProcess:
-        process = SchedulerProcess(self.nats.url, self._folder / f"scheduler-{len(self.schedulers)}.log")
+    async def scheduler(self, **extra: str) -> SchedulerProcess:
+        process = SchedulerProcess(self.nats.url, self._folder / f"scheduler-{len(self.schedulers)}.log", extra)
         await process.start()
         self.schedulers.append(process)
         self._exits.push_async_callback(process.stop, signal.SIGKILL)
@@ -154,9 +154,7 @@ class Stack:
     async def submit(self, **spec: Any) -> str:
         job_id, now = new_id("j"), utc_now()
         spec = {"runtime": "process", "command": "true"} | spec
-        job = Job(
-            id=job_id, owner=Owner(id="u1", name="ada"), spec=JobSpec(**spec), created_at=now, updated_at=now
-        )
+        job = Job(id=job_id, owner=Owner(id="u1", name="ada"), spec=JobSpec(**spec), created_at=now, updated_at=now)
         params = {"owner": "u1", "job_id": job_id}
         event = self.gateway.event(channels.JOB_CREATED, JobChanged(job=job), subject=job_id, **params)
         await self.gateway.record(Record(channels.JOB_CREATED, params, event, expect=(job_filter(job_id), 0)))
@@ -189,8 +187,6 @@ class Stack:
 
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
-    from shared.permissions import accounts_config
-
     with NatsServer(tmp_path / "nats", accounts_config(PASSWORDS, ("n1", "n2")), sync_always=False) as nats:
         async with AsyncExitStack() as exits:
             stack = Stack(exits, nats, tmp_path)
@@ -346,7 +342,7 @@ async def test_cancelling_reaches_the_node_as_stop_and_its_word_ends_the_job(sta
 
 
 async def test_the_jobs_of_a_node_that_falls_silent_run_on_another(stack: Stack) -> None:
-    await stack.scheduler()
+    await stack.scheduler(WHERRY_SCHEDULER_NODE_LEASE_S="6")
     first = await stack.agent("n1")
     job_id = await stack.submit()
     await first.ordered(job_id, "start")

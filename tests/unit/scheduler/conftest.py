@@ -29,9 +29,7 @@ def at(seconds: float) -> Now:
 def make_job(job_id: str = "j1", *, created_s: float = 0.0, **spec: Any) -> Job:
     fields = {"runtime": "process", "command": "true"} | spec
     when = START + timedelta(seconds=created_s)
-    return Job(
-        id=job_id, owner=Owner(id="u1", name="ada"), spec=JobSpec(**fields), created_at=when, updated_at=when
-    )
+    return Job(id=job_id, owner=Owner(id="u1", name="ada"), spec=JobSpec(**fields), created_at=when, updated_at=when)
 
 
 def make_beat(

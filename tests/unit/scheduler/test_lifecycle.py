@@ -191,7 +191,9 @@ def test_cancelling_a_queued_job_ends_it_at_once(make) -> None:
     ],
 )
 def test_a_running_job_is_cancelled_on_the_nodes_word_unless_it_had_succeeded(make, end, state) -> None:
-    job = follow(make, make.job(max_attempts=5), (1, placed()), (2, lc.Report("n1", make.running())), (3, lc.Cancel("u1")))
+    job = follow(
+        make, make.job(max_attempts=5), (1, placed()), (2, lc.Report("n1", make.running())), (3, lc.Cancel("u1"))
+    )
     assert job.state is JobState.RUNNING
     assert job.cancel_requested_at == make.at(3).at
     assert lc.step(job, lc.Cancel("u1"), make.at(4).at, Limits()) is None

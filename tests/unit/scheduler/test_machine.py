@@ -5,6 +5,7 @@ import pytest
 from services.scheduler.core.desired import desired_state
 from services.scheduler.core.facts import Recorded
 from services.scheduler.core.limits import Limits
+from services.scheduler.core.machine import Batch, Beat, handle
 from shared.spec import GIB
 from shared.states import AttemptState, EndReason, JobState, PendingCode
 
@@ -400,16 +401,12 @@ def test_the_interval_grows_with_the_fleet(make, world) -> None:
 
 
 def test_the_subject_says_who_a_heartbeat_is_from(make, world) -> None:
-    from services.scheduler.core.machine import Batch, Beat, handle
-
     handle(world.state, Batch(beats=(Beat("n1", make.beat("someone-else")),)), make.at(0))
     assert world.state.nodes["n1"].info.id == "n1"
     assert set(world.state.nodes) == {"n1"}
 
 
 def test_a_refused_placement_is_decided_again(make, world) -> None:
-    from services.scheduler.core.machine import Batch, handle
-
     world.hear()
     effects = handle(world.state, Batch(facts=(world.create(make.job()),)), make.at(0))
     assert [d.name for d in effects.records] == ["placed"]

@@ -68,7 +68,7 @@ def test_the_log_up_to_any_point_between_turns_gives_the_state_of_that_point(mak
 @quick
 @given(seed=st.integers(0, 10**6), data=st.data())
 def test_a_crash_at_any_entry_of_the_log_decides_the_same_again(make, seed, data) -> None:
-    """Cut the log anywhere, also between what a turn recorded: the rebuilt machine brings the jobs to where they were."""
+    """Cut the log anywhere, also between what one turn recorded: the rebuilt machine goes on from there."""
     world, history = live_a_while(make, seed)
     cut = data.draw(st.integers(0, len(world.log)))
     replay = Replay()
@@ -137,7 +137,14 @@ def test_large_snapshots_are_cut_into_parts_and_damage_is_seen(make) -> None:
 
 
 def event_of(data, subject="j1"):
-    return Event(id="e1", source="/wherry/test", type="t", time=data.at if hasattr(data, "at") else None, subject=subject, data=data)
+    return Event(
+        id="e1",
+        source="/wherry/test",
+        type="t",
+        time=data.at if hasattr(data, "at") else None,
+        subject=subject,
+        data=data,
+    )
 
 
 def test_the_subject_says_which_node_and_job_a_report_is_about(make) -> None:
