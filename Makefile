@@ -53,13 +53,13 @@ lock: setup ## resolve all dependencies anew and write the lock files
 bench: setup ## measure, and write the results page
 	$(PY) -m benchmarks.run
 
-compose-up: stack-env ## the same stack in containers
+compose-up: setup ## the same stack in containers
 	@$(PY) -m infra.compose up
 
-compose-smoke: stack-env ## run the main job through the containers and check it
+compose-smoke: setup ## run the main job through the containers and check it
 	@$(PY) -m infra.compose smoke
 
-compose-down: stack-env ## stop the containers; data stays in volumes
+compose-down: setup ## stop the containers; data stays in volumes
 	@$(PY) -m infra.compose down
 
 clean: ## remove caches; .venv and .wherry stay

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from shared import events as e
 from shared import fleet, requests
@@ -97,7 +97,7 @@ class Channel(Generic[M, R]):
 
     def wildcard(self, **params: str) -> str:
         """Return the subject with every parameter not given as ``*``."""
-        filled = {name: "*" for name in self.params} | params
+        filled = dict.fromkeys(self.params, "*") | params
         return self.template.format(**filled)
 
     def parse(self, subject: str) -> dict[str, str] | None:
@@ -141,81 +141,158 @@ JOBS, FLEET, LOGS, NOTIFY, AUDIT, DLQ, SNAPSHOT, LEADER = (
 
 # --- the log of jobs ---------------------------------------------------------------------------------------------
 JOB_CREATED = Channel(
-    "jobCreated", "wherry.job.{owner}.{job_id}.created", e.JobChanged, _by(_G), _by(_S, _T),
+    "jobCreated",
+    "wherry.job.{owner}.{job_id}.created",
+    e.JobChanged,
+    _by(_G),
+    _by(_S, _T),
     "A job was handed in. Published once, expecting that the job has no event yet.",
-    stream=JOBS, event_type="io.wherry.job.created.v1",
+    stream=JOBS,
+    event_type="io.wherry.job.created.v1",
 )
 JOB_CHANGED = Channel(
-    "jobChanged", "wherry.job.{owner}.{job_id}.{event}", e.JobChanged, _by(_S), _by(_S, _T, _N),
+    "jobChanged",
+    "wherry.job.{owner}.{job_id}.{event}",
+    e.JobChanged,
+    _by(_S),
+    _by(_S, _T, _N),
     "A job moved; `event` is pending, placed, starting, running, finishing, cancelling, requeued or one of the four ends.",
-    stream=JOBS, event_type="io.wherry.job.{event}.v1",
+    stream=JOBS,
+    event_type="io.wherry.job.{event}.v1",
 )
 JOB_FEED = Channel(
-    "jobFeed", "wherry.feed.{owner}.{job_id}.{event}", e.JobChanged, _by(_B), _by(_G, _W),
+    "jobFeed",
+    "wherry.feed.{owner}.{job_id}.{event}",
+    e.JobChanged,
+    _by(_B),
+    _by(_G, _W),
     "Every job event that the stream has accepted, republished. `Nats-Sequence` is its place in the log.",
     event_type="io.wherry.job.{event}.v1",
 )
 ATTEMPT_STARTING = Channel(
-    "attemptStarting", "wherry.attempt.{node_id}.{job_id}.starting", e.AttemptStarting, _by(_A), _by(_S),
-    "The node works on the attempt.", stream=JOBS, event_type="io.wherry.attempt.starting.v1",
+    "attemptStarting",
+    "wherry.attempt.{node_id}.{job_id}.starting",
+    e.AttemptStarting,
+    _by(_A),
+    _by(_S),
+    "The node works on the attempt.",
+    stream=JOBS,
+    event_type="io.wherry.attempt.starting.v1",
 )
 ATTEMPT_RUNNING = Channel(
-    "attemptRunning", "wherry.attempt.{node_id}.{job_id}.running", e.AttemptRunning, _by(_A), _by(_S),
-    "The user's program runs.", stream=JOBS, event_type="io.wherry.attempt.running.v1",
+    "attemptRunning",
+    "wherry.attempt.{node_id}.{job_id}.running",
+    e.AttemptRunning,
+    _by(_A),
+    _by(_S),
+    "The user's program runs.",
+    stream=JOBS,
+    event_type="io.wherry.attempt.running.v1",
 )
 ATTEMPT_FINISHING = Channel(
-    "attemptFinishing", "wherry.attempt.{node_id}.{job_id}.finishing", e.AttemptFinishing, _by(_A), _by(_S),
-    "The program ended; its outputs are being stored.", stream=JOBS, event_type="io.wherry.attempt.finishing.v1",
+    "attemptFinishing",
+    "wherry.attempt.{node_id}.{job_id}.finishing",
+    e.AttemptFinishing,
+    _by(_A),
+    _by(_S),
+    "The program ended; its outputs are being stored.",
+    stream=JOBS,
+    event_type="io.wherry.attempt.finishing.v1",
 )
 ATTEMPT_FINISHED = Channel(
-    "attemptFinished", "wherry.attempt.{node_id}.{job_id}.finished", e.AttemptFinished, _by(_A), _by(_S),
-    "The node's last word about the attempt.", stream=JOBS, event_type="io.wherry.attempt.finished.v1",
+    "attemptFinished",
+    "wherry.attempt.{node_id}.{job_id}.finished",
+    e.AttemptFinished,
+    _by(_A),
+    _by(_S),
+    "The node's last word about the attempt.",
+    stream=JOBS,
+    event_type="io.wherry.attempt.finished.v1",
 )
 CANCEL_REQUESTED = Channel(
-    "cancelRequested", "wherry.request.{owner}.{job_id}.cancel", e.CancelRequested, _by(_G), _by(_S),
-    "Somebody with the right asks for the job to stop.", stream=JOBS, event_type="io.wherry.request.cancel.v1",
+    "cancelRequested",
+    "wherry.request.{owner}.{job_id}.cancel",
+    e.CancelRequested,
+    _by(_G),
+    _by(_S),
+    "Somebody with the right asks for the job to stop.",
+    stream=JOBS,
+    event_type="io.wherry.request.cancel.v1",
 )
 
 # --- nodes ---------------------------------------------------------------------------------------------------------
 HEARTBEAT = Channel(
-    "heartbeat", "wherry.node.{node_id}.heartbeat", fleet.Heartbeat, _by(_A), _by(_S, _T),
+    "heartbeat",
+    "wherry.node.{node_id}.heartbeat",
+    fleet.Heartbeat,
+    _by(_A),
+    _by(_S, _T),
     "What a node has and does. The leading scheduler answers with what should be there; storage listens.",
     reply=fleet.DesiredState,
 )
 WAKE = Channel(
-    "wake", "wherry.node.{node_id}.wake", fleet.Wake, _by(_S), _by(_A), "Something changed: heartbeat now.",
+    "wake",
+    "wherry.node.{node_id}.wake",
+    fleet.Wake,
+    _by(_S),
+    _by(_A),
+    "Something changed: heartbeat now.",
 )
 
 # --- output while it runs ------------------------------------------------------------------------------------------
 OUTPUT = Channel(
-    "output", "wherry.log.{node_id}.{job_id}.{attempt}", e.OutputBatch, _by(_A), _by(_T),
-    "Lines, progress and metrics that an attempt printed.", stream=LOGS,
+    "output",
+    "wherry.log.{node_id}.{job_id}.{attempt}",
+    e.OutputBatch,
+    _by(_A),
+    _by(_T),
+    "Lines, progress and metrics that an attempt printed.",
+    stream=LOGS,
 )
 OUTPUT_FEED = Channel(
-    "outputFeed", "wherry.tail.{node_id}.{job_id}.{attempt}", e.OutputBatch, _by(_B), _by(_G),
+    "outputFeed",
+    "wherry.tail.{node_id}.{job_id}.{attempt}",
+    e.OutputBatch,
+    _by(_B),
+    _by(_G),
     "The same, republished for whoever follows.",
 )
 
 # --- notifications -------------------------------------------------------------------------------------------------
 DELIVERY_REQUESTED = Channel(
-    "deliveryRequested", "wherry.delivery.{owner}.{job_id}.requested", e.DeliveryRequested, _by(_N), _by(_N, _T),
-    "A notification that must reach its target.", stream=NOTIFY, event_type="io.wherry.delivery.requested.v1",
+    "deliveryRequested",
+    "wherry.delivery.{owner}.{job_id}.requested",
+    e.DeliveryRequested,
+    _by(_N),
+    _by(_N, _T),
+    "A notification that must reach its target.",
+    stream=NOTIFY,
+    event_type="io.wherry.delivery.requested.v1",
 )
 DELIVERY_TRIED = Channel(
-    "deliveryTried", "wherry.delivery.{owner}.{job_id}.tried", e.DeliveryTried, _by(_N), _by(_T),
-    "How one try of a notification ended.", stream=NOTIFY, event_type="io.wherry.delivery.tried.v1",
+    "deliveryTried",
+    "wherry.delivery.{owner}.{job_id}.tried",
+    e.DeliveryTried,
+    _by(_N),
+    _by(_T),
+    "How one try of a notification ended.",
+    stream=NOTIFY,
+    event_type="io.wherry.delivery.tried.v1",
 )
 
 # --- people --------------------------------------------------------------------------------------------------------
 TOKEN_REVOKED = Channel(
-    "tokenRevoked", "wherry.auth.revoked", e.TokenRevoked, _by(_T), _by(_G), "Forget this token now.",
+    "tokenRevoked",
+    "wherry.auth.revoked",
+    e.TokenRevoked,
+    _by(_T),
+    _by(_G),
+    "Forget this token now.",
 )
 
 
 def _ask(name: str, verb: str, message: type[M], reply: type[R], summary: str, *senders: Service) -> Channel[M, R]:
-    return Channel(
-        name, f"wherry.storage.{verb}", message, _by(*(senders or (_G,))), _by(_T), summary, reply=reply
-    )
+    return Channel(name, f"wherry.storage.{verb}", message, _by(*(senders or (_G,))), _by(_T), summary, reply=reply)
 
 
 LOGIN = _ask("login", "auth.login", requests.Login, requests.Session, "Name and password for a session token.")
@@ -226,18 +303,24 @@ USER_LIST = _ask("userList", "users.list", requests.Empty, requests.Users, "All 
 USER_GET = _ask("userGet", "users.get", requests.UserName, requests.User, "One user.")
 USER_UPDATE = _ask("userUpdate", "users.update", requests.UserUpdate, requests.User, "Change a user.")
 USER_DELETE = _ask("userDelete", "users.delete", requests.UserName, requests.Empty, "Remove a user.")
-PASSWORD_CHANGE = _ask("passwordChange", "users.password", requests.PasswordChange, requests.Empty, "Change one's own password.")
+PASSWORD_CHANGE = _ask(
+    "passwordChange", "users.password", requests.PasswordChange, requests.Empty, "Change one's own password."
+)
 SECRET_PUT = _ask("secretPut", "secrets.put", requests.SecretPut, requests.SecretRef, "Keep a webhook secret.")
 SECRET_GET = _ask(
     "secretGet", "secrets.get", requests.SecretRef, requests.SecretValue, "The secret to sign with.", _G, _N
 )
-JOB_GET = _ask("jobGet", "jobs.get", requests.JobQuery, requests.JobView, "One job, not older than the log at the time of asking.")
+JOB_GET = _ask(
+    "jobGet", "jobs.get", requests.JobQuery, requests.JobView, "One job, not older than the log at the time of asking."
+)
 JOB_LIST = _ask("jobList", "jobs.list", requests.JobListQuery, requests.JobList, "A page of jobs.")
 JOB_EVENTS = _ask("jobEvents", "jobs.events", requests.EventQuery, requests.EventPage, "Events after a sequence.")
 JOB_LOGS = _ask("jobLogs", "jobs.logs", requests.LogQuery, requests.LogPage, "Lines of an attempt.")
 JOB_METRICS = _ask("jobMetrics", "jobs.metrics", requests.JobQuery, requests.MetricPage, "What the job measured.")
 JOB_OUTPUTS = _ask("jobOutputs", "jobs.outputs", requests.OutputQuery, requests.OutputPage, "What the job left.")
-JOB_DELIVERIES = _ask("jobDeliveries", "jobs.deliveries", requests.JobQuery, requests.DeliveryList, "The job's notifications.")
+JOB_DELIVERIES = _ask(
+    "jobDeliveries", "jobs.deliveries", requests.JobQuery, requests.DeliveryList, "The job's notifications."
+)
 ARTIFACT_GET = _ask("artifactGet", "artifacts.get", requests.ArtifactQuery, requests.Artifact, "An artifact's facts.")
 NODE_LIST = _ask("nodeList", "nodes.list", requests.Empty, requests.NodeList, "Every node.")
 NODE_GET = _ask("nodeGet", "nodes.get", requests.NodeQuery, requests.NodeView, "One node.")
@@ -247,28 +330,57 @@ PING = _ask("ping", "ping", requests.Empty, requests.Empty, "Is storage there, a
 # --- blobs: `kind` is gateway or node, `peer` the gateway's or node's id: the broker pins both ---------------------
 
 
-def _blob(name: str, verb: str, message: type[M], reply: type[R], summary: str, **raw: bool) -> Channel[M, R]:
+def _blob(
+    name: str,
+    verb: str,
+    message: type[M],
+    reply: type[R],
+    summary: str,
+    *,
+    raw_body: bool = False,
+    raw_reply: bool = False,
+) -> Channel[M, R]:
     return Channel(
-        name, f"wherry.blob.{{kind}}.{{peer}}.{verb}", message, _by(_G, _A), _by(_T), summary, reply=reply, **raw
+        name,
+        f"wherry.blob.{{kind}}.{{peer}}.{verb}",
+        message,
+        _by(_G, _A),
+        _by(_T),
+        summary,
+        reply=reply,
+        raw_body=raw_body,
+        raw_reply=raw_reply,
     )
 
 
 BLOB_OPEN = _blob("blobOpen", "open", requests.UploadOpen, requests.Empty, "Begin an upload.")
 BLOB_CHUNK = _blob(
-    "blobChunk", "chunk", requests.Empty, requests.Empty,
+    "blobChunk",
+    "chunk",
+    requests.Empty,
+    requests.Empty,
     "One chunk: raw bytes, headers Wherry-Upload (id) and Wherry-Chunk (number from 0). Answered once stored.",
     raw_body=True,
 )
 BLOB_COMMIT = _blob("blobCommit", "commit", requests.UploadCommit, requests.Committed, "Check and keep an upload.")
 BLOB_ABORT = _blob("blobAbort", "abort", requests.UploadAbort, requests.Empty, "Drop an upload.")
 BLOB_PUT = _blob(
-    "blobPut", "put", requests.Empty, requests.Committed,
+    "blobPut",
+    "put",
+    requests.Empty,
+    requests.Committed,
     "A whole blob of at most one chunk: raw bytes, headers Wherry-Scope (BlobScope as JSON) and Wherry-Sha256.",
     raw_body=True,
 )
 BLOB_READ = _blob(
-    "blobRead", "read", requests.BlobRead, requests.Empty,
-    "A range of a blob; the answer is raw bytes with header Wherry-Size, the blob's whole length.", raw_reply=True,
+    "blobRead",
+    "read",
+    requests.BlobRead,
+    requests.Empty,
+    "A range of a blob; the answer is raw bytes with header Wherry-Size, the blob's whole length.",
+    raw_reply=True,
 )
 
-CHANNELS: tuple[Channel, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Channel))
+CHANNELS: tuple[Channel[Any, Any], ...] = tuple(
+    value for value in list(globals().values()) if isinstance(value, Channel)
+)

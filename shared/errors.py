@@ -29,7 +29,9 @@ class WherryError(Exception):
         fields: the fields at fault, if any.
     """
 
-    def __init__(self, code: str, message: str, *, retryable: bool = False, fields: tuple[FieldProblem, ...] = ()) -> None:
+    def __init__(
+        self, code: str, message: str, *, retryable: bool = False, fields: tuple[FieldProblem, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message

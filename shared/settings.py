@@ -1,4 +1,4 @@
-"""Settings that every service has. Each service's own settings.py adds its fields; nothing else reads the environment."""
+"""Settings that every service has. Each service's own settings.py adds its own; nothing else reads the environment."""
 
 from typing import Literal
 

@@ -11,7 +11,9 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from shared.model import Frozen
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgtKMGT]?)(i?)[bB]?\s*$")
-_DURATION = re.compile(r"^\s*(?:(\d+(?:\.\d+)?)d)?\s*(?:(\d+(?:\.\d+)?)h)?\s*(?:(\d+(?:\.\d+)?)m)?\s*(?:(\d+(?:\.\d+)?)s?)?\s*$")
+_DURATION = re.compile(
+    r"^\s*(?:(\d+(?:\.\d+)?)d)?\s*(?:(\d+(?:\.\d+)?)h)?\s*(?:(\d+(?:\.\d+)?)m)?\s*(?:(\d+(?:\.\d+)?)s?)?\s*$"
+)
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 #: The whole spec as JSON may not be larger (decisions: `created` carries it).
 SPEC_BYTES_MAX = 256 * KIB
@@ -56,15 +58,17 @@ EnvValue = Annotated[str, StringConstraints(max_length=32 * KIB, pattern=r"^[^\x
 Arg = Annotated[str, StringConstraints(max_length=128 * KIB, pattern=r"^[^\x00]*$")]
 ImageRef = Annotated[str, StringConstraints(max_length=512, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$")]
 ArtifactId = Annotated[str, StringConstraints(pattern=r"^a[a-z2-7]{25}$")]
-Email = Annotated[str, StringConstraints(max_length=254, pattern=r"^[^\s@<>\"',;:\x00-\x1f]+@[^\s@<>\"',;:\x00-\x1f]+$")]
+Email = Annotated[
+    str, StringConstraints(max_length=254, pattern=r"^[^\s@<>\"',;:\x00-\x1f]+@[^\s@<>\"',;:\x00-\x1f]+$")
+]
 
 
 class Resources(Frozen):
     """What one attempt is promised, and the most it may use."""
 
-    cpus: float = Field(1.0, gt=0, le=4096)
-    memory: Bytes = Field(GIB, ge=6 * MIB)  # Docker refuses less than 6 MiB
-    gpus: int = Field(0, ge=0, le=64)
+    cpus: float = Field(default=1.0, gt=0, le=4096)
+    memory: Bytes = Field(default=GIB, ge=6 * MIB)  # Docker refuses less than 6 MiB
+    gpus: int = Field(default=0, ge=0, le=64)
     gpu_memory: Bytes = 0  # free memory wanted on each GPU
     disk: Bytes = 10 * GIB
     shm: Bytes = 64 * MIB
@@ -137,8 +141,8 @@ class JobSpec(Frozen):
     placement: Placement = Placement()
     network: Literal["none"] = "none"
     tmp_exec: bool = False
-    priority: int = Field(50, ge=0, le=100)
-    max_attempts: int = Field(1, ge=1, le=100)
+    priority: int = Field(default=50, ge=0, le=100)
+    max_attempts: int = Field(default=1, ge=1, le=100)
     retry_on: tuple[RetryOn, ...] = ("failed",)
     timeouts: Timeouts = Timeouts()
     notify: Annotated[tuple[Notify, ...], Field(max_length=20)] = ()

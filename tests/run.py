@@ -1,8 +1,9 @@
-"""Run the tests, and first say which are left out here and why.
+"""Run the tests, and first say which are left out here and why. Where CI is set, none is left out for being slow.
 
 python tests/run.py [--slow] [pytest's arguments…]
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def main() -> int:
     left_out: dict[str, str] = {}
     if engine(5) is None:
         left_out["docker"] = "no Docker engine answers"
-    if "--slow" not in sys.argv:
+    if "--slow" not in sys.argv and not os.environ.get("CI"):
         left_out["slow"] = "they take long; `make test-all` has them"
     for mark, why in left_out.items():
         print(f"leaving out tests marked {mark}: {why}")
