@@ -22,12 +22,12 @@ from infra.local.servers import NatsServer
 from shared.blobs import BlobClient
 from shared.bus import Bus, Record, job_filter
 from shared.channels import HEARTBEAT, JOB_CHANGED, OUTPUT, WAKE, Service
-from shared.permissions import OPERATOR, accounts_config
 from shared.events import Event, JobChanged, LogLine, OutputBatch
 from shared.fleet import Assignment, DesiredState, Heartbeat, Order, Wake
 from shared.ids import new_id
 from shared.job import Attempt, BlobRef, Job, Owner
 from shared.manifest import Manifest
+from shared.permissions import OPERATOR, accounts_config
 from shared.requests import BlobRead, BlobScope
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState
@@ -70,7 +70,7 @@ class Head:
     batches: list[tuple[str, OutputBatch]] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
-    async def answer(self, params: dict[str, str], beat: Heartbeat) -> DesiredState:
+    async def answer(self, _: dict[str, str], beat: Heartbeat) -> DesiredState:
         self.beats.append(beat)
         await self.tell()
         return DesiredState(epoch=1, interval_s=0.5, assignments=tuple(self.want.values()))
@@ -217,8 +217,8 @@ class AgentProcess:
         return int(line.split()[1]) * 1024 / 1e6
 
 
-def docker(*words: str) -> str:
-    return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout.strip()
+def docker(*words: str, check: bool = True) -> str:
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=check).stdout.strip()
 
 
 @contextlib.asynccontextmanager
@@ -247,6 +247,8 @@ async def agent_of(storage: Any, head: Head, folder: Path) -> AsyncIterator[Agen
     """A started agent, known to *head*; whatever happens, nothing of it is left."""
     agent = AgentProcess(storage, folder / "data", new_id("t"))
     agent.data.mkdir()
+    head.want.clear()
+    head.beats.clear()
     await agent.start()
     try:
         await head.until(lambda: head.beats, 20)
@@ -279,9 +281,9 @@ async def storage_of(mongo_url: str, folder: Path) -> AsyncIterator[StorageProce
 def clean_up(stack_id: str) -> None:
     label = f"label=wherry.stack={stack_id}"
     for name in docker("ps", "-aq", "--filter", label).split():
-        docker("rm", "-fv", name)
+        docker("rm", "-fv", name, check=False)  # the engine may be removing it
     for name in docker("volume", "ls", "-q", "--filter", label).split():
-        docker("volume", "rm", "-f", name)
+        docker("volume", "rm", "-f", name, check=False)
 
 
 def busybox() -> None:

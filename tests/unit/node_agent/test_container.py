@@ -128,7 +128,7 @@ def test_without_a_command_the_image_s_own_runs() -> None:
     ("command", "config", "expected"),
     [("x", {}, True), (None, {}, False), (None, {"Cmd": ["a"]}, True), (None, {"Entrypoint": ["a"]}, True)],
 )
-def test_whether_there_is_anything_to_run(command: str | None, config: dict[str, Any], expected: bool) -> None:
+def test_whether_there_is_anything_to_run(command: str | None, config: dict[str, Any], *, expected: bool) -> None:
     assert has_command(order(command=command), config) is expected
 
 

@@ -1,3 +1,4 @@
+import itertools
 from datetime import UTC, datetime
 
 import pytest
@@ -26,7 +27,7 @@ def test_lines_are_numbered_over_both_streams() -> None:
 @given(st.binary(max_size=300).map(lambda raw: raw.replace(b"\r", b"?")), st.lists(st.integers(0, 300), max_size=5))
 def test_however_the_bytes_are_cut_the_lines_are_the_same(raw: bytes, cuts: list[int]) -> None:
     places = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
-    chunks = [raw[start:end] for start, end in zip(places, places[1:], strict=False)]
+    chunks = [raw[start:end] for start, end in itertools.pairwise(places)]
     assert lines(*chunks) == lines(raw)
     assert lines(raw) == [part.decode("utf-8", "replace") for part in raw.removesuffix(b"\n").split(b"\n") if raw]
 
