@@ -39,7 +39,7 @@ UPLOAD_HEADER, CHUNK_HEADER = "Wherry-Upload", "Wherry-Chunk"
 SCOPE_HEADER, SHA256_HEADER, SIZE_HEADER = "Wherry-Scope", "Wherry-Sha256", "Wherry-Size"
 
 #: Seconds for the answer to one chunk, and to a commit (after a restart storage reads the whole blob again).
-CALL_TIMEOUT_S, COMMIT_TIMEOUT_S, ABORT_TIMEOUT_S = 10.0, 60.0, 5.0
+CALL_TIMEOUT_S, COMMIT_TIMEOUT_S, ABORT_TIMEOUT_S = 5.0, 60.0, 5.0
 _PAUSE_S, _PAUSE_MAX_S = 0.1, 2.0
 
 

@@ -16,11 +16,12 @@ from pydantic import SecretStr
 from pymongo import MongoClient
 from pymongo.database import Database
 
+from infra.bootstrap import bootstrap
 from infra.local.servers import MongoServer, NatsServer
 from services.storage.app import run
 from services.storage.settings import StorageSettings
 from shared.bus import Bus, Record, job_filter
-from shared.channels import JOB_CHANGED, JOBS, PING, Service
+from shared.channels import JOB_CHANGED, JOBS, LOGS, NOTIFY, PING, Service
 from shared.errors import NotFound
 from shared.events import Event, JobChanged
 from shared.ids import new_id
@@ -35,17 +36,6 @@ ROOT = Path(__file__).parents[2]
 NODES = ("n1", "n2")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PASSWORDS = {user.name: f"password-of-{user.name}" for user in users(NODES)}
-
-STREAMS: dict[str, dict[str, Any]] = {
-    "WHERRY_JOBS": {
-        "subjects": ["wherry.job.>", "wherry.attempt.>", "wherry.request.>"],
-        "republish": {"src": "wherry.job.>", "dest": "wherry.feed.>"},
-    },
-    "WHERRY_LOGS": {"subjects": ["wherry.log.>"], "storage": "memory", "allow_atomic": False},
-    "WHERRY_NOTIFY": {"subjects": ["wherry.delivery.>"]},
-}
-DURABLES = (("WHERRY_JOBS", "storage"), ("WHERRY_LOGS", "storage-log"), ("WHERRY_NOTIFY", "storage-delivery"))
-FILTERS = {"storage": {"filter_subject": "wherry.job.>"}}
 
 
 @pytest.fixture(scope="session")
@@ -173,15 +163,11 @@ def nats_with_accounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nat
 
 
 async def set_up(operator: Bus) -> None:
-    whole = {"storage": "file", "allow_atomic": True, "allow_direct": True}
-    for name, config in STREAMS.items():
+    """Make all streams and consumers; those of jobs, logs and notifications empty."""
+    for name in (JOBS, LOGS, NOTIFY):
         with suppress(NotFound):
             await operator.api(f"STREAM.DELETE.{name}", {})
-        await operator.api(f"STREAM.CREATE.{name}", {"name": name, **whole, **config})
-    for stream, durable in DURABLES:
-        config = {"durable_name": durable, "ack_policy": "explicit", "ack_wait": 30_000_000_000}
-        call = f"CONSUMER.DURABLE.CREATE.{stream}.{durable}"
-        await operator.api(call, {"stream_name": stream, "config": config | FILTERS.get(durable, {})})
+    await bootstrap(operator)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ async def gateway(storage: Any) -> AsyncIterator[Bus]:
 async def soon(question: Callable[[], Awaitable[Any]], is_so: Callable[[Any], bool]) -> Any:
     """Ask until the answer is as expected: what is not promised to be seen at once."""
     async with asyncio.timeout(15):
-        while not is_so(answer := await question()):  # noqa: ASYNC110 - it is another process's state
+        while not is_so(answer := await question()):
             await asyncio.sleep(0.05)
     return answer
 

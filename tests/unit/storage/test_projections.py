@@ -75,7 +75,7 @@ def test_a_node_is_who_the_subject_says_it_is() -> None:
 @pytest.mark.parametrize(
     ("age_s", "nodes", "online"), [(30, 1, True), (31, 1, False), (59, 10_000, True), (61, 10_000, False)]
 )
-def test_a_node_is_online_while_it_is_heard_of(age_s: float, nodes: int, online: bool) -> None:
+def test_a_node_is_online_while_it_is_heard_of(age_s: float, nodes: int, *, online: bool) -> None:
     upsert = p.node_upsert("n1", heartbeat("n1"), NOW)
     document = {"_id": "n1", "seq": upsert.version, **upsert.fields}
     assert p.node_view(document, NOW + timedelta(seconds=age_s), nodes).online is online
