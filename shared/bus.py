@@ -325,15 +325,21 @@ class Bus:
     async def _subscribe(self, subject: str, queue: str, callback: Callable[[Msg], Awaitable[None]]) -> Subscription:
         await self.until_online(self._settings.request_timeout_s)
         subscription = await self._nc.subscribe(subject, queue=queue, cb=callback)
-        with suppress(nats.errors.Error, OSError, TimeoutError):
-            # The server's refusal, if any, arrives before its answer to a ping behind the subscription. nats-py sends
-            # a ping ahead of what it still holds, so that only the second one is surely behind.
-            await self._nc.flush(5)
-            await self._nc.flush(5)
+        # A flush that is cancelled leaves its ping behind, and the late answer to it ends nats-py's reading.
+        await asyncio.shield(self._spawn(self._flush_surely(), "flush"))
         if text := self._violations.get(subject.lower()):
             await Handle(subscription).stop()
             raise Forbidden(f"The broker does not let {self._name} listen to {subject}: {text}")
         return subscription
+
+    async def _flush_surely(self) -> None:
+        """Return when the server has answered to all that was sent: its refusals have arrived then.
+
+        nats-py sends a ping ahead of what it still holds, so that only the second one is surely behind.
+        """
+        with suppress(nats.errors.Error, OSError, TimeoutError):
+            await self._nc.flush(5)
+            await self._nc.flush(5)
 
     # --- calls: one inbox for all answers, numbered tokens, one timer ------------------------------------------------
 
@@ -850,7 +856,8 @@ class _Mailbox:
     async def drain(self, limit: int, wait_s: float) -> list[Msg | None]:
         """Return what is there, waiting at most *wait_s* seconds for the first."""
         try:
-            found = [await asyncio.wait_for(self._arrived.get(), wait_s)]
+            async with asyncio.timeout(wait_s):  # before Python 3.12, `wait_for` can swallow a cancellation
+                found = [await self._arrived.get()]
         except TimeoutError:
             return []
         while len(found) < limit and not self._arrived.empty():
