@@ -25,7 +25,7 @@ from shared import observe
 from shared.bus import Bus
 from shared.channels import HEARTBEAT, Service
 
-_PAUSE_S, _PAUSE_MAX_S = 0.2, 5.0
+_PAUSE_S, _PAUSE_MAX_S = 0.2, 2.0
 
 log = observe.logger("storage")
 

@@ -67,7 +67,7 @@ class JobRoutes:
     async def events(self, query: EventQuery) -> EventPage:
         """Return events after a sequence."""
         limit = q.bounded(query.limit, q.EVENTS_MOST)
-        await self._jobs.catch_up()
+        await self._jobs.catch_up(query.job_id)
         found = await self._store.events(q.events_filter(query), limit)
         return EventPage(events=tuple(found[: q.fitting(len(one.to_bytes()) for one in found)]))
 

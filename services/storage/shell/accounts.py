@@ -39,6 +39,8 @@ SECRET_BYTES = 32
 USE_EVERY_S = 60.0
 #: Places from which guesses are counted.
 COUNTED_MOST = 10_000
+#: Characters of a name and of a place that tell guesses apart.
+NAME_COUNTED = 128
 
 log = observe.logger("storage.accounts")
 
@@ -61,7 +63,7 @@ class Accounts:
             WherryError: ``unauthenticated``, the same in word and time whether the name or the password is wrong;
                 ``throttled``.
         """
-        place = name_key(login.user), login.client
+        place = name_key(login.user[:NAME_COUNTED]), login.client[:NAME_COUNTED]
         self._count_try(place)
         found = await self._store.user_by_name(login.user)
         kept = found.password if found and not found.user.disabled else None

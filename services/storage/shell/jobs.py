@@ -81,6 +81,8 @@ class Jobs:
 
     async def catch_up(self, job_id: str | None = None) -> None:
         """Wait until what the log has now (of one job, or all) is projected, at most WAIT_S seconds."""
+        if job_id is not None and not TOKEN.match(job_id):
+            return
         subjects = ALL_JOBS if job_id is None else job_filter(job_id)
         last = await self._bus.last(JOBS, subjects)
         give_up_at = monotonic() + WAIT_S
