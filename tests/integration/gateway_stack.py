@@ -129,7 +129,9 @@ class GatewayStack:
     @asynccontextmanager
     async def bus(self, service: Service, user: str, peer: str | None = None) -> AsyncIterator[Bus]:
         settings = ServiceSettings(
-            nats_url=self.nats.url, nats_user=user, nats_password=self.passwords[user]  # pyright: ignore[reportArgumentType]
+            nats_url=self.nats.url,
+            nats_user=user,
+            nats_password=self.passwords[user],  # pyright: ignore[reportArgumentType]
         )
         async with Bus.connect(settings, service, peer=peer) as bus:
             yield bus
