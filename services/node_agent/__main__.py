@@ -96,7 +96,9 @@ def run(context: typer.Context) -> None:
 @app.command()
 def doctor(context: typer.Context) -> None:
     """Say what is found on this machine, and what is not."""
-    raise typer.Exit(asyncio.run(_doctor(context.obj)))
+    settings: AgentSettings = context.obj
+    observe.configure(settings.model_copy(update={"log_level": "error"}), "node_agent")  # it says itself what it finds
+    raise typer.Exit(asyncio.run(_doctor(settings)))
 
 
 async def serve(settings: AgentSettings) -> int:

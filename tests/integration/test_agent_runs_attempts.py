@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import random
+import time
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from shared.ids import new_id
+from shared.requests import BlobScope
 from tests.integration.agent_stack import (
     IMAGE,
     AgentProcess,
@@ -249,3 +252,50 @@ async def test_a_flood_of_output_is_cut_at_the_limit_and_said_so(head: Head, age
     assert stdout.endswith(b"the first 100000 bytes are kept]\n")
     await head.until(lambda: any(b.progress and b.progress.fraction == 1 for _, b in head.batches))
     assert any("are kept]" in line for line in head.text(order.job_id))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_the_agent_stays_small_while_a_gigabyte_goes_in_and_out(
+    head: Head, agent: AgentProcess, runtime: dict[str, Any], tmp_path: Path
+) -> None:
+    await agent.stop()
+    await agent.start()
+    path = tmp_path / "source.zip"
+    digest = hashlib.sha256()
+    piece = random.Random(7).randbytes(1_000_000)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, archive.open("big.bin", "w") as big:
+        for number in range(1000):
+            part = number.to_bytes(8, "big") + piece[8:]
+            digest.update(part)
+            big.write(part)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                yield part
+
+    source = (await head.gateway.upload(pieces(), BlobScope(owner_id="u1", name="source.zip"))).artifact_id
+    command = 'cp big.bin "$WHERRY_OUTPUTS/big.bin"'
+    order, finished = await head.run(500, command=command, source=source, **runtime)
+    assert finished["state"] == "succeeded", finished
+    (entry,) = (await head.manifest(finished)).entries
+    assert entry.blob
+    assert (entry.blob.sha256, entry.blob.size) == (digest.hexdigest(), 10**9)
+    print(f"peak of the agent: {agent.peak_mb():.0f} MB")
+    assert agent.peak_mb() < 150
+    await head.forget(order, agent)
+
+
+async def test_the_first_line_is_published_soon_after_the_order(head: Head, agent: AgentProcess) -> None:
+    times: list[float] = []
+    for _ in range(6):
+        order = await head.place(command="echo hi", image=IMAGE)
+        began = time.monotonic()
+        await head.say(order, "start")
+        await head.until(lambda order=order: head.text(order.job_id))
+        times.append(head.output_at[order.job_id] - began)
+        await head.until(lambda order=order: head.told(order.job_id, "finished"))
+        await head.forget(order, agent)
+    print("from wake to the first published line:", [f"{one:.3f}" for one in times])
+    assert min(times) < 1.0

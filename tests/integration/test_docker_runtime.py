@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import statistics
 import tarfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -177,20 +176,16 @@ async def test_a_hostile_image_gets_nothing_more(runtime: DockerRuntime, tmp_pat
 
 async def test_a_source_is_unpacked_with_modes_for_the_job_s_user(runtime: DockerRuntime, tmp_path: Path) -> None:
     path = tmp_path / "source.zip"
-    path.write_bytes(
-        zip_of(
-            {"a/b/ü.txt": "x" * 100_000, "run.sh": "#!/bin/sh\nstat -c '%U %a %s' a a/b a/b/*; echo > a/new; $0 again"}
-        )
-    )
+    script = "stat -c '%u %a %s' a a/b a/b/*; echo > a/new"
+    path.write_bytes(zip_of({"a/b/ü.txt": "x" * 100_000, "run.sh": script}))
 
     async def source() -> Path:
         return path
 
-    outcome, text = await run(
-        runtime, order(command='sed -i "s/. again//; s/\\$0//" run.sh; sh run.sh', source="a" * 26), source
-    )
+    outcome, text = await run(runtime, order(command="sh run.sh", source="a" * 26), source)
     assert outcome == Outcome(0), text
-    assert text.splitlines()[2].endswith("600 100000")
+    assert [line.split()[:2] for line in text.splitlines()] == [["65534", "755"], ["65534", "755"], ["65534", "600"]]
+    assert text.endswith(" 100000\n")
 
 
 async def test_a_zip_that_holds_more_than_the_job_s_disk_is_refused(runtime: DockerRuntime, tmp_path: Path) -> None:
@@ -293,7 +288,7 @@ async def test_the_first_line_comes_no_later_than_with_docker_run(runtime: Docke
     """Both by turns, so that both meet the same load."""
     ours: list[float] = []
     plain: list[float] = []
-    for _ in range(5):
+    for _ in range(6):
         began = time.monotonic()
         key, handle = await start(runtime, order(command="echo hi"))
         first = asyncio.Event()
@@ -311,5 +306,5 @@ async def test_the_first_line_comes_no_later_than_with_docker_run(runtime: Docke
         assert await process.stdout.readline() == b"hi\n"
         plain.append(time.monotonic() - began)
         await process.communicate()
-    print(f"first line: {statistics.median(ours):.3f} s, docker run {statistics.median(plain):.3f} s")
-    assert statistics.median(ours) <= statistics.median(plain)
+    print(f"first line: {min(ours):.3f} s, docker run {min(plain):.3f} s")
+    assert min(ours) <= min(plain)  # the best of each: other work on the machine only adds

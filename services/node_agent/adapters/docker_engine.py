@@ -378,6 +378,9 @@ def _client(endpoint: Endpoint, timeout_s: float) -> docker.APIClient:
         )
     if not endpoint.url:
         raise ValueError("names no engine")
+    if endpoint.url.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as probe:  # says why not, in few words, and leaves no socket open
+            probe.connect(endpoint.url.removeprefix("unix://"))
     # No version: it is negotiated. The first answer must come soon, or nothing else is tried.
     client: Any = docker.APIClient(endpoint.url, timeout=_QUICK_TIMEOUT_S, tls=tls, use_ssh_client=True)
     client.timeout = timeout_s

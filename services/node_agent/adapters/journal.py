@@ -19,6 +19,10 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
+_KEEP_REPORT = """
+INSERT INTO outbox (id, job_id, attempt, name, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -94,9 +98,7 @@ class Journal:
                         transaction.execute("INSERT OR REPLACE INTO facts VALUES ('epoch', ?)", (str(epoch),))
                     case Outgoing():
                         row = (write.id, *write.key, write.name.value, write.body)
-                        transaction.execute(
-                            "INSERT INTO outbox (id, job_id, attempt, name, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING", row
-                        )
+                        transaction.execute(_KEEP_REPORT, row)
 
     def _sent(self, id_: str) -> None:
         with self._database as transaction:
