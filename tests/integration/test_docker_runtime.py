@@ -1,12 +1,18 @@
 """The Docker runtime on a real engine: walls seen from inside, hostile images, hardly a trace, speed."""
 
 import asyncio
+import gzip
+import hashlib
+import io
 import json
 import os
+import shutil
 import tarfile
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,7 @@ from shared.spec import JobSpec
 from tests.integration.agent_stack import IMAGE, busybox, clean_up, docker, zip_of
 
 pytestmark = pytest.mark.docker
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -282,6 +289,106 @@ async def test_an_engine_that_is_not_there_is_unavailable_and_says_what_was_trie
 
 def _set(loop: asyncio.AbstractEventLoop, first: asyncio.Event, _: Chunk) -> None:
     loop.call_soon_threadsafe(first.set)
+
+
+class Registry(ThreadingHTTPServer):
+    """An image registry that can be read: one image of one layer, under ``served/image:1``."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Registry)
+        tar = io.BytesIO()
+        with tarfile.open(fileobj=tar, mode="w") as layer:
+            busy = tarfile.TarInfo("bin/sh")
+            program = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()
+            busy.size, busy.mode = len(program), 0o755
+            layer.addfile(busy, io.BytesIO(program))
+        raw, packed = tar.getvalue(), gzip.compress(tar.getvalue(), 1)
+        config = {
+            "architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh", "-c", "echo pulled"]},
+            "rootfs": {"type": "layers", "diff_ids": [digest(raw)]},
+        }  # fmt: skip
+        self.blobs = {digest(body): body for body in (packed, json.dumps(config).encode())}
+        kinds = ("image.rootfs.diff.tar.gzip", "container.image.v1+json")
+        of_layer, of_config = (
+            {"mediaType": f"application/vnd.docker.{kind}", "size": len(body), "digest": name}
+            for kind, (name, body) in zip(kinds, self.blobs.items(), strict=True)
+        )
+        manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": of_config, "layers": [of_layer]}
+        self.manifest = json.dumps(manifest).encode()
+
+
+class _Registry(BaseHTTPRequestHandler):
+    server: Registry
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        if self.path == "/v2/":
+            self._answer(b"{}")
+        elif self.path.startswith("/v2/served/image/manifests/") and name in ("1", digest(self.server.manifest)):
+            self._answer(self.server.manifest, MANIFEST)
+        elif name in self.server.blobs:
+            self._answer(self.server.blobs[name], "application/octet-stream")
+        else:
+            self._answer(b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}', status=404)
+
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
+
+    def _answer(self, body: bytes, kind: str = "application/json", status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Docker-Content-Digest", digest(body))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def digest(body: bytes) -> str:
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with Registry() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+async def test_a_missing_image_is_pulled_pinned_and_run(runtime: DockerRuntime, registry: Registry) -> None:
+    name = f"localhost:{registry.server_port}/served/image"
+    what = order(image=f"{name}:1")
+    told: list[tuple[float, str]] = []
+    assert await runtime.find_image(what) is None
+    try:
+        image = await runtime.pull_image(what, lambda *words: told.append(words))
+        assert image.digest == f"{name}@{digest(registry.manifest)}"
+        assert image.config["Cmd"]
+        assert all(0 <= fraction <= 1 and name in words for fraction, words in told)
+        assert (await run(runtime, what))[1] == "pulled\n"
+        docker("rmi", "-f", f"{name}:1")
+        pinned = what.model_copy(update={"image_digest": image.digest})
+        assert (await runtime.pull_image(pinned, lambda *_: None)).digest == image.digest
+    finally:
+        docker("rmi", "-f", image.id)
+
+
+async def test_an_image_that_a_registry_does_not_have_is_not_found(runtime: DockerRuntime, registry: Registry) -> None:
+    for name in ("served/image:2", "served/other:1"):
+        with pytest.raises(WherryError, match=name) as caught:
+            await runtime.pull_image(order(image=f"localhost:{registry.server_port}/{name}"), lambda *_: None)
+        assert caught.value.code == "image_not_found"
+
+
+async def test_a_registry_that_does_not_answer_is_a_failed_pull(runtime: DockerRuntime) -> None:
+    with pytest.raises(WherryError, match="localhost:1/no/image:1") as caught:
+        await runtime.pull_image(order(image="localhost:1/no/image:1"), lambda *_: None)
+    assert caught.value.code == "image_pull_failed"
 
 
 async def test_the_first_line_comes_no_later_than_with_docker_run(runtime: DockerRuntime) -> None:

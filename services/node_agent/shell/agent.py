@@ -220,11 +220,12 @@ class Agent:
                 facts = await watched.runtime.describe()
                 if watched.runtime.name not in self._machine.recovered or sweep:
                     await self._reconcile(watched.runtime)
-            except WherryError as error:
-                if watched.facts is not None or watched.problem != error.message:
-                    _log.warning("runtime_away", runtime=watched.runtime.name, error=error.message)
+            except Exception as error:  # noqa: BLE001 - whatever an engine does, the node lives on without it
+                problem = error.message if isinstance(error, WherryError) else repr(error)
+                if watched.facts is not None or watched.problem != problem:
+                    _log.warning("runtime_away", runtime=watched.runtime.name, error=problem)
                     self._wake.set()
-                watched.facts, watched.problem = None, error.message
+                watched.facts, watched.problem = None, problem
             else:
                 if watched.facts is None:
                     _log.info("runtime_there", runtime=watched.runtime.name, found=facts.text)

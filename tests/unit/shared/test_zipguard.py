@@ -6,6 +6,8 @@ import zipfile
 import zlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared.errors import WherryError
 from shared.zipguard import Limits, inspect
@@ -191,3 +193,23 @@ def test_a_zip_behind_other_bytes_is_read_as_zipfile_reads_it() -> None:
     """Self-extracting archives have a program in front."""
     body = b"#!/bin/sh\n" + zip_of(("a", b"x")).getvalue()
     assert [entry.path for entry in inspect(io.BytesIO(body))] == ["a"]
+
+
+GOOD = zip_of((info("run.sh", 0o755), b"echo" * 50), ("data/a.csv", b"1,2\n" * 99), ("data/b/", b"")).getvalue()
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=6))
+def test_no_damage_does_more_than_a_refusal(changes: list[tuple[int, int]]) -> None:
+    body = bytearray(GOOD)
+    for place, value in changes:
+        body[place] = value
+    try:
+        entries = inspect(io.BytesIO(bytes(body)))
+    except WherryError as error:
+        assert error.code == "bad_source"
+        return
+    for entry in entries:
+        assert not entry.path.startswith("/")
+        assert ".." not in entry.path.split("/")
+        assert "\x00" not in entry.path
