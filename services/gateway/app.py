@@ -126,7 +126,7 @@ async def _stay_connected(app: FastAPI, settings: GatewaySettings) -> None:
     async with AsyncExitStack() as stack:
         try:
             gateway = app.state.gateway = await stack.enter_async_context(running(settings))
-            await gateway.bus.closed.wait()
+            await gateway.until_closed()
         except WherryError as error:
             _log.critical("gateway_refused", code=error.code, error=error.message)
         finally:

@@ -28,6 +28,7 @@ class GatewaySettings(ServiceSettings):
     uploads_max: int = Field(default=6, gt=0)  # at once; each holds up to about two windows of chunks
     downloads_max: int = Field(default=12, gt=0)
     transfer_wait_s: float = Field(default=30.0, ge=0)  # for one of those places, before 503
+    upload_idle_s: float = Field(default=60.0, gt=0)  # an upload of which so long nothing comes is given up
     streams_max: int = Field(default=1000, gt=0)  # event and log streams at once
     #: What a slow reader may leave lying; then it is dropped.
     stream_backlog_bytes: int = Field(default=2 * 1024 * 1024, gt=0)

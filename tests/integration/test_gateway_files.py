@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
-    with GatewayStack(tmp_path_factory.mktemp("gateway")) as running:
+    with GatewayStack(tmp_path_factory.mktemp("gateway"), WHERRY_UPLOAD_IDLE_S="3") as running:
         yield running
 
 
@@ -226,6 +226,17 @@ def test_an_upload_cut_in_the_middle_leaves_nothing_behind(
         until(lambda: counts(stack)["fs.chunks"] - before[0]["fs.chunks"] == 10, "all chunks have arrived")
     until(lambda: counts(stack) == before[0], "storage has forgotten them")
     assert http.get("/jobs").json()["jobs"] == before[1]
+
+
+def test_an_upload_of_which_nothing_more_comes_is_given_up(http: httpx.Client, stack: GatewayStack) -> None:
+    before = counts(stack)
+    head = f"PUT /v1/artifacts HTTP/1.1\r\nHost: x\r\nAuthorization: {http.headers['Authorization']}\r\n"
+    with socket.create_connection(("127.0.0.1", stack.port), timeout=30) as connection:
+        connection.sendall(f"{head}Content-Length: 50000000\r\n\r\n".encode() + b"x" * 3_000_000)
+        said = connection.recv(65536).decode()
+    assert said.startswith("HTTP/1.1 408")
+    assert '"code":"too_slow"' in said
+    until(lambda: counts(stack) == before, "storage has forgotten the chunks")
 
 
 def test_a_form_whose_last_boundary_is_missing_is_no_job(http: httpx.Client, stack: GatewayStack) -> None:

@@ -23,6 +23,7 @@ _KNOWN: Mapping[str, tuple[int, str]] = {
     "forbidden_address": (403, "Not an address of yours"),
     "not_found": (404, "Not found"),
     "method_not_allowed": (405, "Method not allowed"),
+    "too_slow": (408, "Too slow"),
     "conflict": (409, "Conflict"),
     "idempotency_conflict": (409, "The key belongs to another request"),
     "not_ended": (409, "The job has not ended"),

@@ -10,7 +10,7 @@ from python_multipart.multipart import parse_options_header
 
 from services.gateway.core import ranges, translate, views
 from services.gateway.core.problems import invalid
-from services.gateway.routes.http import Caller, Door, Stream, answer, wants_json
+from services.gateway.routes.http import Caller, Door, Stream, answer, uploaded, wants_json
 from services.gateway.shell import files
 from services.gateway.shell.gateway import Gateway
 from shared.errors import FieldProblem, WherryError
@@ -36,7 +36,7 @@ async def put_artifact(
     media_type = request.headers.get("content-type", _BINARY)
     if not _MEDIA_TYPE.match(media_type):
         raise invalid([FieldProblem(field="Content-Type", message="That is no media type")])
-    stored = await files.store(gateway, principal, request.stream(), _name(request, name), media_type)
+    stored = await files.store(gateway, principal, uploaded(request), _name(request, name), media_type)
     return answer(translate.committed(stored), 201, headers={"Location": f"/v1/artifacts/{stored.artifact_id}"})
 
 

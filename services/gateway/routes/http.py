@@ -78,6 +78,26 @@ async def body_of(request: Request, bytes_max: int) -> bytes:
     return bytes(held)
 
 
+async def uploaded(request: Request) -> AsyncGenerator[bytes, None]:
+    """Give the body as it arrives. Who stops sending does not keep a place for ever.
+
+    Raises:
+        WherryError: ``too_slow``.
+        ClientDisconnect: the rest will not come.
+    """
+    idle_s = gateway_of(request).settings.upload_idle_s
+    chunks = aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                chunk = await anext(chunks, None)
+        except TimeoutError:
+            raise WherryError("too_slow", f"Nothing came for {idle_s:g} s.") from None
+        if chunk is None:
+            return
+        yield chunk
+
+
 async def json_of(request: Request, model: type[M]) -> M:
     """Return the JSON body as a *model*.
 

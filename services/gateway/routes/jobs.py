@@ -8,7 +8,7 @@ from pydantic_core import from_json
 
 from services.gateway.core import access, problems, translate, views
 from services.gateway.core.access import Action
-from services.gateway.routes.http import Caller, Door, answer, bearer, body_of, gateway_of, json_body
+from services.gateway.routes.http import Caller, Door, answer, bearer, body_of, gateway_of, json_body, uploaded
 from services.gateway.shell import submission
 from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_DELIVERIES, JOB_LIST, JOB_METRICS, USER_GET
@@ -71,7 +71,7 @@ async def submit(request: Request) -> Response:
     key = headers.get("idempotency-key")
     kind = headers.get("content-type", "")
     if kind.lower().startswith("multipart/form-data"):
-        job_id = await submission.submit_form(gateway, principal, kind, request.stream(), key)
+        job_id = await submission.submit_form(gateway, principal, kind, uploaded(request), key)
     else:
         body = await body_of(request, gateway.settings.spec_bytes_max)
         job_id = await submission.submit(gateway, principal, submission.parse_spec(body), len(body), key)

@@ -66,10 +66,11 @@ class Gateway:
         stopping: set when open streams should end.
     """
 
-    def __init__(self, settings: GatewaySettings, bus: Bus, blobs: BlobClient) -> None:
+    def __init__(self, settings: GatewaySettings, bus: Bus, blob_bus: Bus, peer: str) -> None:
         self.settings = settings
         self.bus = bus
-        self.blobs = blobs
+        self.blobs = BlobClient(blob_bus, "gateway", peer)
+        self._blob_bus = blob_bus
         self.key = bytes.fromhex(settings.gateway_key.get_secret_value())
         self.tokens = Tokens(self._verify, lifetime_s=settings.token_cache_s, size=settings.token_cache_max)
         self.uploads = Places(settings.uploads_max, settings.transfer_wait_s, "uploads")
@@ -151,6 +152,15 @@ class Gateway:
         for inbox in self._inboxes:
             inbox.wake()
 
+    async def until_closed(self) -> None:
+        """Return when one of the two connections is closed for good."""
+        watches = [asyncio.create_task(bus.closed.wait()) for bus in (self.bus, self._blob_bus)]
+        try:
+            await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for watch in watches:
+                watch.cancel()
+
     async def not_ready(self) -> str | None:
         """Return why requests cannot be served now, or None."""
         if not self.bus.is_connected:
@@ -182,7 +192,7 @@ async def running(settings: GatewaySettings) -> AsyncGenerator[Gateway, None]:
         Bus.connect(settings, Service.GATEWAY, peer=peer) as bus,
         Bus.connect(settings, Service.GATEWAY, peer=peer, purpose="blob") as blob_bus,
     ):
-        gateway = Gateway(settings, bus, BlobClient(blob_bus, "gateway", peer))
+        gateway = Gateway(settings, bus, blob_bus, peer)
         revocations = await bus.listen(TOKEN_REVOKED, gateway.forget_token)
         _log.info("gateway_connected", gateway_id=peer)
         try:
