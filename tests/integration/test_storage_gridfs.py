@@ -250,3 +250,28 @@ async def test_the_schema_can_be_prepared_again_and_a_newer_one_is_left_alone(
     mongo_database["meta"].update_one({"_id": "schema"}, {"$set": {"version": 999}})
     with pytest.raises(NewerSchemaError):
         await prepare(mongo)
+
+
+async def test_a_chunk_that_is_being_stored_while_its_upload_is_aborted_does_not_stay(
+    mongo: Mongo, mongo_database: Database[dict[str, Any]]
+) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(GridFs):
+        """Stores when it is told to."""
+
+        async def add_chunks(self, chunks):
+            arrived.set()
+            await go_on.wait()
+            return await super().add_chunks(chunks)
+
+    uploads = Uploads(Slow(mongo), UploadStore(mongo))
+    await uploads.open(*GATEWAY, "late", SCOPE)
+    storing = asyncio.create_task(uploads.chunk(*GATEWAY, "late", 0, b"x" * 1000))
+    await arrived.wait()
+    await uploads.abort(*GATEWAY, "late")
+    go_on.set()
+    with pytest.raises(WherryError) as refused:
+        await storing
+    assert refused.value.code == "upload_gone"
+    assert mongo_database["fs.chunks"].count_documents({}) == 0

@@ -112,6 +112,9 @@ class Uploads:
         # Taken in only if this call stored it: of a number that was taken, the first bytes count, not these.
         if await self._inserts.do(Chunk(work.upload.file_id, number, data)):
             work.digest.take(number, data)
+        if work.upload.state == "dropped":  # while this chunk was on its way: what was dropped did not yet hold it
+            await self._gridfs.drop([work.upload.file_id])
+            raise _gone(upload_id)
         RECEIVED.inc(len(data))
 
     async def commit(self, kind: str, peer: str, commit: UploadCommit) -> Committed:
@@ -200,8 +203,10 @@ class Uploads:
         return digest.hexdigest() if digest.is_whole(commit.chunks, commit.size) else None
 
     async def _drop(self, upload: Upload, states: Sequence[UploadState], why: str) -> None:
-        self._under_way.pop(upload.id, None)
+        work = self._under_way.pop(upload.id, None)
         if await self._store.move(upload.id, states, "dropped", utc_now()):
+            if work is not None:
+                work.upload = replace(work.upload, state="dropped")
             await self._gridfs.drop([upload.file_id])
             DROPPED.labels(why).inc()
 
