@@ -144,12 +144,13 @@ STREAMS: tuple[Stream, ...] = (
 _ENDS = tuple(f"wherry.job.*.*.{end}" for end in ("succeeded", "failed", "cancelled", "timed_out"))
 
 DURABLES: tuple[Durable, ...] = (
-    Durable("storage", channels.JOBS, ("wherry.job.>",)),
+    # What a killed storage had taken comes again after this long, and is missing from lists until then.
+    Durable("storage", channels.JOBS, ("wherry.job.>",), ack_wait_s=10),
     Durable("notifier", channels.JOBS, _ENDS, max_ack_pending=1024),
-    Durable("storage-log", channels.LOGS, ("wherry.log.>",)),
+    Durable("storage-log", channels.LOGS, ("wherry.log.>",), ack_wait_s=10),
     # A delivery waits for its next try as an unsettled message, for days: there may be many, and no last try.
     Durable("deliver", channels.NOTIFY, ("wherry.delivery.*.*.requested",), ack_wait_s=60, max_ack_pending=100_000),
-    Durable("storage-delivery", channels.NOTIFY, ("wherry.delivery.>",)),
+    Durable("storage-delivery", channels.NOTIFY, ("wherry.delivery.>",), ack_wait_s=10),
 )
 
 
