@@ -146,9 +146,7 @@ def _path(info: zipfile.ZipInfo, limits: Limits) -> str:
     if len(parts) > limits.depth:
         raise _bad(f"{name[:80]!r}… is nested deeper than {limits.depth} folders")
     if any(len(_encoded(part)) > limits.name_bytes for part in parts) or len(_encoded(name)) > limits.path_bytes:
-        raise _bad(
-            f"{name[:80]!r}… is too long a name: at most {limits.name_bytes} bytes, {limits.path_bytes} in all"
-        )
+        raise _bad(f"{name[:80]!r}… is too long a name: at most {limits.name_bytes} bytes, {limits.path_bytes} in all")
     return "/".join(parts)
 
 

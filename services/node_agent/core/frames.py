@@ -3,6 +3,7 @@
 import struct
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal
 
 _HEADER = struct.Struct(">BxxxL")
@@ -84,5 +85,10 @@ class LogPosition:
 def moment(stamp: str) -> datetime:
     """Return an RFC 3339 stamp with nanoseconds as a time with microseconds."""
     whole, _, fraction = stamp.rstrip("Z").partition(".")
-    base = datetime.fromisoformat(whole).replace(tzinfo=UTC)
+    base = _second(whole)
     return base + timedelta(microseconds=int(fraction[:6].ljust(6, "0"))) if fraction else base
+
+
+@lru_cache(maxsize=8)  # thousands of lines share a second
+def _second(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)

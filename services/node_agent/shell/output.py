@@ -64,6 +64,7 @@ class OutputPump:
         self._wake, self._full = asyncio.Event(), asyncio.Event()
         self._room = threading.Condition()
         self._held = _Held()
+        self._told = (False, False)  # whether the loop knows that something is held, and that it is much
         self._is_finished = False
         folder.mkdir(parents=True, exist_ok=True)
         saved = _saved(folder)
@@ -81,6 +82,10 @@ class OutputPump:
             self._held.add(self._parser.feed(chunk.stream, chunk.at, chunk.data, keep_lines=not self._is_cut))
             self.position = chunk.position
             is_full = self._held.size >= _FLUSH_BYTES
+            news = (True, is_full)
+            if news == self._told:
+                return  # waking the loop for every line would cost more than the line
+            self._told = news
         with suppress(RuntimeError):  # the loop has ended: an agent after this one reads it again
             self._loop.call_soon_threadsafe(partial(self._notify, is_full=is_full))
 
@@ -120,7 +125,7 @@ class OutputPump:
 
     async def _flush(self) -> None:
         with self._room:
-            held, self._held = self._held, _Held()
+            held, self._held, self._told = self._held, _Held(), (False, False)
             state = json.dumps(
                 {
                     "position": self.position,
