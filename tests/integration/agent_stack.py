@@ -279,11 +279,18 @@ async def storage_of(mongo_url: str, folder: Path) -> AsyncIterator[StorageProce
 
 
 def clean_up(stack_id: str) -> None:
-    label = f"label=wherry.stack={stack_id}"
-    for name in docker("ps", "-aq", "--filter", label).split():
-        docker("rm", "-fv", name, check=False)  # the engine may be removing it
-    for name in docker("volume", "ls", "-q", "--filter", label).split():
-        docker("volume", "rm", "-f", name, check=False)
+    """Remove what a stack has on the engine; again where the engine is still removing a user of it."""
+    label, give_up_at = f"label=wherry.stack={stack_id}", time.monotonic() + 20
+    while time.monotonic() < give_up_at:
+        containers = docker("ps", "-aq", "--filter", label).split()
+        volumes = docker("volume", "ls", "-q", "--filter", label).split()
+        if not containers and not volumes:
+            return
+        for name in containers:
+            docker("rm", "-fv", name, check=False)
+        for name in volumes:
+            docker("volume", "rm", "-f", name, check=False)
+    raise AssertionError(f"still there: {containers} {volumes}")
 
 
 def busybox() -> None:
