@@ -1,5 +1,5 @@
 from shared import streams
-from shared.channels import CHANNELS
+from shared.channels import CHANNELS, LOGS
 
 
 def covers(pattern: str, subject: str) -> bool:
@@ -40,14 +40,10 @@ def test_only_what_is_wanted_is_compared():
     assert streams.differences({"a": 1, "b": [], "c": {"x": 1}}, {"a": 1, "c": {"x": 1, "y": 2}, "more": 1}) == {}
     assert streams.differences({"a": 1}, {"a": 2}) == {"a": (1, 2)}
     assert streams.differences({"deny": True}, {}) == {"deny": (True, None)}
-"""Streams as data."""
-
-from shared import channels
-from shared.streams import STREAMS
 
 
 def test_only_live_output_may_be_acknowledged_before_it_is_on_disk() -> None:
     for replicas in (1, 3):
-        hasty = {one.name for one in STREAMS if one.config(replicas).get("persist_mode") == "async"}
-        assert hasty <= {channels.LOGS}
-    assert all(one.config(1)["storage"] == "file" for one in STREAMS)
+        hasty = {one.name for one in streams.STREAMS if one.config(replicas).get("persist_mode") == "async"}
+        assert hasty <= {LOGS}
+    assert all(one.config(1)["storage"] == "file" for one in streams.STREAMS)
