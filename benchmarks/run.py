@@ -90,14 +90,14 @@ def bench_lifecycle(jobs: int, nodes: int, samples: int) -> dict[str, object]:
             ) as http:
                 wait_for(lambda: "ok" if http.get("/status").json()["nodes"]["online"] == nodes else None, 30)
                 for sample in range(samples + 1):
-                    before = http.get("/status").json()["jobs"].get("succeeded", 0)
+                    before = http.get("/status").json()["jobs"]["by_state"].get("succeeded", 0)
                     started = time.perf_counter()
                     spec = {**SPEC, "name": f"noop-{sample}"}
                     for _ in range(jobs // 100):
                         http.post("/jobs/batch", json={"jobs": [spec] * 100}).raise_for_status()
                     wait_for(
                         lambda: (
-                            "ok" if http.get("/status").json()["jobs"].get("succeeded", 0) >= before + jobs else None
+                            "ok" if http.get("/status").json()["jobs"]["by_state"].get("succeeded", 0) >= before + jobs else None
                         ),
                         300,
                     )
