@@ -90,23 +90,22 @@ def bench_lifecycle(jobs: int, nodes: int, samples: int) -> dict[str, object]:
             ) as http:
                 wait_for(lambda: "ok" if http.get("/status").json()["nodes"]["online"] == nodes else None, 30)
                 for sample in range(samples + 1):
-                    before = http.get("/status").json()["jobs"]["by_state"].get("succeeded", 0)
+                    goal = _succeeded(http) + jobs
                     started = time.perf_counter()
                     spec = {**SPEC, "name": f"noop-{sample}"}
                     for _ in range(jobs // 100):
                         http.post("/jobs/batch", json={"jobs": [spec] * 100}).raise_for_status()
-                    wait_for(
-                        lambda: (
-                            "ok" if http.get("/status").json()["jobs"]["by_state"].get("succeeded", 0) >= before + jobs else None
-                        ),
-                        300,
-                    )
+                    wait_for(lambda: "ok" if _succeeded(http) >= goal else None, 300)
                     if sample:  # the first warms up
                         rates.append(jobs / (time.perf_counter() - started))
         finally:
             agents.kill()
             agents.wait()
     return {"jobs": jobs, "nodes": nodes, "per_s": statistics.median(rates), "samples": rates}
+
+
+def _succeeded(http: httpx.Client) -> int:
+    return http.get("/status").json()["jobs"]["by_state"].get("succeeded", 0)
 
 
 def bench_first_output(samples: int) -> dict[str, object] | None:
