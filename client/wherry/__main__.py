@@ -2,4 +2,4 @@
 
 from client.wherry.cli import app
 
-app()
+app(prog_name="wherry")

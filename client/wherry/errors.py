@@ -43,21 +43,21 @@ class WherryError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Unreachable(WherryError):  # noqa: N818 - it is what happened
+class Unreachable(WherryError):
     """No answer: nothing listens there, or the connection broke."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("unreachable", detail, retryable=True)
 
 
-class WaitTimeout(WherryError):  # noqa: N818 - it is what happened
+class WaitTimeout(WherryError):
     """The job had not ended in the time given. It goes on."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("wait_timeout", detail, retryable=True)
 
 
-class Corrupt(WherryError):  # noqa: N818 - it is what happened
+class Corrupt(WherryError):
     """What arrived is not what the server said it would be."""
 
     def __init__(self, detail: str) -> None:

@@ -29,6 +29,7 @@ from shared.blobs import BlobClient
 from shared.bus import EXIT_RESTART_ME, Bus
 from shared.channels import Service
 from shared.errors import WherryError
+from shared.settings import complaints
 
 _CONNECT_S = 5.0
 _log = observe.logger("main")
@@ -75,8 +76,9 @@ def start(  # noqa: PLR0913, PLR0917 - the options
     }
     try:
         context.obj = _settings({name: value for name, value in given.items() if value is not None})
-    except (ValidationError, ValueError, OSError) as error:
-        typer.echo(f"wherry-agent: {error}", err=True)
+    except (ValueError, OSError) as error:
+        for line in complaints(error) if isinstance(error, ValidationError) else [str(error)]:
+            typer.echo(f"wherry-agent: {line}", err=True)
         raise typer.Exit(2) from error
     if context.invoked_subcommand is None:
         run(context)
@@ -244,7 +246,7 @@ def _alone(folder: Path) -> Generator[None]:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="wherry-agent")
 
 
 if __name__ == "__main__":

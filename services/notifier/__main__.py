@@ -13,6 +13,7 @@ from shared.bus import Bus
 from shared.channels import SECRET_GET, Service
 from shared.events import DeliveryRequested
 from shared.requests import SecretRef
+from shared.settings import read_settings
 
 EXIT_START_ME_AGAIN = 75
 
@@ -58,7 +59,7 @@ async def _until_the_end(notifier: Notifier, stop: asyncio.Event, closed: asynci
 
 def main() -> None:
     """Read the settings and run."""
-    settings = NotifierSettings()
+    settings = read_settings(NotifierSettings)
     observe.configure(settings, "notifier")
     observe.serve_metrics(settings.notifier_metrics_port)
     sys.exit(asyncio.run(run(settings)))

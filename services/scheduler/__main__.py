@@ -12,6 +12,7 @@ from shared import observe
 from shared.bus import EXIT_RESTART_ME, Bus
 from shared.channels import Service
 from shared.ids import new_id
+from shared.settings import read_settings
 
 
 async def run(settings: SchedulerSettings) -> int:
@@ -34,7 +35,7 @@ async def run(settings: SchedulerSettings) -> int:
 
 def main() -> None:
     """Read the settings and run."""
-    settings = SchedulerSettings()  # pyright: ignore[reportCallIssue] - the environment fills them
+    settings = read_settings(SchedulerSettings)
     observe.configure(settings, Service.SCHEDULER.value)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(run(settings)))

@@ -11,6 +11,7 @@ from services.storage.app import run
 from services.storage.settings import StorageSettings
 from shared import observe
 from shared.bus import EXIT_RESTART_ME
+from shared.settings import read_settings
 
 _M_ARENA_MAX = -8
 
@@ -44,7 +45,7 @@ def _share_heaps() -> None:
 def main() -> int:
     """Run the service and return its exit code."""
     _share_heaps()
-    settings = StorageSettings()
+    settings = read_settings(StorageSettings)
     observe.configure(settings, "storage")
     observe.serve_metrics(settings.storage_metrics_port)
     return uvloop.run(_run_until_told(settings))

@@ -234,7 +234,7 @@ async def test_a_server_that_falls_silent_is_noticed_and_the_write_still_happens
     nats_server.pause()
     writing = asyncio.create_task(bus.record(record, deadline_s=60))
     async with asyncio.timeout(20):
-        while bus.is_connected:  # noqa: ASYNC110 - nothing tells of it but the pings
+        while bus.is_connected:
             await asyncio.sleep(0.2)
     nats_server.resume()
     await asyncio.wait_for(writing, 30)
@@ -274,7 +274,7 @@ async def test_a_lease_is_won_once_renewed_by_its_holder_and_gone_after_its_time
     renewed = await bus.put("wherry.leader.scheduler", b"a", expect_seq=mine, ttl_s=1)
     assert await bus.get_last(LEADER, "wherry.leader.scheduler") == (renewed, b"a")
     async with asyncio.timeout(10):
-        while await bus.get_last(LEADER, "wherry.leader.scheduler"):  # noqa: ASYNC110 - the server tells nobody
+        while await bus.get_last(LEADER, "wherry.leader.scheduler"):
             await asyncio.sleep(0.1)
     assert await bus.put("wherry.leader.scheduler", b"b", expect_seq=0, ttl_s=1) > renewed
 

@@ -17,7 +17,7 @@ from client.wherry.cli import tables
 from client.wherry.cli.console import Output, as_json, now
 from client.wherry.cli.follow import follow
 from client.wherry.cli.spec import SpecOptions, build_spec, read_spec
-from client.wherry.cli.words import plain, plural, size
+from client.wherry.cli.words import cancelled_note, plain, plural, size
 from client.wherry.client import Client
 from client.wherry.errors import WherryError
 from client.wherry.source import ProgressCallback
@@ -325,7 +325,7 @@ def cancel(ctx: typer.Context, job: JobId) -> None:
         answer = client.cancel(job)
     if output.json:
         output.document(answer)
-    output.note(f"job {job} was {answer.state} when the cancel was taken; see `wherry show {job}`")
+    output.note(cancelled_note(job, answer.state))
 
 
 @app.command()

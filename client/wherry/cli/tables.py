@@ -103,16 +103,23 @@ def status(found: models.Status) -> Table:
     """Return the system at a glance."""
     facts = Table.grid(padding=(0, 2))
     for name, value in found.model_dump(mode="json", exclude_unset=True).items():
-        facts.add_row(Text(name.replace("_", " "), style="dim"), Text(plain(_words(value))))
+        facts.add_row(Text(_spaced(name), style="dim"), Text(plain(count_words(value))))
     return facts
 
 
-def _words(value: Any) -> str:
+def count_words(value: Any) -> str:
+    """Return an answer's value in words: counts as "3 total: 2 succeeded, 1 failed"."""
     if isinstance(value, dict):
-        return ", ".join(f"{_words(item)} {key.replace('_', ' ')}" for key, item in value.items()) or "-"
+        counts = [f"{item} {_spaced(key)}" for key, item in value.items() if not isinstance(item, dict)]
+        below = [count_words(item) for item in value.values() if isinstance(item, dict) and item]
+        return ": ".join([", ".join(counts), *below])
     if isinstance(value, list):
-        return ", ".join(_words(item) for item in value) or "-"
+        return ", ".join(count_words(item) for item in value) or "none"
     return str(value)
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _table(*columns: str) -> Table:

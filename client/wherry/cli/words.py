@@ -3,6 +3,8 @@
 import re
 from datetime import UTC, datetime
 
+from client.wherry.models import TERMINAL
+
 _CONTROL = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]|\x1b")
 
 STATE_STYLES = {
@@ -65,3 +67,10 @@ def harmless(text: str) -> str:
 def plain(text: str) -> str:
     """Return *text* without any control character, for tables."""
     return _CONTROL.sub("", text)
+
+
+def cancelled_note(job_id: str, state: str) -> str:
+    """Return what a cancel did to a job that was in *state*."""
+    if state in TERMINAL:
+        return f"job {job_id} had ended already: {state}"
+    return f"job {job_id} is told to stop; see `wherry show {job_id}`"

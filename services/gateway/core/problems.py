@@ -43,6 +43,11 @@ _CODE_OF_STATUS: Mapping[int, str] = {
     409: "conflict", 413: "too_large", 415: "unsupported_media_type", 416: "range_not_satisfiable", 422: "invalid",
     429: "throttled", 503: "unavailable",
 }  # fmt: skip
+#: The web framework's own words, which say nothing, and ours.
+_OF_FRAMEWORK: Mapping[tuple[int, str], str] = {
+    (404, "Not Found"): "There is nothing at this address; /openapi.json lists what there is.",
+    (405, "Method Not Allowed"): "This address does not take this method; /openapi.json lists what it takes.",
+}
 #: Pydantic puts the branch of a union into an error's place: noise to a user.
 _UNION_BRANCH = re.compile(r"^(constrained-\w+|str|int|float|bool|\[key\]|(tuple|list|dict)\[.*\]|function-.*)$")
 #: Sentences for checks whose own words are written for programmers.
@@ -99,7 +104,8 @@ def retry_after_s(error: WherryError) -> int | None:
 
 def from_status(status: int, detail: str) -> WherryError:
     """Return the error for an HTTP status that the web framework came up with."""
-    return WherryError(_CODE_OF_STATUS.get(status, "internal" if status >= 500 else "bad_request"), detail)
+    code = _CODE_OF_STATUS.get(status, "internal" if status >= 500 else "bad_request")
+    return WherryError(code, _OF_FRAMEWORK.get((status, detail), detail))
 
 
 def from_validation(error: ValidationError, model: type[BaseModel] | None = None) -> WherryError:
@@ -114,7 +120,8 @@ def invalid(fields: Iterable[FieldProblem]) -> WherryError:
     """Return the 422 that names *fields*."""
     fields = tuple(fields)
     sentences = "; ".join(f"{item.field}: {item.message}" if item.field else item.message for item in fields[:5])
-    return WherryError("invalid", f"{sentences}." if sentences else "The request is not valid.", fields=fields)
+    ended = sentences if sentences.endswith("?") else f"{sentences}."
+    return WherryError("invalid", ended if sentences else "The request is not valid.", fields=fields)
 
 
 def fields_at_fault(
@@ -131,6 +138,8 @@ def fields_at_fault(
 
 
 def _sentence(item: Mapping[str, Any]) -> str:
+    if item["type"] == "string_pattern_mismatch":
+        return f"This is not of the form {item['ctx']['pattern']}"
     return _PLAIN.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ")
 
 

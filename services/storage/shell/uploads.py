@@ -45,6 +45,7 @@ class _UnderWay:
 
     upload: Upload
     touched: float
+    dropped: bool = False
     digest: RunningDigest = field(default_factory=RunningDigest)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -112,7 +113,7 @@ class Uploads:
         # Taken in only if this call stored it: of a number that was taken, the first bytes count, not these.
         if await self._inserts.do(Chunk(work.upload.file_id, number, data)):
             work.digest.take(number, data)
-        if work.upload.state == "dropped":  # while this chunk was on its way: what was dropped did not yet hold it
+        if work.dropped:  # while this chunk was on its way: what was dropped did not yet hold it
             await self._gridfs.drop([work.upload.file_id])
             raise _gone(upload_id)
         RECEIVED.inc(len(data))
@@ -206,7 +207,7 @@ class Uploads:
         work = self._under_way.pop(upload.id, None)
         if await self._store.move(upload.id, states, "dropped", utc_now()):
             if work is not None:
-                work.upload = replace(work.upload, state="dropped")
+                work.dropped = True
             await self._gridfs.drop([upload.file_id])
             DROPPED.labels(why).inc()
 
