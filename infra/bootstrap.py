@@ -15,7 +15,7 @@ from shared import observe, streams
 from shared.bus import Bus
 from shared.channels import Service
 from shared.errors import NotFound, WherryError
-from shared.settings import ServiceSettings
+from shared.settings import ServiceSettings, read_settings
 
 _log = observe.logger("bootstrap")
 
@@ -87,7 +87,7 @@ def _changes(title: str, wanted: Mapping[str, Any], live: Mapping[str, Any], mut
 
 async def main() -> int:
     """Connect as the environment says and bootstrap; return the exit code."""
-    settings = BootstrapSettings()
+    settings = read_settings(BootstrapSettings)
     observe.configure(settings, "bootstrap")
     try:
         # The set-up acts as the core of the system: CTRL is the account of its user.
