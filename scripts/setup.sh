@@ -8,7 +8,10 @@ want=$1
 stamp() { echo ".venv/wherry-$1-$(cksum <"requirements/$1.lock" | tr ' ' -)"; }
 
 for have in "$want" dev; do # dev holds stack
-    [ -e "$(stamp "$have")" ] && exit 0
+    if [ -e "$(stamp "$have")" ]; then
+        [ -e .venv/bin/wherry ] || sh scripts/programs.sh .venv
+        exit 0
+    fi
 done
 
 # The newest Python that will do: the one asked for, else python3, else one with its version in its name.
@@ -38,5 +41,6 @@ fi
 echo "installing requirements/$want.lock into .venv (once)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
     --require-hashes --requirement "requirements/$want.lock"
+sh scripts/programs.sh .venv
 rm -f ".venv/wherry-$want-"*
 touch "$(stamp "$want")"
