@@ -52,7 +52,7 @@ def main() -> int:
     home = Home.from_env()
     try:
         return _run(asked, home)
-    except control.StackFailedError as failed:
+    except (control.StackFailedError, ValueError) as failed:
         print(f"wherry did not do it: {failed}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

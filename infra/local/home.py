@@ -75,8 +75,16 @@ class Identity:
 
 
 def port(env: Mapping[str, str] = os.environ) -> int:
-    """Return the port that the gateway serves."""
-    return int(env.get("WHERRY_PORT") or 8080)
+    """Return the port that the gateway serves.
+
+    Raises:
+        ValueError: WHERRY_PORT is none.
+
+    """
+    text = env.get("WHERRY_PORT") or "8080"
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ValueError(f"WHERRY_PORT is {text!r}: give a number from 1 to 65535")
+    return int(text)
 
 
 def address(env: Mapping[str, str] = os.environ) -> str:
