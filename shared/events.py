@@ -1,12 +1,11 @@
 """The CloudEvents 1.0 envelope of everything that a stream keeps, and the data that it carries."""
 
-from datetime import datetime
 from typing import Generic, Self, TypeVar
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from shared.job import BlobRef, Failure, Job, OutputsRef
-from shared.model import Message
+from shared.model import Message, Name, Remark
 from shared.states import AttemptState
 
 D = TypeVar("D", bound=Message)
@@ -23,7 +22,7 @@ class Event(Message, Generic[D]):
     id: str
     source: str  # "/wherry/<service>" or "/wherry/node_agent/<node_id>"
     type: str  # "io.wherry.job.placed.v1"
-    time: datetime
+    time: AwareDatetime
     subject: str  # the job's id
     datacontenttype: str = "application/json"
     causedby: str | None = None
@@ -56,22 +55,22 @@ class AttemptStarting(Message):
 
     attempt: int
     phase: str = "pull"  # or "stage_in"
-    at: datetime
+    at: AwareDatetime
 
 
 class AttemptRunning(Message):
     """The user's program runs."""
 
     attempt: int
-    at: datetime
-    image_digest: str | None = None
+    at: AwareDatetime
+    image_digest: Name | None = None
 
 
 class AttemptFinishing(Message):
     """The program has ended; what it left is being brought home."""
 
     attempt: int
-    at: datetime
+    at: AwareDatetime
     exit_code: int | None = None
 
 
@@ -79,21 +78,21 @@ class AttemptFinished(Message):
     """The last word about an attempt. `state` is a final attempt state."""
 
     attempt: int
-    at: datetime
+    at: AwareDatetime
     state: AttemptState
     exit_code: int | None = None
     error: Failure | None = None
     outputs: OutputsRef | None = None
-    image_digest: str | None = None
-    running_at: datetime | None = None  # for when `running` was never delivered
-    remarks: tuple[str, ...] = ()
+    image_digest: Name | None = None
+    running_at: AwareDatetime | None = None  # for when `running` was never delivered
+    remarks: tuple[Remark, ...] = ()
 
 
 class CancelRequested(Message):
     """Somebody with the right to do so asks for the job to stop."""
 
     by: str  # a user's id
-    at: datetime
+    at: AwareDatetime
 
 
 class JobSummary(Message):
@@ -105,9 +104,9 @@ class JobSummary(Message):
     files: int = 0
     bytes: int = 0
     attempts: int = 0
-    created_at: datetime
-    running_at: datetime | None = None
-    ended_at: datetime | None = None
+    created_at: AwareDatetime
+    running_at: AwareDatetime | None = None
+    ended_at: AwareDatetime | None = None
 
 
 class DeliveryRequested(Message):
@@ -121,7 +120,7 @@ class DeliveryRequested(Message):
     kind: str  # "email" or "webhook"
     target: str  # an address or a URL
     secret_ref: str | None = None
-    at: datetime
+    at: AwareDatetime
     job: JobSummary | None = None
 
 
@@ -134,15 +133,15 @@ class DeliveryTried(Message):
     tries: int
     state: str  # "retrying", "delivered", "given_up"
     detail: str = ""  # what the receiver said, or why it was given up
-    at: datetime
-    next_at: datetime | None = None
+    at: AwareDatetime
+    next_at: AwareDatetime | None = None
 
 
 class LogLine(Message):
     """One line of output. `n` counts from 1 over both streams of an attempt: a hole in the numbers is a lost range."""
 
     n: int
-    t: datetime
+    t: AwareDatetime
     s: str = "o"  # "o" stdout, "e" stderr
     x: str  # the text without its line end, at most LOG_LINE_BYTES_MAX
 
@@ -155,7 +154,7 @@ class Progress(Message):
 
     fraction: float = Field(ge=0, le=1)
     message: str = ""
-    at: datetime
+    at: AwareDatetime
 
 
 class MetricPoint(Message):
@@ -164,7 +163,7 @@ class MetricPoint(Message):
     name: str
     value: float
     step: int | None = None
-    at: datetime
+    at: AwareDatetime
 
 
 class OutputBatch(Message):

@@ -1,19 +1,20 @@
 """The heartbeat: what a node has and does, and in the answer what should be there."""
 
-from datetime import datetime
 from typing import Literal
 
-from shared.model import Message
+from pydantic import AwareDatetime, Field
+
+from shared.model import Amount, Message, Name
 from shared.spec import JobSpec
 
 
 class Gpu(Message):
     """One GPU as NVML reports it. Memory in bytes, utilisation in percent, temperature in degrees Celsius."""
 
-    uuid: str
-    name: str
-    memory_total: int
-    memory_used: int = 0
+    uuid: Name
+    name: Name
+    memory_total: Amount
+    memory_used: Amount = 0
     utilisation: float = 0.0
     temperature: float | None = None
     processes: int = 0
@@ -23,7 +24,7 @@ class NodeInfo(Message):
     """What a node is: fixed while its agent runs."""
 
     id: str
-    name: str
+    name: Name
     cluster: str = "default"
     tags: tuple[str, ...] = ()
     arch: Literal["amd64", "arm64"] = "amd64"
@@ -36,9 +37,9 @@ class NodeInfo(Message):
 class Capacity(Message):
     """What the node offers in all. CPUs fractional, sizes in bytes."""
 
-    cpus: float
-    memory: int
-    disk: int
+    cpus: float = Field(ge=0, le=2**20)
+    memory: Amount
+    disk: Amount
     gpus: tuple[Gpu, ...] = ()
 
 
@@ -47,8 +48,8 @@ class Usage(Message):
 
     cpu_percent: float = 0.0
     load1: float = 0.0
-    memory_available: int = 0
-    disk_free: int = 0
+    memory_available: Amount = 0
+    disk_free: Amount = 0
 
 
 class HeldAttempt(Message):
@@ -71,7 +72,7 @@ class Heartbeat(Message):
     attempts: tuple[HeldAttempt, ...] = ()
     images: tuple[str, ...] = ()
     epoch: int = 0  # the highest the agent has seen
-    at: datetime
+    at: AwareDatetime
 
 
 class Order(Message):

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from shared.model import Message
+from shared.model import Message, Name, Remark, Sentence
 from shared.spec import JobSpec
 from shared.states import JOB_TERMINAL, AttemptState, EndReason, JobState, PendingCode
 
@@ -24,7 +24,7 @@ class PendingReason(Message):
 
     code: PendingCode
     nodes: int
-    message: str
+    message: Sentence
 
 
 class BlobRef(Message):
@@ -46,7 +46,7 @@ class Failure(Message):
     """How something ended that did not succeed."""
 
     reason: EndReason
-    message: str
+    message: Sentence
 
 
 class Attempt(Message):
@@ -58,7 +58,7 @@ class Attempt(Message):
     phase: str | None = None  # "pull" or "stage_in" while starting
     gpus: tuple[str, ...] = ()  # UUIDs promised
     score: dict[str, float] = {}  # why this node
-    image_digest: str | None = None
+    image_digest: Name | None = None
     placed_at: datetime
     starting_at: datetime | None = None
     running_at: datetime | None = None
@@ -89,7 +89,7 @@ class Job(Message):
     pending: tuple[PendingReason, ...] = ()
     cancel_requested_at: datetime | None = None
     error: Failure | None = None
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
     outputs: OutputsRef | None = None
 
     @property

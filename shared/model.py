@@ -1,8 +1,8 @@
 """The base of everything that travels: frozen, closed, compared by value."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Frozen(BaseModel):
@@ -12,9 +12,12 @@ class Frozen(BaseModel):
 
 
 class Message(BaseModel):
-    """A value that travels between services. Unknown fields are ignored, so that the next version may add some."""
+    """A value that travels between services. Unknown fields are ignored, so that the next version may add some.
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    Numbers are finite: JSON has no others, and one that came in could not be passed on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     def to_bytes(self) -> bytes:
         """Return the message as UTF-8 JSON, without fields that are at their default."""
@@ -28,3 +31,16 @@ class Message(BaseModel):
             pydantic.ValidationError: the body is not this message.
         """
         return cls.model_validate_json(body)
+
+
+def _clipped(longest: int) -> AfterValidator:
+    return AfterValidator(lambda text: text if len(text) <= longest else f"{text[: longest - 1]}…")
+
+
+#: What somebody else words (a program, an engine, a node) is cut rather than refused: what it comes with matters more.
+#: Uncut, the whole job that every event carries could outgrow the broker's largest message.
+Sentence = Annotated[str, _clipped(2000)]
+Remark = Annotated[str, _clipped(500)]
+Name = Annotated[str, _clipped(300)]
+#: An amount that fits every number that it becomes on its way (floats, BSON).
+Amount = Annotated[int, Field(ge=0, le=2**53)]

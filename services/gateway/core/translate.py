@@ -1,7 +1,6 @@
 """From messages to what clients see. A message of the bus is never shown as it is."""
 
 import json
-import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
@@ -127,9 +126,8 @@ def lost_text(first: int, last: int) -> str:
 
 
 def point(item: MetricPoint) -> views.PointView:
-    """Return one value; JSON has no word for those that are not finite."""
-    value = item.value if math.isfinite(item.value) else None
-    return views.PointView(name=item.name, value=value, step=item.step, at=item.at)
+    """Return one value."""
+    return views.PointView(name=item.name, value=item.value, step=item.step, at=item.at)
 
 
 def events(page: EventPage, after_seq: int) -> views.EventsDocument:
