@@ -26,7 +26,7 @@ from shared.settings import ServiceSettings
 from shared.states import AttemptState, JobState
 
 ROOT = Path(__file__).resolve().parents[2]
-NODE = "n1"
+NODE, OTHER_NODE = "n1", "n2"
 ADMIN = ("admin", "admin password 1")
 SPEC = {"name": "one", "image": "busybox", "command": ["true"]}
 
@@ -36,8 +36,8 @@ class GatewayStack:
 
     def __init__(self, home: Path, **gateway_env: str) -> None:
         self.home = home
-        self.passwords = {user.name: secrets.token_hex(8) for user in users([NODE])}
-        self.nats = NatsServer(home / "nats", accounts_config(self.passwords, [NODE]))
+        self.passwords = {user.name: secrets.token_hex(8) for user in users([NODE, OTHER_NODE])}
+        self.nats = NatsServer(home / "nats", accounts_config(self.passwords, [NODE, OTHER_NODE]))
         self.mongo = MongoServer(home / "mongo", cache_gb=0.25, oplog_mb=256)
         self.port = free_port()
         self.gateway_env = {
@@ -189,4 +189,4 @@ async def eventually(condition: Any, what: str, timeout_s: float = 20) -> Any:
         return found
 
 
-__all__ = ["ADMIN", "NODE", "SPEC", "GatewayStack", "Scheduler", "eventually", "new_id", "until"]
+__all__ = ["ADMIN", "NODE", "OTHER_NODE", "SPEC", "GatewayStack", "Scheduler", "eventually", "new_id", "until"]

@@ -14,7 +14,7 @@ from shared.bus import Bus
 from shared.channels import OUTPUT, Service
 from shared.clock import utc_now
 from shared.events import LogLine, MetricPoint, OutputBatch, Progress
-from tests.integration.gateway_stack import ADMIN, NODE, SPEC, GatewayStack, Scheduler, eventually
+from tests.integration.gateway_stack import ADMIN, NODE, OTHER_NODE, SPEC, GatewayStack, Scheduler, eventually
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +348,25 @@ async def test_a_reader_that_comes_back_gets_the_rest(
     async with following(http, f"/jobs/{job_id}/logs?follow=true", **{"Last-Event-ID": seen}) as again:
         await again.until(lambda: again.ended)
     assert again.lines() == [3, 4, 5]
+
+
+async def test_what_another_node_says_about_an_attempt_is_not_shown(
+    stack: GatewayStack, http: httpx.AsyncClient, scheduler: Scheduler, node: Node
+) -> None:
+    job_id = await new_job(http)
+    await scheduler.run(job_id)
+    forged = OutputBatch(lines=(LogLine(n=1, t=utc_now(), x="forged"),), progress=Progress(fraction=0.99, at=utc_now()))
+    async with following(http, f"/jobs/{job_id}/logs?follow=true") as listener:
+        await listener.until(lambda: listener.comments > 0)
+        async with stack.bus(Service.NODE_AGENT, f"node-{OTHER_NODE}", OTHER_NODE) as other:
+            for attempt in ("1", "2", "999999999", "9" * 40, "no-number"):
+                await other.publish(OUTPUT, forged, node_id=OTHER_NODE, job_id=job_id, attempt=attempt)
+        await node.say(job_id, 1, 2)
+        await scheduler.end(job_id)
+        await listener.until(lambda: listener.ended)
+    assert listener.lines() == [1, 2]
+    assert "forged" not in str(listener.events)
+    assert "progress" not in listener.names()
 
 
 async def test_a_tail_begins_near_the_end_and_one_stream_is_only_that_one(

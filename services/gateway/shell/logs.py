@@ -1,7 +1,7 @@
 """A job's output as text, and as it grows: live batches and stored lines put together by their numbers."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,6 +29,7 @@ _QUIET_S = 0.3
 #: Storage has everything of a job that ended longer ago.
 _SETTLED = timedelta(seconds=15)
 _POLL_FIRST_S = 1.0
+_NUMBER_LENGTH = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class _Follower:
         self._wish = wish
         self._tail = Tail(1)
         self._ended: Job | None = None
+        self._nodes: dict[int, str] = {}  # of each attempt
         self._poll_s = _POLL_FIRST_S
 
     async def run(self) -> AsyncGenerator[bytes, None]:
@@ -132,14 +134,21 @@ class _Follower:
         self._poll_s = _POLL_FIRST_S
         if isinstance(heard.data, JobChanged):
             self._notice(heard.data.job)
-        elif isinstance(heard.data, OutputBatch):
-            attempt = int(heard.params["attempt"])
+        elif isinstance(heard.data, OutputBatch) and (attempt := await self._own(heard.params)) is not None:
             if attempt > self._tail.attempt and self._wish.attempt is None:
                 async for frame in self._next_attempt(attempt):
                     yield frame
             if attempt == self._tail.attempt:
                 async for frame in self._batch(heard.data):
                     yield frame
+
+    async def _own(self, params: Mapping[str, str]) -> int | None:
+        """Return the attempt that output is of, if its own node says so: any node can talk about any job."""
+        text = params["attempt"]
+        attempt = int(text) if text.isdecimal() and len(text) < _NUMBER_LENGTH else 0
+        if attempt > max(self._nodes, default=0):
+            self._notice((await self._view()).job)
+        return attempt if self._nodes.get(attempt) == params["node_id"] else None
 
     async def _look(self) -> AsyncGenerator[bytes, None]:
         """Nothing was heard for a while: see whether something was missed."""
@@ -194,6 +203,7 @@ class _Follower:
             yield page
 
     def _notice(self, job: Job) -> None:
+        self._nodes |= {item.number: item.node for item in job.attempts}
         one = next((item for item in job.attempts if item.number == self._wish.attempt), None)
         if job.is_terminal or (one is not None and one.state in ATTEMPT_TERMINAL):
             self._ended = job
