@@ -199,7 +199,7 @@ def bench_artifacts(size_mb: int, samples: int) -> dict[str, object]:
                 blocks = [os.urandom(MIB) for _ in range(size_mb)]
                 body = b"".join(blocks)
                 started = time.perf_counter()
-                artifact = http.put(url, content=body).json()["artifact_id"]
+                artifact = http.put(url, content=iter(blocks)).json()["artifact_id"]
                 taken_up = size_mb / (time.perf_counter() - started)
                 started, size = time.perf_counter(), 0
                 with http.stream("GET", f"{url}/{artifact}") as answer:
