@@ -185,6 +185,10 @@ class Attempts:
             except WherryError as error:
                 self._do.post(m.Failed(held.key, failure_from(error)))
                 return
+            except Exception as error:  # noqa: BLE001 - the attempt ends, and says why; what may run is cleared
+                _log.exception("start_broke", job_id=held.key.job_id, attempt=held.key.attempt)
+                self._do.post(m.Failed(held.key, Failure(reason=EndReason.RUNTIME_ERROR, message=repr(error))))
+                return
         self._do.post(m.Started(held.key))
         await self._follow(held)
 
@@ -199,6 +203,19 @@ class Attempts:
         return found != ["created"]  # one that is gone shows when it is followed
 
     async def _follow(self, held: m.Held) -> None:
+        """Read on until the program has ended. Whatever breaks: nobody else would notice its end."""
+        outcomes: list[Outcome] = []
+
+        async def follow() -> None:
+            outcomes.append(await self._follow_once(held))
+
+        def note(error: Exception) -> None:
+            _log.error("following_broke", job_id=held.key.job_id, attempt=held.key.attempt, error=repr(error))
+
+        await until_done(follow, note)
+        self._do.post(m.Exited(held.key, outcomes[0]))
+
+    async def _follow_once(self, held: m.Held) -> Outcome:
         key = held.key
         runtime = self._do.runtimes[held.order.spec.runtime]
         pump = OutputPump(self.folder(key), partial(self._do.publish, key), bytes_max=self._do.log_bytes_max)
@@ -222,7 +239,7 @@ class Attempts:
         finally:
             pump.close()
             publishing.cancel()
-        self._do.post(m.Exited(key, outcomes[0]))
+        return outcomes[0]
 
     async def _read_on(self, runtime: Runtime, key: Key, handle: str, pump: OutputPump) -> Outcome | None:
         """Read until the output ends; return how the program did, or None if it turns out to run on."""

@@ -1,6 +1,7 @@
 """Bringing home what an attempt left: files, logs, and the manifest that lists them."""
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -102,7 +103,9 @@ class _Files:
 
     async def take(self, output: Output) -> None:
         """Store *output*, or note why not."""
-        if output.kind == "dir":
+        if not _is_text(output.path):
+            self.remarks.add(f"{_readable(output.path)}: its name is not UTF-8, left out")
+        elif output.kind == "dir":
             self._manifest.add(_entry(output, None))
         elif output.kind == "other":
             self.remarks.add(f"{output.path}: a link or a device, left out")
@@ -119,7 +122,7 @@ class _Files:
             if (blob := self._blobs.get(link.target)) is not None:
                 self._manifest.add(_entry(link, BlobRef(sha256=blob[0], size=blob[1])))
             else:
-                self.remarks.add(f"{link.path}: another name of {link.target}, left out")
+                self.remarks.add(f"{link.path}: another name of {_readable(link.target)}, left out")
 
     async def cancel(self) -> None:
         """Stop what is under way."""
@@ -147,6 +150,15 @@ class _Files:
     def _keep(self, output: Output, blob: BlobRef) -> None:
         self._blobs[output.path] = (blob.sha256, blob.size)
         self._manifest.add(_entry(output, blob))
+
+
+def _is_text(path: str) -> bool:
+    """Return whether *path* can be written as JSON: Linux takes any bytes for a name."""
+    return path == _readable(path)
+
+
+def _readable(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _entry(output: Output, blob: BlobRef | None) -> Entry:

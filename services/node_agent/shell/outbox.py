@@ -21,7 +21,7 @@ CHANNELS: Mapping[AttemptEventName, Channel[Any, Any]] = {
     AttemptEventName.FINISHING: ATTEMPT_FINISHING,
     AttemptEventName.FINISHED: ATTEMPT_FINISHED,
 }
-_REFUSED_PAUSE_S = 5.0
+_REFUSED_PAUSE_S = _BROKEN_PAUSE_S = 5.0
 _log = observe.logger("outbox")
 
 
@@ -78,9 +78,15 @@ class Outbox:
     async def _work(self, key: Key) -> None:
         waiting = self._waiting[key]
         while waiting:
-            await self._send(waiting[0])
-            outgoing = waiting.popleft()
-            await self._journal.sent(outgoing)
+            outgoing = waiting[0]
+            try:
+                await self._send(outgoing)
+                await self._journal.sent(outgoing)
+            except Exception:  # noqa: BLE001 - a report that nobody sends any more is a job that never ends
+                _log.exception("report_broke", job_id=key.job_id, report=outgoing.id)
+                await asyncio.sleep(_BROKEN_PAUSE_S)
+                continue
+            waiting.popleft()
             self._delivered(outgoing)
         self._waiting.pop(key, None)
         self._workers.pop(key, None)

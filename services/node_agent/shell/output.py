@@ -138,8 +138,9 @@ class OutputPump:
         for batch in in_messages(held.batch()):
             await self._publish(batch)
         new = self._folder / "position.new"
-        new.write_text(state, "utf-8")
-        new.replace(self._folder / "position.json")
+        with suppress(OSError):  # a full disk: the next agent goes on from the position before
+            new.write_text(state, "utf-8")
+            new.replace(self._folder / "position.json")
 
     def _keep(self, chunk: Chunk) -> None:
         if self._is_cut or chunk.stream not in self._files:
@@ -147,12 +148,22 @@ class OutputPump:
         room = self._bytes_max - sum(self._sizes.values())
         data = chunk.data
         if len(data) > room:
-            self._is_cut = True
-            mark = f"\n[wherry: of the output, the first {self._bytes_max} bytes are kept]\n".encode()
-            data = data[:room] + mark
-            self._held.add(self._parser.feed(chunk.stream, chunk.at, mark))
-        os.write(self._files[chunk.stream], data)
-        self._sizes[chunk.stream] += len(data)
+            data = data[:room] + self._cut(chunk, f"of the output, the first {self._bytes_max} bytes are kept")
+        try:
+            while data:
+                written = os.write(self._files[chunk.stream], data)
+                self._sizes[chunk.stream] += written
+                data = data[written:]
+        except OSError as error:
+            if not self._is_cut:
+                self._cut(chunk, f"from here on the output is not kept: {error.strerror}")
+
+    def _cut(self, chunk: Chunk, why: str) -> bytes:
+        """Keep no more, say why to those who watch, and return what says so in the file."""
+        self._is_cut = True
+        mark = f"\n[wherry: {why}]\n".encode()
+        self._held.add(self._parser.feed(chunk.stream, chunk.at, mark))
+        return mark
 
 
 def in_messages(batch: OutputBatch) -> list[OutputBatch]:
