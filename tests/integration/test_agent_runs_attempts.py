@@ -114,6 +114,22 @@ async def test_the_main_job_gives_its_outputs_bit_for_bit_its_logs_and_its_repor
     await head.forget(order, agent)
 
 
+async def test_a_name_that_is_not_utf8_costs_that_file_and_no_other(
+    head: Head, agent: AgentProcess, runtime: dict[str, Any]
+) -> None:
+    command = (
+        """cd "$WHERRY_OUTPUTS"; echo fine > fine; echo odd > "$(printf 'caf\\351')"; mkdir "$(printf '\\377')" """
+    )
+    order, finished = await head.run(command=command, **runtime)
+    assert finished["state"] == "succeeded", finished
+    manifest = await head.manifest(finished)
+    assert [entry.path for entry in manifest.entries] == ["fine"]
+    assert sorted(manifest.skipped) == [
+        "caf\ufffd: its name is not UTF-8, left out", "\ufffd: its name is not UTF-8, left out",
+    ]  # fmt: skip
+    await head.forget(order, agent)
+
+
 async def test_the_heartbeat_says_what_the_node_is_and_has(head: Head, agent: AgentProcess) -> None:
     beat = await head.until(lambda: next((beat for beat in head.beats if beat.seq >= 2), None))
     assert (beat.node.id, beat.node.name, beat.node.tags) == ("n1", "first", ("here", "there"))
