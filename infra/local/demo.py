@@ -210,7 +210,7 @@ def _notices(
     say(f"a webhook came: {event['type']}, and its signature verifies")
     if not mail_to:
         say("no mail: the administrator has no address")
-    elif "WHERRY_SMTP_HOST" in os.environ:
+    elif os.environ.get("WHERRY_SMTP_HOST"):
         _until(lambda: _delivered(client, job.job_id), f"the mail to {mail_to}")
         say(f"a mail was taken by {os.environ['WHERRY_SMTP_HOST']} for {mail_to}")
     else:

@@ -30,6 +30,8 @@ from shared.permissions import accounts_config
 LOG_BYTES_MAX = 20 * 1024 * 1024
 FIRST_DELAY_S, LONGEST_DELAY_S, SETTLED_S = 0.2, 5.0, 10.0
 STOP_S = 15.0
+#: How long one try of the set-up of streams may take.
+SET_UP_S = 60.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -140,9 +142,9 @@ class Supervisor:
 
     def _servers(self) -> Addresses:
         env, root, ports = os.environ, self.home.root, self.home.ports
-        if "WHERRY_NATS_URL" not in env:
+        if not env.get("WHERRY_NATS_URL"):
             self.nats = NatsServer(root, accounts_config(self.who.nats, [programs.NODE]))
-        if "WHERRY_MONGO_URL" not in env:
+        if not env.get("WHERRY_MONGO_URL"):
             cache, oplog = env.get("WHERRY_MONGO_CACHE_GB", "1"), env.get("WHERRY_MONGO_OPLOG_MB", "1024")
             self.mongo = MongoServer(root, cache_gb=float(cache), oplog_mb=int(oplog))
         return Addresses(
@@ -150,7 +152,7 @@ class Supervisor:
             mongo=self.mongo.url if self.mongo else env["WHERRY_MONGO_URL"],
             http_port=port(env),
             webhook_port=kept_port(ports, "webhook"),
-            smtp_port=None if "WHERRY_SMTP_HOST" in env else kept_port(ports, "smtp"),
+            smtp_port=None if env.get("WHERRY_SMTP_HOST") else kept_port(ports, "smtp"),
         )
 
     def _ready(self, server: Server | None, timeout_s: float = 60) -> None:
@@ -165,8 +167,18 @@ class Supervisor:
         """Run the set-up to its end; the broker may still be loading its streams, so more than once."""
         backoff = Backoff()
         for _ in range(6):
-            if self._spawn(program).wait(60) == 0:
-                return
+            process = self._spawn(program)
+            try:
+                if process.wait(SET_UP_S) == 0:
+                    return
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                where = os.environ.get("WHERRY_NATS_URL") or (self.nats.url if self.nats else "")
+                raise ServerFailedError(
+                    f"NATS at {where} did not answer in {SET_UP_S:g} s; is WHERRY_NATS_URL right, if it is set? "
+                    f"The end of {self.home.log(program.name)}:\n{self.home.tail(program.name, 3)}"
+                ) from None
             self._pause(backoff.after(0))
         tail = self.home.tail(program.name)
         raise ServerFailedError(f"the set-up of streams failed; the end of {self.home.log(program.name)}:\n{tail}")
