@@ -12,7 +12,7 @@ import json
 import random
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from inspect import isawaitable
@@ -462,6 +462,8 @@ class Bus:
             Conflict, Unavailable: as with `record`.
         """
         stream = record.channel.stream or ""
+        if self._leaving:
+            raise Unavailable("The bus was closed.")
         if stream not in self._groups:
             self._groups[stream] = group = _Group(self, stream)
             self._spawn(group.run(), f"group {stream}")
@@ -888,8 +890,7 @@ class _Group:
                 while batch := self._take():
                     await self._store(batch)
         finally:
-            for _, stored in self._waiting:
-                stored.cancel()
+            _fail_all(self._waiting, Unavailable("The bus was closed."))
 
     def _take(self) -> list[tuple[Entry, asyncio.Future[Stored]]]:
         """Take the next batch out of the queue.
@@ -921,15 +922,16 @@ class _Group:
             found = await self._bus.write([entry for entry, _ in batch], self._stream)
         except WherryError as error:
             if len(batch) == 1 or isinstance(error, Unavailable):
-                for _, stored in batch:
-                    _fail(stored, error)
+                _fail_all(batch, error)
             else:
                 late = isinstance(error, _LateConflict)
                 await asyncio.gather(*(self._store_alone(entry, stored, suspect=late) for entry, stored in batch))
         except Exception as error:  # noqa: BLE001 - logged, and handed to whoever waits
             _log.exception("group_failed", stream=self._stream)
-            for _, stored in batch:
-                _fail(stored, error)
+            _fail_all(batch, error)
+        except asyncio.CancelledError:
+            _fail_all(batch, Unavailable("The bus was closed."))
+            raise
         else:
             for (_, stored), place in zip(batch, found, strict=True):
                 if not stored.done():
@@ -1125,6 +1127,11 @@ def job_filter(job_id: str) -> str:
 def _family(subject: str) -> str:
     """Return what a subject without a channel is counted under, e.g. ``wherry.leader``."""
     return ".".join(subject.split(".")[:2])
+
+
+def _fail_all(batch: Iterable[tuple[Entry, asyncio.Future[Stored]]], error: Exception) -> None:
+    for _, stored in batch:
+        _fail(stored, error)
 
 
 def _fail(stored: asyncio.Future[Stored], error: Exception) -> None:

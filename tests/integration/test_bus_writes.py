@@ -218,6 +218,20 @@ async def test_a_restart_amid_publishes_loses_nothing_and_doubles_nothing(bus, n
     assert sorted(ids) == sorted(record.event.id for record in records)
 
 
+async def test_whoever_waits_for_a_grouped_record_hears_that_the_bus_was_closed(nats_server):
+    async with Bus.connect(ServiceSettings(nats_url=nats_server.url), Service.GATEWAY) as bus:
+        await bootstrap(bus)
+        LostAnswers(bus, times=10**6)
+        under_way = asyncio.create_task(bus.record_grouped(request(bus, "first")))
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(bus.record_grouped(request(bus, "second")))
+        await asyncio.sleep(0.1)
+    async with asyncio.timeout(5):
+        for one in (under_way, waiting, asyncio.create_task(bus.record_grouped(request(bus, "third")))):
+            with pytest.raises(Unavailable):
+                await one
+
+
 async def test_grouped_records_outlive_a_crash_of_the_server(bus, nats_server):
     records = [request(bus, f"j{i}", expect=0) for i in range(2000)]
     writers = [asyncio.create_task(bus.record_grouped(record)) for record in records]

@@ -21,6 +21,7 @@ CHANNELS: Mapping[AttemptEventName, Channel[Any, Any]] = {
     AttemptEventName.FINISHING: ATTEMPT_FINISHING,
     AttemptEventName.FINISHED: ATTEMPT_FINISHED,
 }
+_UNANSWERED_PAUSE_S = 0.2
 _REFUSED_PAUSE_S = _BROKEN_PAUSE_S = 5.0
 _log = observe.logger("outbox")
 
@@ -99,7 +100,7 @@ class Outbox:
             try:
                 await self._bus.record_grouped(record)
             except Unavailable:
-                continue  # it has waited
+                await asyncio.sleep(_UNANSWERED_PAUSE_S)  # it has waited, unless the bus is closed for good
             except WherryError as error:
                 _log.error("report_refused", job_id=outgoing.key.job_id, report=outgoing.id, error=error.message)
                 await asyncio.sleep(_REFUSED_PAUSE_S)
