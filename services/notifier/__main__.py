@@ -9,13 +9,11 @@ from services.notifier.adapters.webhook import WebhookSender
 from services.notifier.settings import NotifierSettings
 from services.notifier.shell import Notifier
 from shared import observe
-from shared.bus import Bus
+from shared.bus import EXIT_RESTART_ME, Bus
 from shared.channels import SECRET_GET, Service
 from shared.events import DeliveryRequested
 from shared.requests import SecretRef
 from shared.settings import read_settings
-
-EXIT_START_ME_AGAIN = 75
 
 
 async def run(settings: NotifierSettings) -> int:
@@ -54,7 +52,7 @@ async def _until_the_end(notifier: Notifier, stop: asyncio.Event, closed: asynci
     for result in results:
         if isinstance(result, Exception):
             raise result
-    return 0 if stop.is_set() else EXIT_START_ME_AGAIN
+    return 0 if stop.is_set() else EXIT_RESTART_ME
 
 
 def main() -> None:

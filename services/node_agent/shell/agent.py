@@ -272,6 +272,9 @@ class Agent:
                 await asyncio.wait_for(self._wake.wait(), interval_s)
 
     def _take(self, desired: DesiredState) -> None:
+        if desired.epoch < self._machine.epoch:
+            # One beat of it is a scheduler that was deposed. For good, it is a log that was wiped or restored.
+            _log.warning("older_scheduler_ignored", epoch=desired.epoch, highest_seen=self._machine.epoch)
         if desired.assignments or desired.epoch != self._machine.epoch:
             self._facts.put_nowait(m.Desired(desired))
         if desired.more:
