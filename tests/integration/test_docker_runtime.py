@@ -238,6 +238,13 @@ async def test_found_names_what_is_there_and_clear_removes_it(runtime: DockerRun
     await runtime.kill(key, handle, "SIGKILL")
 
 
+async def test_removals_at_the_same_time_are_in_nobody_s_way(runtime: DockerRuntime) -> None:
+    what = order(command="sleep 100")
+    key, _ = await start(runtime, what)
+    await asyncio.gather(*(runtime.clear(key) for _ in range(5)))
+    assert await runtime.found() == []
+
+
 async def test_a_log_is_read_on_from_a_position(runtime: DockerRuntime) -> None:
     command = "for i in $(seq 1 2000); do echo line $i; done; for i in $(seq 1 5); do echo late $i; sleep 0.1; done"
     key, handle = await start(runtime, order(command=command))

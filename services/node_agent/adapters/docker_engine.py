@@ -347,6 +347,8 @@ class DockerRuntime:
         except WherryError as error:
             if "already in progress" not in error.message:
                 raise
+            with suppress(NotFound):  # till then its volumes are in use
+                await self._call(partial(self._api().wait, name, condition="removed"))
 
     async def _remove_quietly(self, name: str) -> None:
         with suppress(WherryError):  # `clear` comes by again

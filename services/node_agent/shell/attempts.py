@@ -28,7 +28,7 @@ Post = Callable[[m.Fact], None]
 PublishOutput = Callable[[Key, OutputBatch], Coroutine[Any, Any, None]]
 
 _LOOK_S = 10.0  # how often a silent program is looked at
-_LINGER_S = 2.0  # for the rest of its output, once it has ended
+_LINGER_S = 2.0  # for more of its output, once it has ended
 #: The end of a log shows a little before the engine knows the exit code.
 _SETTLE_S = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.2, 0.5)
 _REFUSALS_MAX = 5
@@ -248,7 +248,7 @@ class Attempts:
         try:
             while not (await asyncio.wait({reading}, timeout=_LOOK_S))[0]:
                 if await runtime.outcome(key, handle) is not None:
-                    await asyncio.wait({reading}, timeout=_LINGER_S)
+                    await _rest(reading, pump)
                     break
             if reading.done():
                 reading.result()
@@ -316,6 +316,15 @@ class Attempts:
             await until_done(partial(runtime.clear, key), note)
         await asyncio.to_thread(remove_tree, self.folder(key))
         self._do.post(m.Cleared(key))
+
+
+async def _rest(reading: asyncio.Future[None], pump: OutputPump) -> None:
+    """Let what is left of an ended program's output be read: until its end, or until no more of it comes."""
+    while not reading.done():
+        before = pump.position
+        await asyncio.wait({reading}, timeout=_LINGER_S)
+        if pump.position == before:
+            return
 
 
 def _gone(error: Exception) -> Failure:

@@ -134,15 +134,21 @@ async def test_following_that_breaks_begins_again(tmp_path: Path, monkeypatch: p
         return OutputPump(*args, **more)
 
     monkeypatch.setattr("services.node_agent.shell.attempts.OutputPump", pump)
+    assert await followed(Program(), tmp_path) == [m.Exited(KEY, Outcome(0))]
+    assert (tmp_path / "j1-1" / "stdout").read_bytes() == b"hello\n"
+
+
+async def followed(runtime: Program, folder: Path) -> list[m.Fact]:
+    """Follow an attempt on *runtime* until a fact is posted."""
     posted: list[m.Fact] = []
 
     async def publish(*_: object) -> None:
         pass
 
     doing = Doing(
-        runtimes={"process": cast("Any", Program())},
+        runtimes={"process": cast("Any", runtime)},
         storage=cast("Any", None),
-        folder=tmp_path,
+        folder=folder,
         post=posted.append,
         publish=publish,
         log_bytes_max=1000,
@@ -155,8 +161,29 @@ async def test_following_that_breaks_begins_again(tmp_path: Path, monkeypatch: p
         while not posted:
             await asyncio.sleep(0.02)
     await attempts.close()
-    assert posted == [m.Exited(KEY, Outcome(0))]
-    assert (tmp_path / "j1-1" / "stdout").read_bytes() == b"hello\n"
+    return posted
+
+
+class SlowReading(Program):
+    """A program that has ended, and whose output comes slowly, to a last line after which the reading hangs."""
+
+    def follow(self, _key: Key, _handle: str, _position: Any, sink: Any) -> Any:
+        async def wait() -> None:
+            for number in range(15):
+                await asyncio.sleep(0.1)
+                sink(Chunk("o", AT, b"line %d\n" % number, {"at": number}))
+            await asyncio.sleep(60)
+
+        return SimpleNamespace(wait=wait, close=lambda: None)
+
+
+async def test_the_output_of_an_ended_program_is_read_as_long_as_more_of_it_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.node_agent.shell.attempts._LOOK_S", 0.01)
+    monkeypatch.setattr("services.node_agent.shell.attempts._LINGER_S", 0.5)
+    assert await followed(SlowReading(), tmp_path) == [m.Exited(KEY, Outcome(0))]
+    assert (tmp_path / "j1-1" / "stdout").read_text().splitlines() == [f"line {number}" for number in range(15)]
 
 
 async def test_a_report_goes_out_though_the_journal_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
