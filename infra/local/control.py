@@ -164,8 +164,11 @@ def _remove_containers(home: Home) -> int:
     return remove_containers(json.loads(known.read_text())["id"])
 
 
-def clear_leftovers(home: Home) -> None:
-    """End what a stack left behind whose supervisor was killed, or whose machine went down."""
+def clear_leftovers(home: Home, patience_s: float = 10.0) -> None:
+    """End what a stack left behind whose supervisor was killed, or whose machine went down.
+
+    What does not end by itself within *patience_s* seconds is ended by force.
+    """
     run = running(home)
     born = run.get("born", {})
     left = {
@@ -177,7 +180,7 @@ def clear_leftovers(home: Home) -> None:
         print("ending what an earlier stack left:", ", ".join(sorted(left)))
     roots = [*left.values(), *_programs_of_jobs(home)]
     below = [child for process in roots for child in process.children(recursive=True)]
-    end([*roots, *below], 10.0)
+    end([*roots, *below], patience_s)
     home.run.unlink(missing_ok=True)
 
 

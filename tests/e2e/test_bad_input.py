@@ -28,6 +28,7 @@ def jobs_named(stack: Stack, name: str) -> list[dict]:
         ("empty-zip", zip_of({}), "empty"),
         ("slip", zip_of({"run.sh": "true", "../escape.txt": "x"}), "../escape.txt"),
     ],
+    ids=["not a zip", "no files", "a path upwards"],
 )
 def test_a_bad_zip_is_a_problem_at_once_and_makes_no_job(stack: Stack, name: str, source: bytes, word: str) -> None:
     answer = stack.post_job(stack.spec("sh run.sh", name=name), source)

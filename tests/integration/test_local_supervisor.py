@@ -78,7 +78,7 @@ def test_what_a_killed_supervisor_left_is_ended_and_a_stranger_with_its_number_i
     killer = psutil.Process(left.pid)
     try:
         # The processes are this test's children, so somebody has to collect them.
-        control.clear_leftovers(home)
+        control.clear_leftovers(home, patience_s=0.5)
         assert not killer.is_running() or killer.status() == psutil.STATUS_ZOMBIE
         assert stranger.poll() is None
         assert not home.run.exists()

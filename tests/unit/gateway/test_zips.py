@@ -38,6 +38,7 @@ async def test_a_good_zip_passes_unchanged(size: int) -> None:
         (b"", "not a zip"), (b"PK", "not a zip"), (b"#!/bin/sh\n", "not a zip"), (zipped(), "empty"),
         (zipped(run="x")[:-30], "zip"), (zipped(**{"..__etc__passwd": "x"}), "../etc/passwd"),
     ],
+    ids=["nothing", "two letters", "a script", "no files", "cut off", "a path upwards"],
 )  # fmt: skip
 async def test_a_bad_zip_is_refused_before_its_last_byte_counts(body: bytes, word: str) -> None:
     with pytest.raises(WherryError) as caught:
