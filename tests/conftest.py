@@ -5,10 +5,29 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 from infra.local.servers import NatsServer
+
+# How long an example takes says nothing where several processes share two cores.
+settings.register_profile("wherry", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("wherry")
+
+
+class FilesAndOneStack(LoadFileScheduling):
+    """Gives a process a file at a time, because files have servers of their own; all that share the stack are one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)  # unknown where xdist is turned off
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return FilesAndOneStack(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @dataclass

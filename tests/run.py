@@ -1,6 +1,9 @@
 """Run the tests, and first say which are left out here and why. Where CI is set, none is left out for being slow.
 
 python tests/run.py [--slow] [pytest's arguments…]
+
+Several processes share the tests, a file at a time (tests/conftest.py), because most tests wait more than they compute.
+`-n 0` among the arguments runs all in one, in the order of their names.
 """
 
 import os
@@ -12,6 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from infra.local.engine import engine  # noqa: E402 - found through the path above
+
+#: Each has servers of its own; with more than this they are in each other's way.
+PROCESSES_MAX = 6
+
+
+def processes() -> int:
+    """Return how many processes share the tests: one more than cores, for what waits."""
+    return min(len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 3, PROCESSES_MAX)
 
 
 def main() -> int:
@@ -25,7 +36,8 @@ def main() -> int:
     for mark, why in left_out.items():
         print(f"leaving out tests marked {mark}: {why}")
     wanted = " and ".join(f"not {mark}" for mark in left_out)
-    command = [sys.executable, "-m", "pytest", *(["-m", wanted] if wanted else []), *arguments]
+    shared = ["-n", str(processes()), "--dist", "loadfile", "--no-loadscope-reorder"]
+    command = [sys.executable, "-m", "pytest", *shared, *(["-m", wanted] if wanted else []), *arguments]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
