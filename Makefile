@@ -18,6 +18,7 @@ down: stack-env ## stop it; data stays under .wherry
 	@$(PY) -m infra.local down
 
 demo: stack-env ## run a real job on it: a container where Docker answers, else a plain process
+	@if [ "$$INSTALL_DOCKER" = 1 ]; then sh infra/docker/install.sh; fi
 	@$(PY) -m infra.local demo
 
 status: stack-env ## what of it runs

@@ -111,3 +111,10 @@ async def test_storage_and_notifier_consume_and_settle(connect, user, service, s
             break
         assert await bus.last(stream, "wherry.delivery.>") is not None
         assert await bus.stream_last_seq(stream) == 1
+
+
+async def test_giving_up_before_a_server_was_there_says_what_one_gave_up_for():
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            async with Bus.connect(ServiceSettings(nats_url="nats://127.0.0.1:1"), Service.STORAGE):
+                pass
