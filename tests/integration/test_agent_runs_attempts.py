@@ -272,6 +272,7 @@ async def test_a_flood_of_output_is_cut_at_the_limit_and_said_so(head: Head, age
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("runtime", ["process"], indirect=True)  # of containers tests/e2e/test_memory.py says the same
 async def test_the_agent_stays_small_while_a_gigabyte_goes_in_and_out(
     head: Head, agent: AgentProcess, runtime: dict[str, Any], tmp_path: Path
 ) -> None:
