@@ -7,9 +7,9 @@ Several processes share the tests, a file at a time (tests/conftest.py), because
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -25,8 +25,8 @@ def processes() -> int:
     return min(len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 3, PROCESSES_MAX)
 
 
-def main() -> int:
-    """Run them; return pytest's exit code."""
+def main() -> NoReturn:
+    """Become pytest, which so hears a Ctrl-C itself and has the time to stop the servers that it started."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--slow"]
     left_out: dict[str, str] = {}
     if engine(5) is None:
@@ -38,8 +38,10 @@ def main() -> int:
     wanted = " and ".join(f"not {mark}" for mark in left_out)
     shared = ["-n", str(processes()), "--dist", "loadfile", "--no-loadscope-reorder"]
     command = [sys.executable, "-m", "pytest", *shared, *(["-m", wanted] if wanted else []), *arguments]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    sys.stdout.flush()
+    os.chdir(ROOT)
+    os.execv(sys.executable, command)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
