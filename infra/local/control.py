@@ -138,13 +138,14 @@ def down(home: Home) -> None:
 
     """
     was_there = locked(home)
-    asked, limit = False, time.monotonic() + DOWN_S
-    while locked(home) and time.monotonic() < limit:
+    asked: tuple[int, float] | None = None
+    limit = time.monotonic() + DOWN_S
+    while (locked(home) or (asked and born_at(asked[0]) == asked[1])) and time.monotonic() < limit:
         run = running(home)
         pid = run.get("pids", {}).get("supervisor")
         if not asked and pid and born_at(pid) == run["born"].get("supervisor"):
             os.kill(pid, signal.SIGTERM)
-            asked = True
+            asked = (pid, run["born"]["supervisor"])
         time.sleep(0.05)
     clear_leftovers(home)
     if locked(home):

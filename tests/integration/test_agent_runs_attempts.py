@@ -260,7 +260,7 @@ async def test_many_attempts_run_at_once_and_leave_nothing(head: Head, agent: Ag
 async def test_a_flood_of_output_is_cut_at_the_limit_and_said_so(head: Head, agent: AgentProcess) -> None:
     await agent.stop()
     await agent.start(WHERRY_LOG_BYTES_MAX="100000")
-    order, finished = await head.run(command="yes 0123456789 | head -n 200000; echo ::progress 1", image=IMAGE)
+    order, finished = await head.run(command="yes 0123456789 | head -n 40000; echo ::progress 1", image=IMAGE)
     manifest = await head.manifest(finished)
     assert manifest.stdout
     stdout = await head.read(manifest.stdout)

@@ -28,7 +28,8 @@ Post = Callable[[m.Fact], None]
 PublishOutput = Callable[[Key, OutputBatch], Coroutine[Any, Any, None]]
 
 _LOOK_S = 10.0  # how often a silent program is looked at
-_LINGER_S = 2.0  # for more of its output, once it has ended
+#: For more of its output, once it has ended: an engine that is at its limit is slow, one that hangs is rare.
+_LINGER_S = 15.0
 #: The end of a log shows a little before the engine knows the exit code.
 _SETTLE_S = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.2, 0.5)
 _REFUSALS_MAX = 5
