@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -243,6 +244,30 @@ async def test_removals_at_the_same_time_are_in_nobody_s_way(runtime: DockerRunt
     key, _ = await start(runtime, what)
     await asyncio.gather(*(runtime.clear(key) for _ in range(5)))
     assert await runtime.found() == []
+
+
+async def test_lines_that_the_engine_leaves_out_when_following_are_read_from_its_log(
+    runtime: DockerRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = runtime._api()
+    get = api.get
+
+    def gives_up(url: str, **more: Any) -> Any:
+        """As engine 20.10 does now and then: the container ends, and so do the lines."""
+        response = get(url, **more)
+        if more.get("params", {}).get("follow"):
+            pieces = response.iter_content
+
+            def some(size: int | None) -> Iterator[bytes]:
+                yield from itertools.islice(pieces(size), 3)
+                api.wait(url.split("/")[-2])
+
+            response.iter_content = some
+        return response
+
+    monkeypatch.setattr(api, "get", gives_up)
+    _, text = await run(runtime, order(command="for i in $(seq 1 5); do echo line $i; sleep 0.1; done; seq 6 2000"))
+    assert text.splitlines() == [*(f"line {n}" for n in range(1, 6)), *map(str, range(6, 2001))]
 
 
 async def test_a_log_is_read_on_from_a_position(runtime: DockerRuntime) -> None:

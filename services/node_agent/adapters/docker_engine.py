@@ -35,6 +35,8 @@ from shared.states import EndReason
 T = TypeVar("T")
 _TAR_PIECE_BYTES = 256 * 1024
 _QUICK_TIMEOUT_S = 5
+_KILLED = 137
+_OOM_NEWS_S = (0.05, 0.15, 0.4)
 _LONG_THREADS = 64
 
 
@@ -148,14 +150,22 @@ class DockerRuntime:
     async def outcome(self, key: Key, handle: str) -> Outcome | None:
         """Return how the container ended; None while it runs, or before it was started."""
         del key
-        state = (await self._call(self._api().inspect_container, handle))["State"]
+        state = await self._state(handle)
         if state["Status"] in ("created", "running", "paused", "restarting", "removing"):
             return None
         code = state["ExitCode"]
+        for pause_s in _OOM_NEWS_S:  # on its own way through a busy engine, and may come after the exit code
+            if code != _KILLED or state["OOMKilled"]:
+                break
+            await asyncio.sleep(pause_s)
+            state = await self._state(handle)
         failure = None
         if state.get("Error"):
             failure = Failure(reason=EndReason.RUNTIME_ERROR, message=state["Error"])
         return Outcome(code, is_oom=bool(state["OOMKilled"]) and code != 0, failure=failure)
+
+    async def _state(self, handle: str) -> dict[str, Any]:
+        return (await self._call(self._api().inspect_container, handle))["State"]
 
     async def kill(self, key: Key, handle: str, signal: Literal["SIGTERM", "SIGKILL"]) -> None:
         """Send a signal to the container's first process."""
@@ -284,8 +294,20 @@ class DockerRuntime:
             self._api().put_archive(staging, "/", _joined(_staged(order, source)))
 
     def _read_log(self, handle: str, position: LogPosition, sink: Sink, reader: ReaderThread) -> None:
+        """Follow the log to its end, then read what is left of it.
+
+        An engine may end the following of a program that prints much and ends with thousands of lines unsent (seen
+        with 20.10). All of them are in its log.
+        """
+        self._read_log_once(handle, position, sink, reader, follow=True)
+        if not reader.is_closed:
+            self._read_log_once(handle, LogPosition(**position.saved()), sink, reader, follow=False)
+
+    def _read_log_once(
+        self, handle: str, position: LogPosition, sink: Sink, reader: ReaderThread, *, follow: bool
+    ) -> None:
         api = self._api()
-        query = {"follow": 1, "stdout": 1, "stderr": 1, "timestamps": 1, "since": position.since() or 0}
+        query = {"follow": int(follow), "stdout": 1, "stderr": 1, "timestamps": 1, "since": position.since() or 0}
         url = f"{api.base_url}/v{api.api_version}/containers/{handle}/logs"
         frames = FrameParser()
         with _translated("reading a container's log"):
