@@ -239,6 +239,77 @@ WAKE = Channel(
     "Something changed: heartbeat now.",
 )
 
+NODE_WISH = Channel(
+    "nodeWish",
+    "wherry.fleet.request.{node_id}.{verb}",
+    fleet.NodeWish,
+    _by(_G),
+    _by(_S),
+    "An admin wants a node drained, undrained, cordoned or forgotten; `verb` says which.",
+    stream=FLEET,
+    event_type="io.wherry.fleet.{verb}.v1",
+)
+NODE_CHANGED = Channel(
+    "nodeChanged",
+    "wherry.fleet.node.{node_id}.changed",
+    fleet.NodeChanged,
+    _by(_S),
+    _by(_S, _T),
+    "A node joined, fell silent, came back, left, or is to get no more work: the whole record after it.",
+    stream=FLEET,
+    event_type="io.wherry.fleet.node.v1",
+)
+QUOTA_SET = Channel(
+    "quotaSet",
+    "wherry.fleet.owner.{owner}.quota",
+    fleet.QuotaSet,
+    _by(_G),
+    _by(_S, _T),
+    "What one owner's jobs may hold at a time.",
+    stream=FLEET,
+    event_type="io.wherry.fleet.quota.v1",
+)
+
+# --- questions to the leading scheduler ----------------------------------------------------------------------------
+EXPLAIN = Channel(
+    "explain",
+    "wherry.scheduler.explain",
+    requests.ExplainQuery,
+    _by(_G),
+    _by(_S),
+    "Why a job waits, or why it went where it went.",
+    reply=requests.Explanation,
+)
+PLAN = Channel(
+    "plan",
+    "wherry.scheduler.plan",
+    requests.PlanQuery,
+    _by(_G),
+    _by(_S),
+    "The same for a job that is not handed in.",
+    reply=requests.Explanation,
+)
+
+# --- dead letters --------------------------------------------------------------------------------------------------
+DEAD_LETTER = Channel(
+    "deadLetter",
+    "wherry.dlq.{reader}",
+    e.DeadLetter,
+    _by(_S, _T, _N),
+    _by(_T),
+    "A message that a reader could not take in, whole, with the reason.",
+    stream=DLQ,
+    event_type="io.wherry.deadletter.v1",
+)
+REPLAY = Channel(
+    "replay",
+    "wherry.replay.{reader}",
+    e.DeadLetter,
+    _by(_T),
+    _by(_S, _T, _N),
+    "An admin wants the reader to try a dead letter again; it comes back to the stream if it fails again.",
+)
+
 # --- output while it runs ------------------------------------------------------------------------------------------
 OUTPUT = Channel(
     "output",
@@ -324,6 +395,17 @@ JOB_DELIVERIES = _ask(
 ARTIFACT_GET = _ask("artifactGet", "artifacts.get", requests.ArtifactQuery, requests.Artifact, "An artifact's facts.")
 NODE_LIST = _ask("nodeList", "nodes.list", requests.Empty, requests.NodeList, "Every node.")
 NODE_GET = _ask("nodeGet", "nodes.get", requests.NodeQuery, requests.NodeView, "One node.")
+DEAD_LETTERS = _ask(
+    "deadLetters", "deadletters.list", requests.DeadLetterQuery, requests.DeadLetterList, "What could not be read."
+)
+DEAD_LETTER_REPLAY = _ask(
+    "deadLetterReplay",
+    "deadletters.replay",
+    requests.DeadLetterId,
+    requests.DeadLetterView,
+    "Hand a dead letter to its reader again.",
+)
+QUOTA_GET = _ask("quotaGet", "quotas.get", requests.UserName, requests.QuotaView, "A user's quota and what it holds.")
 COUNTS = _ask("counts", "status.counts", requests.Empty, requests.Counts, "Numbers for the status page.")
 PING = _ask("ping", "ping", requests.Empty, requests.Empty, "Is storage there, and MongoDB behind it?")
 

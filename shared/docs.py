@@ -111,7 +111,7 @@ class _Schemas:
         """Return the CloudEvent that carries *model*."""
         envelope = Event[model]
         literal = "{" not in event_type
-        pattern = event_type.replace(".", r"\.").replace("{event}", "[a-z_]+")
+        pattern = event_type.replace(".", r"\.").replace("{event}", "[a-z_]+").replace("{verb}", "[a-z_]+")
         kind: Json = {"const": event_type} if literal else {"pattern": f"^{pattern}$"}
         return {"allOf": [self._named(envelope.__name__, envelope), {"properties": {"type": kind}}]}
 
@@ -200,6 +200,8 @@ def _parameter(name: str) -> Json:
         "node_id": "the node's id, which the broker pins to its credential",
         "attempt": "the number of the attempt, from 1",
         "event": "the last word of the subject: what happened",
+        "verb": "what is wanted",
+        "reader": "the service that could not take the message in",
         "kind": "gateway or node: who moves the bytes",
         "peer": "the id of that gateway or node",
     }

@@ -5,7 +5,7 @@ from typing import Generic, Self, TypeVar
 from pydantic import AwareDatetime, Field
 
 from shared.job import BlobRef, Failure, Job, OutputsRef
-from shared.model import Message, Name, Remark
+from shared.model import Message, Name, Remark, Sentence
 from shared.states import AttemptState
 
 D = TypeVar("D", bound=Message)
@@ -92,6 +92,19 @@ class CancelRequested(Message):
     """Somebody with the right to do so asks for the job to stop."""
 
     by: str  # a user's id
+    at: AwareDatetime
+
+
+class DeadLetter(Message):
+    """A message that a reader could not take in. `id` is the stream, its sequence and the reader, joined by dots."""
+
+    id: str
+    stream: str
+    seq: int
+    reader: str  # the service
+    target: str  # the subject that it came on
+    reason: Sentence
+    body: str  # base64
     at: AwareDatetime
 
 
@@ -188,6 +201,7 @@ __all__ = [
     "AttemptStarting",
     "BlobRef",
     "CancelRequested",
+    "DeadLetter",
     "DeliveryRequested",
     "DeliveryTried",
     "Event",

@@ -4,8 +4,12 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from shared.model import Amount, Message, Name
+from shared.model import Amount, Message, Name, Sentence
 from shared.spec import JobSpec
+from shared.states import NodeCondition, NodeDuty
+
+#: The heartbeat protocol's version; one apart is understood.
+PROTOCOL = 1
 
 
 class Gpu(Message):
@@ -58,6 +62,8 @@ class HeldAttempt(Message):
     job_id: str
     attempt: int
     state: str  # an AttemptState value
+    #: Its last report is in the log. If the job still waits for it many heartbeats later, it cannot be read.
+    delivered: bool = False
 
 
 class Heartbeat(Message):
@@ -72,6 +78,12 @@ class Heartbeat(Message):
     attempts: tuple[HeldAttempt, ...] = ()
     images: tuple[str, ...] = ()
     epoch: int = 0  # the highest the agent has seen
+    #: The agent's version of this protocol. Each side speaks with the one before and the one after its own.
+    protocol: int = PROTOCOL
+    #: The node is being shut down for good: nothing new, and it is not missed once it is empty.
+    leaving: bool = False
+    #: What is wrong with it, in words, while it runs what it can (an engine that does not answer); empty when well.
+    problem: Sentence = ""
     at: AwareDatetime
 
 
@@ -110,7 +122,78 @@ class DesiredState(Message):
     interval_s: float = 2.0
     assignments: tuple[Assignment, ...] = ()
     more: bool = False  # did not fit: heartbeat again at once
+    protocol: int = PROTOCOL
+    #: Another agent has this node's identity now: end, and do not come back by yourself (exit code 78).
+    evicted: bool = False
+    #: Why this agent gets nothing new (a version too old or too new), in words; empty when all is well.
+    refused: Sentence = ""
 
 
 class Wake(Message):
     """Heartbeat now."""
+
+
+class NodeWish(Message):
+    """What an admin wants of a node. The subject says which node and what: drain, undrain, cordon, forget."""
+
+    by: str  # a user's name
+    reason: Sentence = ""
+    deadline_s: float | None = (
+        None  # with drain: seconds after which what still runs is moved; None: it may end by itself
+    )
+    at: AwareDatetime
+
+
+class NodeChange(Message):
+    """One line of a node's history."""
+
+    at: AwareDatetime
+    what: str  # joined, online, suspect, lost, left, rebooted, cordoned, draining, drained, active, evicted, refused
+    by: str = ""  # a user's name, or "scheduler"
+    reason: Sentence = ""
+
+
+class NodeRecord(Message):
+    """A node as the scheduler sees it, whole: every event about a node carries this."""
+
+    id: str
+    name: Name = ""
+    condition: NodeCondition = NodeCondition.ONLINE
+    duty: NodeDuty = NodeDuty.ACTIVE
+    reason: Sentence = ""  # of the duty
+    by: str = ""  # who set the duty
+    deadline: AwareDatetime | None = None  # of a drain
+    since: AwareDatetime  # of the condition
+    boot_id: str = ""
+    session: str = ""
+    troubles: tuple[AwareDatetime, ...] = ()  # lost jobs lately: enough of them and it is cordoned
+    history: tuple[NodeChange, ...] = ()  # the last HISTORY_KEPT, oldest first
+
+
+HISTORY_KEPT = 20
+
+
+class NodeChanged(Message):
+    """What `wherry.fleet.node.>` carries."""
+
+    node: NodeRecord
+    epoch: int = 0
+
+
+class Quota(Message):
+    """The most that one owner's jobs may hold or wait with at a time; None is no limit."""
+
+    cpus: float | None = Field(default=None, ge=0)
+    memory: Amount | None = None
+    gpus: int | None = Field(default=None, ge=0)
+    running: int | None = Field(default=None, ge=0)  # jobs placed on nodes
+    queued: int | None = Field(default=None, ge=0)  # more are refused at POST
+    share: float = Field(default=1.0, gt=0, le=1000)  # weight between owners in the fair share
+
+
+class QuotaSet(Message):
+    """An admin's word about an owner's quota; None takes it away."""
+
+    quota: Quota | None
+    by: str
+    at: AwareDatetime

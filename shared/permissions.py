@@ -12,6 +12,8 @@ from typing import Any
 from shared.channels import (
     ACCOUNT_OF,
     CHANNELS,
+    DLQ,
+    FLEET,
     HEARTBEAT,
     JOBS,
     LEADER,
@@ -30,17 +32,23 @@ AnyChannel = Channel[Any, Any]
 OPERATOR = "operator"
 #: Durable consumers that each service works through.
 CONSUMERS: Mapping[Service, tuple[tuple[str, str], ...]] = {
-    Service.STORAGE: ((JOBS, "storage"), (LOGS, "storage-log"), (NOTIFY, "storage-delivery")),
+    Service.STORAGE: (
+        (JOBS, "storage"),
+        (LOGS, "storage-log"),
+        (NOTIFY, "storage-delivery"),
+        (FLEET, "storage-fleet"),
+        (DLQ, "storage-dlq"),
+    ),
     Service.NOTIFIER: ((JOBS, "notifier"), (NOTIFY, "deliver")),
 }
 #: Streams of which a service may read single messages and the last sequence.
 LOOKS_UP: Mapping[Service, tuple[str, ...]] = {
-    Service.SCHEDULER: (JOBS, SNAPSHOT, LEADER),
-    Service.STORAGE: (JOBS, LOGS, NOTIFY),
+    Service.SCHEDULER: (JOBS, SNAPSHOT, LEADER, FLEET),
+    Service.STORAGE: (JOBS, LOGS, NOTIFY, FLEET, DLQ),
     Service.NOTIFIER: (JOBS, NOTIFY),
 }
 #: Streams that a service follows with consumers that it makes and removes itself.
-FOLLOWS: Mapping[Service, tuple[str, ...]] = {Service.SCHEDULER: (JOBS,)}
+FOLLOWS: Mapping[Service, tuple[str, ...]] = {Service.SCHEDULER: (JOBS, FLEET)}
 #: What a service keeps in streams of its own; no other reads it, so the channel table does not have it.
 KEEPS: Mapping[Service, tuple[str, ...]] = {
     Service.SCHEDULER: ("wherry.snapshot.>", "wherry.leader.>", f"$JS.API.STREAM.PURGE.{SNAPSHOT}"),

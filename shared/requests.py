@@ -3,11 +3,13 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from shared.events import LogLine, MetricPoint, Progress
-from shared.fleet import Capacity, NodeInfo, Usage
-from shared.job import BlobRef, Job
+from shared.events import DeadLetter, LogLine, MetricPoint, Progress
+from shared.fleet import Capacity, NodeInfo, NodeRecord, Quota, Usage
+from shared.job import BlobRef, Job, Owner, PendingReason
 from shared.manifest import Entry
 from shared.model import Message
+from shared.spec import JobSpec
+from shared.states import PendingCode
 
 Role = Literal["admin", "expert", "user"]
 
@@ -250,12 +252,111 @@ class NodeView(Message):
     images: tuple[str, ...] = ()
     seen_at: datetime
     online: bool
+    record: NodeRecord | None = None  # condition, duty and history, as the scheduler has them
+    problem: str = ""
 
 
 class NodeList(Message):
     """Every node that was seen."""
 
     nodes: tuple[NodeView, ...] = ()
+
+
+class DeadLetterQuery(Message):
+    """Dead letters, newest first."""
+
+    reader: str | None = None
+    limit: int = 50
+    cursor: str | None = None
+
+
+class DeadLetterId(Message):
+    """One dead letter."""
+
+    id: str
+
+
+class DeadLetterView(Message):
+    """A dead letter, and when it was taken in after all."""
+
+    letter: DeadLetter
+    replayed_at: datetime | None = None
+
+
+class DeadLetterList(Message):
+    """A page of dead letters; `cursor` asks for the next."""
+
+    letters: tuple[DeadLetterView, ...] = ()
+    cursor: str | None = None
+
+
+class QuotaView(Message):
+    """An owner's quota (None: no limits), and the jobs of theirs that wait or run."""
+
+    quota: Quota | None = None
+    by_state: dict[str, int] = {}
+
+
+# --- explain and plan ------------------------------------------------------------------------------------------
+
+
+class ExplainQuery(Message):
+    """A job by id."""
+
+    job_id: str
+
+
+class PlanQuery(Message):
+    """A job that is not handed in, as if its owner did so now."""
+
+    owner: Owner
+    spec: JobSpec
+
+
+class Shortfall(Message):
+    """What one node lacks. Amounts in the units of the spec: CPUs, bytes, GPUs."""
+
+    code: PendingCode
+    wanted: float = 0
+    free: float = 0
+    total: float = 0
+
+
+class NodeFit(Message):
+    """How close a node comes."""
+
+    node: str
+    name: str
+    lacks: tuple[Shortfall, ...] = ()
+    message: str = ""
+
+
+class Suggestion(Message):
+    """One change of the spec that would let the job start: `set` maps fields (dotted) to values."""
+
+    set: dict[str, Any]
+    message: str
+
+
+class Explanation(Message):
+    """Why a job waits, or why it is where it is.
+
+    `would_start`: it fits now (plan), or is placed already. `never`: no node could run it even if it were empty.
+    `ahead`: jobs that come before it in the queue; None when it does not wait there.
+    """
+
+    state: str
+    would_start: bool = False
+    never: bool = False
+    node: str | None = None
+    score: dict[str, float] = {}
+    reasons: tuple[PendingReason, ...] = ()
+    closest: tuple[NodeFit, ...] = ()
+    ahead: int | None = None
+    queue_length: int = 0
+    suggestion: Suggestion | None = None
+    nodes_considered: int = 0
+    text: str = ""  # all of it as a paragraph for people
 
 
 class Counts(Message):

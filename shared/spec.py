@@ -123,6 +123,28 @@ class Notify(Frozen):
 
 
 RetryOn = Annotated[str, StringConstraints(pattern=r"^(failed|timed_out|oom|exit:\d{1,3})$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^j[a-z2-7]{25}$")]
+
+
+class Need(Frozen):
+    """Another job that has to end first.
+
+    `on` says how: ``ok`` with success; ``any`` in any way but by a cancel; ``always`` in any way at all. When it ends
+    otherwise, so does the job that needs it: cancelled where the other was cancelled, else failed.
+    """
+
+    job: JobId
+    on: Literal["ok", "any", "always"] = "ok"
+
+
+def _need(value: object) -> object:
+    return {"job": value} if isinstance(value, str) else value
+
+
+#: An output of another job: ``job:<id>`` for all of its outputs, ``job:<id>/<path>`` for a file or a folder.
+JobInput = Annotated[str, StringConstraints(max_length=4096, pattern=r"^job:j[a-z2-7]{25}(/[^\x00-\x1f\x7f]+)?$")]
+InputName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+RoleName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 
 class JobSpec(Frozen):
@@ -144,6 +166,14 @@ class JobSpec(Frozen):
     priority: int = Field(default=50, ge=0, le=100)
     max_attempts: int = Field(default=1, ge=1, le=100)
     retry_on: tuple[RetryOn, ...] = ("failed",)
+    #: What the node does once it has been cut off for two thirds of its lease: let the program run, or stop it.
+    on_disconnect: Literal["keep", "stop"] = "keep"
+    #: Seconds of silence after which another node may take over; None: as soon as the node is lost.
+    replace_after: Seconds | None = None
+    #: Never two attempts at a time, even if a node is cut off. Implies `on_disconnect: stop`.
+    exclusive: bool = False
+    needs: Annotated[tuple[Annotated[Need, BeforeValidator(_need)], ...], Field(max_length=100)] = ()
+    inputs: Annotated[dict[InputName, JobInput], Field(max_length=64)] = {}
     timeouts: Timeouts = Timeouts()
     notify: Annotated[tuple[Notify, ...], Field(max_length=20)] = ()
     labels: Annotated[tuple[Label, ...], Field(max_length=64)] = ()
@@ -158,6 +188,19 @@ class JobSpec(Frozen):
         if self.runtime == "process" and self.command is None:
             raise ValueError("runtime process needs a command")
         return self
+
+    @property
+    def is_fenced(self) -> bool:
+        """Return whether a node that was cut off stops the program before another node may start it."""
+        return self.exclusive or self.on_disconnect == "stop"
+
+    def needed(self) -> tuple[Need, ...]:
+        """Return every job that has to end first: those of `needs`, and those whose outputs are inputs, each once."""
+        found = {need.job: need for need in self.needs}
+        for source in self.inputs.values():
+            job = source.removeprefix("job:").partition("/")[0]
+            found.setdefault(job, Need(job=job))
+        return tuple(found.values())
 
     def argv(self) -> tuple[str, ...] | None:
         """Return what to execute: ``sh -c TEXT`` for text, the list as it is, None for the image's own command."""

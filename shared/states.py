@@ -55,6 +55,7 @@ class JobEventName(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     FINISHING = "finishing"
+    REMARKED = "remarked"  # something worth telling, which moved nothing (a node fell silent, a limit was near)
     CANCELLING = "cancelling"  # a cancel was asked for and the node has been told
     REQUEUED = "requeued"  # an attempt ended and another will be made
     SUCCEEDED = "succeeded"
@@ -94,12 +95,33 @@ class EndReason(StrEnum):
     DISK = "disk"
     CANCELLED_BY_USER = "cancelled_by_user"
     NODE_LOST = "node_lost"
+    NODE_REBOOTED = "node_rebooted"
+    NODE_DRAINED = "node_drained"
     AGENT_LOST_CONTAINER = "agent_lost_container"
+    REPORT_MISSING = "report_missing"  # the node says it has ended, and its last report never came
+    FENCED = "fenced"  # cut off: the node stopped it by itself before another node could start it
+    UNKILLABLE = "unkillable"  # SIGKILL did not end it
+    FINISHING_TIMEOUT = "finishing_timeout"  # what it left could not be stored in time
+    NEEDS_FAILED = "needs_failed"  # a job that it needs did not end as it must
+    GANG_FAILED = "gang_failed"  # another member of the gang ended it
+    GANG_TIMEOUT = "gang_timeout"  # not all members ran in time
 
 
 #: Reasons that are nobody's fault but the machines': they use the budget of infrastructure losses.
 INFRASTRUCTURE_REASONS = frozenset(
-    {EndReason.NODE_LOST, EndReason.AGENT_LOST_CONTAINER, EndReason.RUNTIME_ERROR, EndReason.UPLOAD_FAILED}
+    {
+        EndReason.NODE_LOST,
+        EndReason.NODE_REBOOTED,
+        EndReason.NODE_DRAINED,
+        EndReason.AGENT_LOST_CONTAINER,
+        EndReason.REPORT_MISSING,
+        EndReason.FENCED,
+        EndReason.UNKILLABLE,
+        EndReason.FINISHING_TIMEOUT,
+        EndReason.RUNTIME_ERROR,
+        EndReason.UPLOAD_FAILED,
+        EndReason.GANG_TIMEOUT,
+    }
 )
 
 
@@ -120,3 +142,27 @@ class PendingCode(StrEnum):
     NODE_UNHEALTHY = "node_unhealthy"
     FAILED_HERE = "failed_here"
     BACKOFF = "backoff"
+    NODE_CORDONED = "node_cordoned"  # by an admin, by drain, or after repeated trouble
+    NEEDS = "needs"  # another job has to end first
+    QUOTA = "quota"  # the owner's share of the fleet is used up
+    BEHIND_OTHERS = "behind_others"  # it fits, and others are before it
+    RESERVED = "reserved"  # it fits, and the room is kept for a larger job ahead
+    GANG = "gang"  # some members fit, not all at once
+
+
+class NodeCondition(StrEnum):
+    """Whether a node is heard."""
+
+    ONLINE = "online"
+    SUSPECT = "suspect"  # silent for longer than it should be: gets nothing new
+    LOST = "lost"  # silent past its lease: its attempts are given up
+    LEFT = "left"  # said goodbye
+
+
+class NodeDuty(StrEnum):
+    """Whether a node is to get work, as a person or the scheduler has decided."""
+
+    ACTIVE = "active"
+    CORDONED = "cordoned"  # what runs goes on, nothing new
+    DRAINING = "draining"  # nothing new; what still runs at the deadline is stopped and placed elsewhere
+    DRAINED = "drained"  # draining is over: it is empty

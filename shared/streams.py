@@ -130,7 +130,13 @@ STREAMS: tuple[Stream, ...] = (
         duplicate_window_s=60,
         extra={"allow_msg_ttl": True, "max_msgs_per_subject": 1},
     ),
-    Stream(channels.FLEET, ("wherry.fleet.>",), max_bytes=GIB),
+    Stream(
+        channels.FLEET,
+        ("wherry.fleet.>",),
+        max_bytes=GIB,
+        # A node's record is whole in each event; what was wished is in the record once it is decided.
+        extra={"max_msgs_per_subject": 16, "allow_direct": True},
+    ),
     Stream(
         channels.AUDIT,
         ("wherry.audit.>",),
@@ -150,6 +156,8 @@ DURABLES: tuple[Durable, ...] = (
     Durable("storage-log", channels.LOGS, ("wherry.log.>",), ack_wait_s=10),
     # A delivery waits for its next try as an unsettled message, for days: there may be many, and no last try.
     Durable("deliver", channels.NOTIFY, ("wherry.delivery.*.*.requested",), ack_wait_s=60, max_ack_pending=100_000),
+    Durable("storage-fleet", channels.FLEET, ("wherry.fleet.node.>", "wherry.fleet.owner.>"), ack_wait_s=10),
+    Durable("storage-dlq", channels.DLQ, ("wherry.dlq.>",), ack_wait_s=10),
     Durable("storage-delivery", channels.NOTIFY, ("wherry.delivery.>",), ack_wait_s=10),
 )
 

@@ -93,7 +93,12 @@ class Stack:
 
     # --- processes ---------------------------------------------------------------------------------------------
 
+    def runs(self, service: str) -> bool:
+        """Whether the supervisor has a process of it: not between its death and its next start."""
+        return service in json.loads((self.home / "run.json").read_text())["pids"]
+
     def pid(self, service: str) -> int:
+        until(lambda: self.runs(service), f"{service} runs")
         return int(json.loads((self.home / "run.json").read_text())["pids"][service])
 
     def peak_memory_mb(self, service: str) -> float:

@@ -51,4 +51,4 @@ def test_the_job_ends_once_with_its_result(stack: Stack, service: str, point: st
     assert hashlib.sha256(output.content).hexdigest() == TWICE
     ends = [event for event in stack.events(job_id) if event["type"].split(".")[-2] in ENDS]
     assert len(ends) == 1
-    until(lambda: stack.pid(service), "the service is back")
+    until(lambda: stack.runs(service), "the service is back")
