@@ -69,6 +69,28 @@ class Attempt(Message):
     outputs: OutputsRef | None = None
 
 
+class GangPlace(Message):
+    """What a member is in its gang. `round` counts how often the gang has been placed."""
+
+    gang_id: str
+    round: int
+    role: str
+    index: int  # within the role, from 0
+    rank: int  # within the gang, from 0
+    size: int
+
+
+class GangMember(Message):
+    """A member as its gang knows it: a job of its own, which is placed, followed and stopped as any other."""
+
+    job_id: str
+    role: str
+    index: int
+    node: str
+    state: JobState
+    error: Failure | None = None
+
+
 class Job(Message):
     """A job after an event. `input_seq` is the stream sequence of the last input that the scheduler took into it."""
 
@@ -91,6 +113,8 @@ class Job(Message):
     error: Failure | None = None
     remarks: tuple[Remark, ...] = ()
     outputs: OutputsRef | None = None
+    member_of: GangPlace | None = None  # of a gang's member; it is tried again only together with its gang
+    members: tuple[GangMember, ...] = ()  # of a gang: those of its last round, by rank
 
     @property
     def current(self) -> Attempt | None:

@@ -17,6 +17,7 @@ _DURATION = re.compile(
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 #: The whole spec as JSON may not be larger (decisions: `created` carries it).
 SPEC_BYTES_MAX = 256 * KIB
+GANG_MEMBERS_MAX = 128
 
 
 def parse_size(value: object) -> object:
@@ -147,11 +148,46 @@ InputName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-
 RoleName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 
+class GangRole(Frozen):
+    """Members of a gang that do the same. What is not given is the job's own."""
+
+    count: int = Field(default=1, ge=1, le=128)
+    image: ImageRef | None = None
+    command: Arg | Annotated[tuple[Arg, ...], Field(min_length=1, max_length=4096)] | None = None
+    resources: Resources | None = None
+    env: Annotated[dict[EnvName, EnvValue], Field(max_length=1024)] = {}
+
+
+class Gang(Frozen):
+    """Roles that start together or not at all, and end together.
+
+    `on_failure`: one member that fails ends all; then the job has failed (``stop``), or all begin anew as long as
+    `max_attempts` and `retry_on` allow (``restart``). What is the machines' fault is tried again in either case.
+    """
+
+    roles: Annotated[dict[RoleName, GangRole], Field(min_length=1, max_length=16)]
+    on_failure: Literal["stop", "restart"] = "stop"
+    #: Seconds from their placing within which all members must run; else all are given up and placed anew.
+    deadline: Seconds = 1800
+
+    @model_validator(mode="after")
+    def _size(self) -> "Gang":
+        if self.size > GANG_MEMBERS_MAX:
+            raise ValueError(f"a gang has at most {GANG_MEMBERS_MAX} members, not {self.size}")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Return the number of members."""
+        return sum(role.count for role in self.roles.values())
+
+
 class JobSpec(Frozen):
     """A job as a user describes it. An unknown field is an error that names it."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")] = "job"
-    kind: Literal["run"] = "run"
+    kind: Literal["run", "gang"] = "run"
+    gang: Gang | None = None
     runtime: Literal["docker", "process"] = "docker"
     image: ImageRef | None = None
     #: Text runs in ``sh -c``, a list as it is; absent, the image's own command runs.
@@ -181,13 +217,35 @@ class JobSpec(Frozen):
 
     @model_validator(mode="after")
     def _runtime_fits(self) -> "JobSpec":
-        if self.runtime == "docker" and self.image is None:
-            raise ValueError("a container job needs an image")
-        if self.runtime == "process" and self.image is not None:
-            raise ValueError("runtime process runs on the bare machine and takes no image")
-        if self.runtime == "process" and self.command is None:
-            raise ValueError("runtime process needs a command")
+        for member in self.members() if self.gang else (self,):
+            if self.runtime == "docker" and member.image is None:
+                raise ValueError("a container job needs an image")
+            if self.runtime == "process" and member.image is not None:
+                raise ValueError("runtime process runs on the bare machine and takes no image")
+            if self.runtime == "process" and member.command is None:
+                raise ValueError("runtime process needs a command")
         return self
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> "JobSpec":
+        if (self.kind == "gang") != (self.gang is not None):
+            raise ValueError("kind gang and the field gang go together")
+        return self
+
+    def members(self) -> tuple["GangRole", ...]:
+        """Return one entry for each role of the gang, with what it does not name taken from the job."""
+        roles = self.gang.roles.values() if self.gang else ()
+        return tuple(
+            role.model_copy(
+                update={
+                    "image": role.image or self.image,
+                    "command": role.command or self.command,
+                    "resources": role.resources or self.resources,
+                    "env": self.env | role.env,
+                }
+            )
+            for role in roles
+        )
 
     @property
     def is_fenced(self) -> bool:
