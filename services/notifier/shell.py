@@ -8,9 +8,11 @@ import asyncio
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import prometheus_client
 
@@ -21,8 +23,10 @@ from shared import observe
 from shared.bus import Bus
 from shared.channels import DELIVERY_REQUESTED, DELIVERY_TRIED, JOBS, NOTIFY
 from shared.clock import utc_now
+from shared.deadletters import DeadLetters
 from shared.errors import Unavailable
 from shared.events import DeliveryRequested, DeliveryTried, Event, JobChanged
+from shared.ids import new_id
 from shared.wire import Received, Record
 
 TRIES = prometheus_client.Counter("wherry_notifier_tries_total", "Tries of deliveries.", ["kind", "state"])
@@ -54,6 +58,7 @@ class Notifier:
 
     def __init__(self, bus: Bus, senders: Mapping[str, Sender], *, at_once: int, per_host: int) -> None:
         self._bus = bus
+        self._letters = DeadLetters(bus)
         self._senders = senders
         self._all = asyncio.Semaphore(at_once)
         self._per_host = per_host
@@ -64,6 +69,7 @@ class Notifier:
 
     async def run(self) -> None:
         """Work until cancelled."""
+        await self._letters.listen(self._replay)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._request_deliveries())
             tasks.create_task(self._deliver())
@@ -72,27 +78,48 @@ class Notifier:
 
     async def _request_deliveries(self) -> None:
         async for batch in self._bus.consume(JOBS, "notifier"):
+            unreadable = [one for one in batch if one.event is None]
+            await self._give_up(JOBS, [(one, one.problem or "no event") for one in unreadable])
             for received in batch:
-                await self._request(received)
+                if received.event is not None:
+                    await self._request(received, received.event)
 
-    async def _request(self, received: Received[JobChanged]) -> None:
-        event = received.event
-        if event is None:
-            _log.error("unreadable_event", subject=received.subject, problem=received.problem)
-            await received.term(received.problem or "not a job event")
-            return
+    async def _request(self, received: Received[JobChanged], event: Event[JobChanged]) -> None:
+        try:
+            await self._record_deliveries(received, event)
+        except (ValueError, TypeError) as problem:  # it will be no better the next time
+            await self._give_up(JOBS, [(received, repr(problem))])
+        except Exception as error:  # noqa: BLE001 - whatever it was, the event comes again
+            _log.warning("deliveries_not_recorded", subject=received.subject, error=str(error))
+            await received.nak(2.0)
+        else:
+            await received.ack()
+
+    async def _record_deliveries(self, received: Received[JobChanged], event: Event[JobChanged]) -> None:
         job = event.data.job
         wanted = deliveries(job, received.params.get("event", ""), event.id, event.time)
-        stored = [self._bus.record_grouped(self._requested(request, event.id)) for request in wanted]
-        try:
-            await asyncio.gather(*stored)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the event comes again
-            _log.warning("deliveries_not_recorded", job_id=job.id, error=str(error))
-            await received.nak(2.0)
-            return
+        await asyncio.gather(*[self._bus.record_grouped(self._requested(request, event.id)) for request in wanted])
         for request in wanted:
             _log.info("delivery_requested", job_id=job.id, delivery_id=request.delivery_id, kind=request.kind)
-        await received.ack()
+
+    async def _give_up(self, stream: str, messages: Sequence[tuple[Received[Any], str]]) -> None:
+        """Keep what can never be taken in as dead letters, then let the broker forget it for this reader."""
+        if messages:
+            await self._letters.keep(stream, messages)
+            for message, _ in messages:
+                await message.ack()
+
+    async def _replay(self, message: Received[Any]) -> str | None:
+        """Take in a dead letter that an admin wants replayed; a delivery goes back to those that wait."""
+        match message.event:
+            case Event(data=JobChanged()) as event:
+                await self._record_deliveries(message, event)
+            case Event(data=DeliveryRequested() as request) if request.kind in self._senders:
+                record = self._requested(request, message.event.id)
+                await self._bus.record(replace(record, event=record.event.model_copy(update={"id": new_id("e")})))
+            case _:
+                return message.problem or "the notifier reads nothing of this kind"
+        return None
 
     def _requested(self, request: DeliveryRequested, cause: str) -> Record:
         params = {"owner": request.owner_id, "job_id": request.job_id}
@@ -110,8 +137,7 @@ class Notifier:
     async def _take(self, received: Received[DeliveryRequested]) -> None:
         event = received.event
         if event is None or event.data.kind not in self._senders:
-            _log.error("unreadable_delivery", subject=received.subject, problem=received.problem)
-            await received.term(received.problem or "not a delivery")
+            await self._give_up(NOTIFY, [(received, received.problem or "no sender for this kind of delivery")])
             return
         delivery_id = event.data.delivery_id
         if delivery_id in self._under_way:

@@ -93,6 +93,7 @@ class Storage:
             ],
         )
         await serve(self._blob_bus, self._blobs.routes())
+        await self._projection.listen_for_replays()
         await self._bus.listen(HEARTBEAT, self._heartbeats.hear, queue=QUEUE)
         log.info("storage_ready")
         async with asyncio.TaskGroup() as tasks:

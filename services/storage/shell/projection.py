@@ -14,6 +14,7 @@ from shared import observe
 from shared.bus import Bus, Received
 from shared.channels import JOBS, LOGS, NOTIFY
 from shared.clock import utc_now
+from shared.deadletters import DeadLetters
 from shared.events import DeliveryRequested, DeliveryTried, JobChanged, OutputBatch
 from shared.fleet import Heartbeat
 
@@ -23,6 +24,7 @@ BEHIND = Gauge("wherry_storage_behind", "Messages of a stream that wait to be wr
 
 Messages = Sequence[Received[Any]]
 Write = Callable[[Messages], Awaitable[None]]
+Skipped = tuple[Received[Any], str]
 
 _PAUSE_S, _PAUSE_MAX_S = 0.2, 5.0
 #: A node's record is written at most once in this many seconds.
@@ -41,6 +43,19 @@ class Projection:
         self._bus = bus
         self._store = store
         self._mark = mark
+        self._letters = DeadLetters(bus)
+        self._writes: dict[str, Write] = {}  # by stream
+
+    async def listen_for_replays(self) -> None:
+        """Write dead letters again that an admin wants replayed, from now on."""
+        await self._letters.listen(self._replay)
+
+    async def _replay(self, message: Received[Any]) -> str | None:
+        stream = message.channel.stream if message.channel else None
+        write = self._writes.get(stream or "")
+        if stream is None or write is None:
+            return "storage keeps nothing that comes on this subject"
+        return next((why for _, why in await _write_surely(stream, [message], write)), None)
 
     async def follow_jobs(self) -> None:
         """Project job events, for ever."""
@@ -55,12 +70,15 @@ class Projection:
         await self._follow(NOTIFY, "storage-delivery", self._write_deliveries)
 
     async def _follow(self, stream: str, durable: str, write: Write) -> None:
+        self._writes[stream] = write
         async for messages in self._bus.consume(stream, durable):
             # What has begun is ended when storage is told to stop: else it would come again only after the ack wait.
             await _to_its_end(self._write_and_ack(stream, messages, write))
 
     async def _write_and_ack(self, stream: str, messages: Messages, write: Write) -> None:
-        await _write_surely(stream, messages, write)
+        if skipped := await _write_surely(stream, messages, write):
+            SKIPPED.labels(stream).inc(len(skipped))
+            await self._letters.keep(stream, skipped)
         for message in messages:
             await message.ack()
         PROJECTED.labels(stream).inc(len(messages))
@@ -108,23 +126,19 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
         raise
 
 
-async def _write_surely(stream: str, messages: Messages, write: Write) -> None:
-    """Write *messages*, waiting for MongoDB as long as it takes; what can never be written is left out."""
-    for unreadable in (one for one in messages if one.data is None):
-        _skip(stream, unreadable, unreadable.problem or "unreadable")
+async def _write_surely(stream: str, messages: Messages, write: Write) -> list[Skipped]:
+    """Write *messages*, waiting for MongoDB as long as it takes; return those that can never be written, and why."""
+    skipped = [(one, one.problem or "unreadable") for one in messages if one.data is None]
+    readable = [one for one in messages if one.data is not None]
     try:
         await _write_when_possible(stream, messages, write)
     except UNWRITABLE:
-        for message in messages:
+        for message in readable:
             try:
                 await _write_when_possible(stream, [message], write)
             except UNWRITABLE as error:
-                _skip(stream, message, repr(error))
-
-
-def _skip(stream: str, message: Received[Any], why: str) -> None:
-    SKIPPED.labels(stream).inc()
-    log.error("message_skipped", stream=stream, subject=message.subject, seq=message.seq, error=why)
+                skipped.append((message, repr(error)))
+    return skipped
 
 
 async def _write_when_possible(stream: str, messages: Messages, write: Write) -> None:
