@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from infra.local import control
-from infra.local.home import NODE, Home, identity
+from infra.local.home import Home, identity, nodes
 from shared.permissions import accounts_config
 
 SETTINGS = """\
@@ -22,6 +22,9 @@ environment:
   WHERRY_SMTP_HOST, WHERRY_SMTP_PORT, …
                           a mail server of your own; without it mail becomes files under WHERRY_HOME/inbox
   WHERRY_RUNTIMES         what the node offers (docker,process where Docker answers, else process)
+  WHERRY_MORE_NODES       ids of more nodes on this machine, separated by commas: each is an agent of its own
+  WHERRY_RESTART_DELAY_MAX_S
+                          the longest wait before what dies again and again is started again (5)
   WHERRY_DEMO_IMAGE       the image of the demo; WHERRY_DEMO_RUNTIME=process runs it without one
   and the settings of each service
 """
@@ -76,7 +79,7 @@ def _run(asked: argparse.Namespace, home: Home) -> int:
 
             return supervise(home)
         case "accounts":
-            print(accounts_config(identity(home).nats, [NODE]), end="")
+            print(accounts_config(identity(home).nats, nodes()), end="")
         case _:
             control.logs(home, asked.names, follow=asked.follow)
     return 0

@@ -12,7 +12,7 @@ from infra.local.ports import LOOPBACK, write_whole
 from shared.ids import new_id
 from shared.permissions import password_variable, users
 
-#: The id of the one node that the local stack runs.
+#: The id of the node that every local stack runs.
 NODE = "local"
 
 
@@ -74,6 +74,12 @@ class Identity:
     password: str
 
 
+def nodes(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return the ids of the stack's nodes: `NODE`, and those that WHERRY_MORE_NODES names, separated by commas."""
+    more = (name.strip() for name in env.get("WHERRY_MORE_NODES", "").split(","))
+    return tuple(dict.fromkeys((NODE, *(name for name in more if name))))
+
+
 def port(env: Mapping[str, str] = os.environ) -> int:
     """Return the port that the gateway serves.
 
@@ -97,7 +103,7 @@ def identity(home: Home, env: Mapping[str, str] = os.environ) -> Identity:
     home.root.mkdir(parents=True, exist_ok=True)
     stack = _kept(home.root / "stack.json", lambda: {"id": new_id("s"), "gateway_key": secrets.token_hex(32)})
     nats = _kept(home.root / "nats" / "passwords.json", dict)
-    names = [user.name for user in users([NODE])]
+    names = [user.name for user in users(nodes(env))]
     if missing := [name for name in names if name not in nats]:
         nats |= {name: env.get(password_variable(name)) or secrets.token_urlsafe(24) for name in missing}
         _write(home.root / "nats" / "passwords.json", nats)

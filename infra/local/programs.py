@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from infra.local.home import NODE, Home, Identity
+from infra.local.home import NODE, Home, Identity, nodes
 from infra.local.ports import LOOPBACK
 from shared.permissions import OPERATOR, node_user
 
@@ -47,7 +47,7 @@ class Addresses:
 def services(
     home: Home, who: Identity, where: Addresses, runtimes: str, given: Mapping[str, str]
 ) -> tuple[Program, ...]:
-    """Return the five services. What *given* (the user's environment) sets wins where it makes sense."""
+    """Return the services, an agent for each node. What *given* (the user's environment) sets wins where it can."""
     common = {
         "WHERRY_NATS_URL": where.nats,
         "WHERRY_STACK_ID": who.stack_id,
@@ -70,16 +70,22 @@ def services(
             "WHERRY_GATEWAY_ID": given.get("WHERRY_GATEWAY_ID", "local"),
         },
         "notifier": _notifier(where, given),
-        "node_agent": {
-            "WHERRY_NODE_ID": NODE,
-            "WHERRY_DATA_DIR": str(home.node_data),
-            "WHERRY_RUNTIMES": given.get("WHERRY_RUNTIMES", runtimes),
-        },
     }
+    for node in nodes(given):
+        own[_agent(node)] = {
+            "WHERRY_NODE_ID": node,
+            "WHERRY_DATA_DIR": str(home.node_data if node == NODE else home.root / f"node-{node}"),
+            "WHERRY_RUNTIMES": given.get("WHERRY_RUNTIMES", runtimes),
+        }
     return tuple(
-        Program(name, (sys.executable, "-m", f"services.{name}"), {**common, **_login(name, who), **env})
+        Program(name, (sys.executable, "-m", f"services.{kind_of(name)}"), {**common, **_login(name, who), **env})
         for name, env in own.items()
     )
+
+
+def kind_of(name: str) -> str:
+    """Return which service a process's name is of: agents of nodes beyond the first are ``node_agent@<id>``."""
+    return name.partition("@")[0]
 
 
 def bootstrap(who: Identity, where: Addresses) -> Program:
@@ -99,8 +105,13 @@ def sinks(home: Home, where: Addresses) -> Program:
 
 
 def _login(service: str, who: Identity) -> dict[str, str]:
-    user = node_user(NODE) if service == "node_agent" else service
+    node = service.partition("@")[2] or NODE
+    user = node_user(node) if kind_of(service) == "node_agent" else service
     return {"WHERRY_NATS_USER": user, "WHERRY_NATS_PASSWORD": who.nats[user]}
+
+
+def _agent(node: str) -> str:
+    return "node_agent" if node == NODE else f"node_agent@{node}"
 
 
 def _notifier(where: Addresses, given: Mapping[str, str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ import psutil
 
 from infra.local import programs
 from infra.local.engine import engine
-from infra.local.home import Home, Identity, address, identity, port
+from infra.local.home import Home, Identity, address, identity, nodes, port
 from infra.local.ports import kept_port, write_whole
 from infra.local.processes import ROOT, born_at, end, is_zombie
 from infra.local.programs import Addresses, Program
@@ -28,7 +28,8 @@ from infra.local.servers import MongoServer, NatsServer, Server, ServerFailedErr
 from shared.permissions import accounts_config
 
 LOG_BYTES_MAX = 20 * 1024 * 1024
-FIRST_DELAY_S, LONGEST_DELAY_S, SETTLED_S = 0.2, 5.0, 10.0
+FIRST_DELAY_S, SETTLED_S = 0.2, 10.0
+LONGEST_DELAY_S = float(os.environ.get("WHERRY_RESTART_DELAY_MAX_S") or 5.0)
 STOP_S = 15.0
 #: How long one try of the set-up of streams may take.
 SET_UP_S = 60.0
@@ -143,7 +144,7 @@ class Supervisor:
     def _servers(self) -> Addresses:
         env, root, ports = os.environ, self.home.root, self.home.ports
         if not env.get("WHERRY_NATS_URL"):
-            self.nats = NatsServer(root, accounts_config(self.who.nats, [programs.NODE]))
+            self.nats = NatsServer(root, accounts_config(self.who.nats, nodes()))
         if not env.get("WHERRY_MONGO_URL"):
             cache, oplog = env.get("WHERRY_MONGO_CACHE_GB", "1"), env.get("WHERRY_MONGO_OPLOG_MB", "1024")
             self.mongo = MongoServer(root, cache_gb=float(cache), oplog_mb=int(oplog))
@@ -244,7 +245,8 @@ class Supervisor:
 
     def _stop(self) -> None:
         for stage in programs.STOP_ORDER:
-            running = [c.process for n in stage if (c := self.children.get(n)) and c.process]
+            members = [child for name, child in self.children.items() if programs.kind_of(name) in stage]
+            running = [child.process for child in members if child.process]
             end([process for process in running if process.poll() is None], STOP_S)
         # What is left are programs of jobs, and whatever a killed child had started.
         end(psutil.Process().children(recursive=True), 2.0)

@@ -9,7 +9,7 @@ import pytest
 
 from infra.local.demo import signed
 from infra.local.home import Home, identity
-from infra.local.programs import STOP_ORDER, Addresses, services
+from infra.local.programs import STOP_ORDER, Addresses, kind_of, services
 from shared.permissions import users
 
 WHERE = Addresses("nats://127.0.0.1:1", "mongodb://127.0.0.1:2", 8080, 3, 4)
@@ -78,3 +78,13 @@ def test_a_signature_of_another_secret_or_body_is_refused():
     assert not signed(headers, "{ }", secret)
     assert not signed(headers, "{}", "whsec_" + base64.b64encode(b"x" * 32).decode())
     assert not signed({}, "{}", secret)
+
+
+def test_more_nodes_are_agents_with_credentials_and_folders_of_their_own(home: Home):
+    env = {"WHERRY_MORE_NODES": "b, c,b"}
+    who = identity(home, env)
+    agents = [p for p in services(home, who, WHERE, "process", env) if kind_of(p.name) == "node_agent"]
+    assert [p.env["WHERRY_NODE_ID"] for p in agents] == ["local", "b", "c"]
+    assert [p.env["WHERRY_NATS_USER"] for p in agents] == ["node-local", "node-b", "node-c"]
+    assert len({p.env["WHERRY_DATA_DIR"] for p in agents}) == len({p.env["WHERRY_NATS_PASSWORD"] for p in agents}) == 3
+    assert all(p.argv[-1] == "services.node_agent" for p in agents)
