@@ -6,10 +6,13 @@ from pydantic import AwareDatetime, Field
 
 from shared.model import Amount, Message, Name, Sentence
 from shared.spec import JobSpec
-from shared.states import NodeCondition, NodeDuty
+from shared.states import EndReason, NodeCondition, NodeDuty
 
 #: The heartbeat protocol's version; one apart is understood.
 PROTOCOL = 1
+#: What a message speaks that does not say: the first. (A default that grew with PROTOCOL would not be sent, and be read
+#: by the other side as its own.)
+PROTOCOL_ABSENT = 1
 
 
 class Gpu(Message):
@@ -79,7 +82,7 @@ class Heartbeat(Message):
     images: tuple[str, ...] = ()
     epoch: int = 0  # the highest the agent has seen
     #: The agent's version of this protocol. Each side speaks with the one before and the one after its own.
-    protocol: int = PROTOCOL
+    protocol: int = PROTOCOL_ABSENT
     #: The node is being shut down for good: nothing new, and it is not missed once it is empty.
     leaving: bool = False
     #: What is wrong with it, in words, while it runs what it can (an engine that does not answer); empty when well.
@@ -112,6 +115,7 @@ class Assignment(Message):
     action: Literal["start", "keep", "stop", "forget"]
     order: Order | None = None  # with start
     grace_s: float = 10.0  # with stop: seconds between SIGTERM and SIGKILL
+    reason: EndReason | None = None  # with stop: why, where it is not a user's cancel
 
 
 class DesiredState(Message):
@@ -122,7 +126,7 @@ class DesiredState(Message):
     interval_s: float = 2.0
     assignments: tuple[Assignment, ...] = ()
     more: bool = False  # did not fit: heartbeat again at once
-    protocol: int = PROTOCOL
+    protocol: int = PROTOCOL_ABSENT
     #: Another agent has this node's identity now: end, and do not come back by yourself (exit code 78).
     evicted: bool = False
     #: Why this agent gets nothing new (a version too old or too new), in words; empty when all is well.

@@ -38,6 +38,17 @@ def failure_of(outcome: Outcome, command: str) -> Failure | None:
     return Failure(reason=EndReason.EXIT_CODE, message=f"The program ended with exit code {code}{_signal(code)}.")
 
 
+#: What a program ends with that is killed as its machine goes down: 255 where the engine found it dead afterwards.
+_KILLED_EXITS = (137, 143, 255)
+
+
+def by_reboot(outcome: Outcome, failure: Failure) -> Failure:
+    """Return why an attempt failed whose machine was started anew since: the reboot, unless it had ended before."""
+    if failure.reason is EndReason.AGENT_LOST_CONTAINER or (outcome.exit_code in _KILLED_EXITS and not outcome.is_oom):
+        return Failure(reason=EndReason.NODE_REBOOTED, message="The machine was restarted while the program ran.")
+    return failure
+
+
 def failure_from(error: WherryError) -> Failure:
     """Return *error* as an end: its code where it is one of the reasons, else the machine's fault."""
     try:

@@ -10,7 +10,8 @@ from enum import StrEnum
 from typing import Literal
 
 from services.node_agent.core.container import Key
-from services.node_agent.core.ending import Outcome, failure_of
+from services.node_agent.core.ending import Outcome, by_reboot, failure_of
+from services.node_agent.core.lease import Lease, Older
 from shared.events import AttemptFinished, AttemptFinishing, AttemptRunning, AttemptStarting
 from shared.fleet import Assignment, DesiredState, HeldAttempt, Order
 from shared.job import Failure, OutputsRef
@@ -34,6 +35,7 @@ class Phase(StrEnum):
 
 
 PREPARING = frozenset({Phase.ACCEPTED, Phase.PULLING, Phase.STAGING})
+_BEFORE_END = PREPARING | {Phase.STARTING, Phase.RUNNING}
 _STATE_OF: Mapping[Phase, AttemptState] = {
     Phase.ACCEPTED: AttemptState.STARTING,
     Phase.PULLING: AttemptState.STARTING,
@@ -66,6 +68,8 @@ class Held(Message):
     end: End | None = None
     is_delivered: bool = False
     is_cleared: bool = False
+    is_fenced: bool = False  # it was told to end because nobody grants a lease
+    boot_id: str = ""  # of the machine's start under which the program was started
 
     @property
     def key(self) -> Key:
@@ -78,9 +82,10 @@ class Held(Message):
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The scheduler's answer to a heartbeat."""
+    """The scheduler's answer to a heartbeat, which was sent at `asked_at` (None: nobody measured, no lease)."""
 
     state: DesiredState
+    asked_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,13 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class Unkillable:
+    """The program runs on, long after SIGKILL."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
 class Collected:
     """What it left is stored, or cannot be."""
 
@@ -163,12 +175,14 @@ class Cleared:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed."""
+    """Time has passed. `at` is what leases are measured by: seconds that also pass while the machine is suspended."""
+
+    at: float | None = None
 
 
 Fact = (
-    Desired | Recovered | ImageMissing | ImageFound | Staged | Started | Failed | Exited | Collected | Delivered
-    | Cleared | Tick
+    Desired | Recovered | ImageMissing | ImageFound | Staged | Started | Failed | Exited | Unkillable | Collected
+    | Delivered | Cleared | Tick
 )  # fmt: skip
 
 # --- effects: the first four are the journal's, written together before any other is carried out ------------------
@@ -193,6 +207,13 @@ class SaveEpoch:
     """Remember the highest epoch seen."""
 
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoteLease:
+    """Note the lease for an agent after this one. A note that a power cut takes is no loss: the programs go with it."""
+
+    lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +266,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Give up preparing."""
+    """Give up preparing, or bringing home."""
 
     key: Key
 
@@ -270,7 +291,8 @@ class HeartbeatNow:
 
 
 Effect = (
-    Save | Drop | SaveEpoch | Report | Prepare | Start | Follow | Stop | Abort | Collect | Clear | HeartbeatNow
+    Save | Drop | SaveEpoch | NoteLease | Report | Prepare | Start | Follow | Stop | Abort | Collect | Clear
+    | HeartbeatNow
 )  # fmt: skip
 
 
@@ -281,22 +303,28 @@ class Machine:
     Args:
         held: the journal's attempts.
         epoch: the highest seen.
+        boot_id: names the machine's start.
+        lease: the last that was granted; an agent before this one may have noted it.
     """
 
     held: dict[Key, Held] = field(default_factory=dict[Key, Held])
     epoch: int = 0
     recovered: set[str] = field(default_factory=set[str])  # runtimes that have answered
+    boot_id: str = ""
+    lease: Lease | None = None
+    older: Older | None = None  # set while only a scheduler answers that has seen less than this node
 
     def handle(self, fact: Fact, now: datetime) -> list[Effect]:
         """Take in *fact* and return what is to be done. Facts that come late or twice change nothing."""
         match fact:
-            case Desired(state):
-                return self._desired(state, now)
+            case Desired(state, asked_at):
+                return self._desired(state, asked_at, now)
             case Recovered():
                 self.recovered.add(fact.runtime)
                 return [effect for held in self._of(fact.runtime) for effect in self._recover(held, fact, now)]
-            case Tick():
-                return [effect for held in list(self.held.values()) for effect in self._tick(held, now)]
+            case Tick(at):
+                fenced = [] if at is None else self._fence_all(at, now)
+                return fenced + [effect for held in list(self.held.values()) for effect in self._tick(held, now)]
             case _:
                 held = self.held.get(fact.key)
                 return [] if held is None else self._attempt(held, fact, now)
@@ -304,22 +332,32 @@ class Machine:
     def attempts(self) -> tuple[HeldAttempt, ...]:
         """Return what the heartbeat says of the attempts."""
         return tuple(
-            HeldAttempt(job_id=held.key.job_id, attempt=held.key.attempt, state=state.value)
+            HeldAttempt(
+                job_id=held.key.job_id, attempt=held.key.attempt, state=state.value, delivered=held.is_delivered
+            )
             for held in self.held.values()
             if (state := _state(held)) is not None
         )
 
     # --- the scheduler's wishes ---
 
-    def _desired(self, state: DesiredState, now: datetime) -> list[Effect]:
+    def _desired(self, state: DesiredState, asked_at: float | None, now: datetime) -> list[Effect]:
         if state.epoch < self.epoch:
-            return []  # a scheduler that does not know yet that it leads no more
+            # It does not know yet that it leads no more, or its log was wiped. Its word is no lease either.
+            if asked_at is not None:
+                self.older = Older(state.epoch, self.older.since if self.older else asked_at)
+            return []
+        self.older = None
+        if asked_at is not None:
+            self.lease = Lease(asked_at, state.lease_s)
         effects: list[Effect] = []
         if state.epoch > self.epoch:
             self.epoch = state.epoch
             effects.append(SaveEpoch(state.epoch))
         for assignment in state.assignments:
             effects += self._assigned(assignment, now)
+        if self.lease is not None and any(held.order.spec.is_fenced for held in self.held.values()):
+            effects.append(NoteLease(self.lease))
         return effects
 
     def _assigned(self, assignment: Assignment, now: datetime) -> list[Effect]:
@@ -331,20 +369,44 @@ class Machine:
                 # Of a runtime that has not answered yet, `Recovered` begins with what was accepted meanwhile.
                 return [save, Prepare(order)] if order.spec.runtime in self.recovered else [save]
             case "stop" if held is not None:
-                return self._stop(held, _CANCELLED, assignment.grace_s, now)
+                return self._told_to_stop(held, assignment, now)
             case "forget" if held is not None:
                 return self._forget(held, now)
             case _:
                 return []
 
+    def _told_to_stop(self, held: Held, assignment: Assignment, now: datetime) -> list[Effect]:
+        end = _end_of(assignment.reason)
+        if held.phase is not Phase.FINISHING:
+            return self._stop(held, end, assignment.grace_s, now)
+        if held.stop is not None and assignment.reason is not EndReason.FINISHING_TIMEOUT:
+            return []  # the stop that ended the program is repeated while what it left comes home
+        return [*self._finish(held, held.stop or end, now), Abort(held.key)]
+
     def _stop(self, held: Held, end: End, grace_s: float, now: datetime) -> list[Effect]:
-        if held.stop is not None or held.phase not in PREPARING | {Phase.STARTING, Phase.RUNNING}:
+        if held.stop is not None or held.phase not in _BEFORE_END:
             return []
         held = held.model_copy(update={"stop": end, "stop_grace_s": grace_s})
         if held.phase in PREPARING:
             return [*self._finish(held, end, now), Abort(held.key)]
         # While starting, nobody knows whether there is something to stop yet: `Started` will tell.
         return [self._save(held), *([Stop(held, grace_s)] if held.phase is Phase.RUNNING else [])]
+
+    def _fence_all(self, at: float, now: datetime) -> list[Effect]:
+        """End what must not run twice, where nobody grants a lease: before another node may start it."""
+        if self.lease is not None and not self.lease.is_fenced(at):
+            return []
+        grace_s = self.lease.grace_s(at) if self.lease else 0.0
+        return [effect for held in list(self.held.values()) for effect in self._fence(held, grace_s, now)]
+
+    def _fence(self, held: Held, grace_s: float, now: datetime) -> list[Effect]:
+        if held.is_fenced or not held.order.spec.is_fenced or held.phase not in _BEFORE_END:
+            return []
+        held = held.model_copy(update={"is_fenced": True})
+        if held.stop is None:
+            return self._stop(held, _FENCED, grace_s, now)
+        held = held.model_copy(update={"stop_grace_s": min(grace_s, held.stop_grace_s)})  # no later than this
+        return [self._save(held), *([Stop(held, held.stop_grace_s)] if held.phase is Phase.RUNNING else [])]
 
     def _forget(self, held: Held, now: datetime) -> list[Effect]:
         if held.is_cleared:
@@ -361,6 +423,8 @@ class Machine:
         match (held.phase, fact):
             case (Phase.RUNNING, Exited(_, outcome)):
                 return self._exited(held, outcome, now)
+            case (Phase.RUNNING, Unkillable()):
+                return self._finish(held, _UNKILLABLE, now)
             case (Phase.FINISHING, Collected()):
                 return self._collected(held, fact, now)
             case (Phase.FINISHED, Delivered()) if not held.is_delivered:
@@ -380,7 +444,8 @@ class Machine:
                 pinned = held.model_copy(update={"image_digest": digest})
                 return self._report_starting(pinned, Phase.STAGING, "stage_in", now)
             case (Phase.STAGING, Staged(_, handle)):
-                held = held.model_copy(update={"phase": Phase.STARTING, "since": now, "handle": handle})
+                update = {"phase": Phase.STARTING, "since": now, "handle": handle, "boot_id": self.boot_id}
+                held = held.model_copy(update=update)
                 return [self._save(held), Start(held)]
             case (Phase.STARTING, Started()):
                 return self._running(held, now)
@@ -402,6 +467,8 @@ class Machine:
 
     def _exited(self, held: Held, outcome: Outcome, now: datetime) -> list[Effect]:
         failure = failure_of(outcome, _command(held))
+        if failure is not None and held.boot_id not in ("", self.boot_id):
+            failure = by_reboot(outcome, failure)
         own = End(state=AttemptState.FAILED if failure else AttemptState.SUCCEEDED, failure=failure)
         held = held.model_copy(
             update={
@@ -468,6 +535,8 @@ class Machine:
                 return [self._save(fresh), Prepare(held.order, again=True)]
             case Phase.STARTING | Phase.RUNNING if condition == "gone":
                 return self._lost(held, now)
+            case Phase.STARTING if condition == "created" and held.stop is not None:
+                return self._finish(held, held.stop, now)
             case Phase.STARTING if condition == "created":
                 return [Start(held.model_copy(update={"handle": handle}))]
             case Phase.STARTING:
@@ -504,9 +573,31 @@ class Machine:
         return [Drop(held.key)]
 
 
+def _failed(reason: EndReason, message: str) -> End:
+    return End(state=AttemptState.FAILED, failure=Failure(reason=reason, message=message))
+
+
 _CANCELLED = End(
     state=AttemptState.CANCELLED, failure=Failure(reason=EndReason.CANCELLED_BY_USER, message="It was told to stop.")
 )
+_FENCED = _failed(
+    EndReason.FENCED, "The node was cut off and stopped it, for it must not run twice and another node may start it."
+)
+_UNKILLABLE = _failed(EndReason.UNKILLABLE, "SIGKILL did not end the program within a minute.")
+_WHY: Mapping[EndReason, str] = {
+    EndReason.FINISHING_TIMEOUT: "What it left could not be stored in time.",
+    EndReason.NODE_DRAINED: "The node is being emptied.",
+    EndReason.TOTAL_TIMEOUT: "The job took longer than it may in all.",
+}
+
+
+def _end_of(reason: EndReason | None) -> End:
+    """Return how an attempt ends that the scheduler wants stopped."""
+    if reason in (None, EndReason.CANCELLED_BY_USER):
+        return _CANCELLED
+    end = _failed(reason, _WHY.get(reason, "It was told to stop."))
+    is_late = reason is EndReason.TOTAL_TIMEOUT
+    return end.model_copy(update={"state": AttemptState.TIMED_OUT}) if is_late else end
 
 
 def _command(held: Held) -> str:
