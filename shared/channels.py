@@ -393,7 +393,7 @@ JOB_DELIVERIES = _ask(
     "jobDeliveries", "jobs.deliveries", requests.JobQuery, requests.DeliveryList, "The job's notifications."
 )
 ARTIFACT_GET = _ask("artifactGet", "artifacts.get", requests.ArtifactQuery, requests.Artifact, "An artifact's facts.")
-NODE_LIST = _ask("nodeList", "nodes.list", requests.Empty, requests.NodeList, "Every node.")
+NODE_LIST = _ask("nodeList", "nodes.list", requests.NodeListQuery, requests.NodeList, "A page of nodes.")
 NODE_GET = _ask("nodeGet", "nodes.get", requests.NodeQuery, requests.NodeView, "One node.")
 DEAD_LETTERS = _ask(
     "deadLetters", "deadletters.list", requests.DeadLetterQuery, requests.DeadLetterList, "What could not be read."
@@ -461,6 +461,13 @@ BLOB_READ = _blob(
     requests.Empty,
     "A range of a blob; the answer is raw bytes with header Wherry-Size, the blob's whole length.",
     raw_reply=True,
+)
+INPUT_LIST = _blob(
+    "inputList",
+    "input",
+    requests.InputQuery,
+    requests.OutputPage,
+    "What another job left and a job of this node has as an input. The one entry of a file has the asked path.",
 )
 
 CHANNELS: tuple[Channel[Any, Any], ...] = tuple(

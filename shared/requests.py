@@ -25,6 +25,7 @@ class Principal(Message):
     name: str
     role: Role = "user"
     email: str | None = None
+    queued_max: int | None = None  # by the quota: more waiting jobs than these are refused; None: no limit
 
 
 class Login(Message):
@@ -256,10 +257,18 @@ class NodeView(Message):
     problem: str = ""
 
 
+class NodeListQuery(Message):
+    """Nodes, by name."""
+
+    limit: int = 500  # 1 to 1000
+    cursor: str | None = None
+
+
 class NodeList(Message):
-    """Every node that was seen."""
+    """A page of nodes; `cursor` asks for the next."""
 
     nodes: tuple[NodeView, ...] = ()
+    cursor: str | None = None
 
 
 class DeadLetterQuery(Message):
@@ -365,6 +374,8 @@ class Counts(Message):
     jobs: dict[str, int] = {}  # by state
     nodes_online: int = 0
     nodes_total: int = 0
+    conditions: dict[str, int] = {}  # nodes by condition, as the scheduler has them
+    duties: dict[str, int] = {}  # nodes by duty
 
 
 class DeliveryView(Message):
@@ -437,16 +448,27 @@ class Committed(Message):
     artifact_id: str | None = None
 
 
+class InputQuery(Message):
+    """What an input of a job consists of, for the node that runs the job: a page after the path `cursor`."""
+
+    job_id: str
+    input: str
+    min_seq: int = 0
+    cursor: str | None = None
+
+
 class BlobRead(Message):
     """Bytes `offset` to `offset + length` of a blob; at most CHUNK_BYTES a call. The answer's body is raw.
 
-    A node names the artifact and the job it runs that has it as source; the gateway, which has checked the owner,
-    may name the digest.
+    A node names the artifact and the job it runs that has it as source, or one of that job's inputs and a path among
+    the outputs of the job that the input names; the gateway, which has checked the owner, may name the digest.
     """
 
     artifact_id: str | None = None
     sha256: str | None = None
     job_id: str | None = None
+    input: str | None = None
+    path: str | None = None  # with input: as the manifest of the other job has it
     min_seq: int = 0
     offset: int = 0
     length: int = CHUNK_BYTES

@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 
+from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.gridfs import GridFs
 from services.storage.adapters.job_store import JobStore
 from services.storage.adapters.mongo import Mongo, PyMongoError
@@ -14,12 +15,15 @@ from services.storage.routes import people
 from services.storage.routes.blobs import BlobRoutes, artifact_route
 from services.storage.routes.fleet import FleetRoutes
 from services.storage.routes.jobs import JobRoutes
+from services.storage.routes.letters import LetterRoutes
 from services.storage.routes.table import QUEUE, serve
 from services.storage.settings import StorageSettings
 from services.storage.shell.accounts import Accounts
+from services.storage.shell.inputs import Inputs
 from services.storage.shell.jobs import Jobs, ProjectionMark
 from services.storage.shell.outputs import Outputs
 from services.storage.shell.projection import Heartbeats, Projection
+from services.storage.shell.quotas import Quotas
 from services.storage.shell.uploads import Uploads
 from shared import observe
 from shared.bus import Bus
@@ -70,15 +74,19 @@ class Storage:
         self._bus = bus
         self._blob_bus = blob_bus
         gridfs, upload_store, job_store = GridFs(mongo), UploadStore(mongo), JobStore(mongo)
+        fleet_store, people_store = FleetStore(mongo), PeopleStore(mongo)
         mark = ProjectionMark()
         jobs = Jobs(bus, job_store, mark)
         self._uploads = Uploads(gridfs, upload_store)
-        self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs)
-        self._questions = JobRoutes(jobs, job_store, Outputs(gridfs, upload_store))
-        self._fleet = FleetRoutes(mongo, job_store)
-        self._accounts = Accounts(bus, PeopleStore(mongo), Passwords())
-        self._projection = Projection(bus, job_store, mark)
-        self._heartbeats = Heartbeats(job_store)
+        outputs = Outputs(gridfs, upload_store)
+        self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs, Inputs(jobs, outputs))
+        self._questions = JobRoutes(jobs, job_store, outputs)
+        quotas = Quotas(bus, people_store, fleet_store, jobs, job_store)
+        self._fleet = FleetRoutes(mongo, fleet_store, job_store, quotas)
+        self._letters = LetterRoutes(bus, fleet_store)
+        self._accounts = Accounts(bus, people_store, fleet_store, Passwords())
+        self._projection = Projection(bus, job_store, fleet_store, mark)
+        self._heartbeats = Heartbeats(fleet_store)
 
     async def run(self) -> None:
         """Make the database ready, then answer and follow, for ever."""
@@ -89,6 +97,7 @@ class Storage:
                 *people.routes(self._accounts),
                 *self._questions.routes(),
                 *self._fleet.routes(),
+                *self._letters.routes(),
                 artifact_route(self._blobs),
             ],
         )
@@ -101,6 +110,8 @@ class Storage:
                 self._projection.follow_jobs(),
                 self._projection.follow_output(),
                 self._projection.follow_deliveries(),
+                self._projection.follow_fleet(),
+                self._projection.follow_letters(),
                 self._heartbeats.write(),
                 self._sweep(),
             ):

@@ -59,6 +59,39 @@ def check_source(job: Job, node_id: str, artifact_id: str) -> None:
         raise NotFound(f"There is no artifact {artifact_id} for this node.")
 
 
+@dataclass(frozen=True, slots=True)
+class InputSource:
+    """Where an input comes from: outputs of a job, all of them or what is at `path` and below it."""
+
+    job_id: str
+    path: str | None
+
+
+def input_source(job: Job, node_id: str, name: str) -> InputSource:
+    """Return where the input *name* of *job* comes from, if *node_id* runs the job.
+
+    Raises:
+        NotFound: it does not, or the job has no such input.
+    """
+    current, text = job.current, job.spec.inputs.get(name)
+    if current is None or current.node != node_id or job.is_terminal or text is None:
+        raise NotFound(f"There is no input {name!r} for this node.")
+    source, _, path = text.removeprefix("job:").partition("/")
+    return InputSource(source, path.strip("/") or None)
+
+
+def check_input(job: Job, source: Job) -> None:
+    """Return if *job* may have the outputs of *source*, and there are any.
+
+    Raises:
+        NotFound: they are somebody else's (which nobody is told), or the other job has not ended, or left nothing.
+    """
+    if source.owner.id != job.owner.id:
+        raise NotFound(f"There is no job {source.id!r}.")
+    if not source.is_terminal or source.outputs is None:
+        raise NotFound(f"Job {source.id} has left no outputs (it is {source.state.value}).")
+
+
 def ref_scope(scope: OwnerScope | AttemptScope, artifact_id: str | None) -> str:
     """Return the name under which a reference to the stored bytes is kept."""
     if isinstance(scope, AttemptScope):

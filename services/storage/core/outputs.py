@@ -1,6 +1,6 @@
 """What a job left, from its manifest: only bytes that the attempt itself has stored."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
@@ -83,6 +83,32 @@ def _bounded_remarks(remarks: tuple[str, ...], most: int = 100) -> tuple[str, ..
     if len(remarks) <= most:
         return remarks
     return (*remarks[:most], f"and {len(remarks) - most} more")
+
+
+def below(listed: Listing, path: str | None, cursor: str | None, limit: int) -> OutputPage:
+    """Return the entries of an input after *cursor*: the file at *path*, or what is in that folder.
+
+    Without a path that is everything but the logs. A folder is there when it is listed, or anything below it is.
+
+    Raises:
+        NotFound: nothing is there.
+    """
+    if path is None:
+        chosen = tuple(entry for entry in listed.entries if entry.path not in (STDOUT, STDERR))
+    else:
+        at = one(listed, path).entries if _is_listed(listed, path) else ()
+        if at and at[0].kind == "file":
+            return OutputPage(entries=at)
+        start, stop = bisect_left(listed.paths, f"{path}/"), bisect_left(listed.paths, f"{path}0")  # "0" follows "/"
+        chosen = listed.entries[start:stop]
+        if not at and not chosen:
+            raise NotFound(f"The job left nothing at {path!r}.")
+    return page(Listing(chosen, tuple(entry.path for entry in chosen), ()), cursor, limit)
+
+
+def _is_listed(listed: Listing, path: str) -> bool:
+    at = bisect_left(listed.paths, path)
+    return at < len(listed.paths) and listed.paths[at] == path
 
 
 def one(listed: Listing, path: str) -> OutputPage:

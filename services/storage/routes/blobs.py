@@ -10,6 +10,7 @@ from services.storage.adapters.gridfs import GridFs, StoredFile
 from services.storage.adapters.upload_store import UploadStore
 from services.storage.core.access import AttemptScope, OwnerScope, check_attempt, check_source, scope_of
 from services.storage.routes.table import Route, route
+from services.storage.shell.inputs import Inputs
 from services.storage.shell.jobs import Jobs
 from services.storage.shell.uploads import Put, Uploads
 from shared import channels as c
@@ -24,6 +25,8 @@ from shared.requests import (
     BlobRead,
     BlobScope,
     Committed,
+    InputQuery,
+    OutputPage,
     UploadAbort,
     UploadCommit,
     UploadOpen,
@@ -42,11 +45,12 @@ TRUST_S = 2.0
 class BlobRoutes:
     """Stores and reads bytes for whom they are meant."""
 
-    def __init__(self, uploads: Uploads, gridfs: GridFs, store: UploadStore, jobs: Jobs) -> None:
+    def __init__(self, uploads: Uploads, gridfs: GridFs, store: UploadStore, jobs: Jobs, inputs: Inputs) -> None:
         self._uploads = uploads
         self._gridfs = gridfs
         self._store = store
         self._jobs = jobs
+        self._inputs = inputs
         self._files: OrderedDict[str, StoredFile] = OrderedDict()
         self._trusted: OrderedDict[tuple[str, str, object], float] = OrderedDict()
 
@@ -59,6 +63,7 @@ class BlobRoutes:
             Route(c.BLOB_ABORT, self.abort),
             Route(c.BLOB_PUT, self.put, 4 * CHUNKS_AT_ONCE),
             Route(c.BLOB_READ, self.read, READS_AT_ONCE),
+            Route(c.INPUT_LIST, self.list_input),
         ]
 
     async def open(self, who: dict[str, str], message: UploadOpen) -> None:
@@ -104,6 +109,12 @@ class BlobRoutes:
         SENT.inc(len(body))
         return Raw(body, {SIZE_HEADER: str(file.size)})
 
+    async def list_input(self, who: dict[str, str], query: InputQuery) -> OutputPage:
+        """Return what an input consists of."""
+        if who["kind"] != "node":
+            raise NotFound("Inputs are for nodes.")
+        return await self._inputs.page(who["peer"], query)
+
     async def artifact(self, query: ArtifactQuery) -> Artifact:
         """Return an artifact's facts.
 
@@ -127,6 +138,8 @@ class BlobRoutes:
         """Return the digest of what is asked for, if the asker may read it."""
         if who["kind"] == "gateway" and wanted.sha256:
             return wanted.sha256
+        if who["kind"] == "node" and wanted.input is not None:
+            return await self._inputs.digest(who["peer"], wanted)
         if wanted.artifact_id is None:
             raise NotFound("Name an artifact.")
         if who["kind"] != "gateway":
