@@ -170,7 +170,13 @@ class NodeRecord(Message):
     since: AwareDatetime  # of the condition
     boot_id: str = ""
     session: str = ""
+    refused: Sentence = ""  # why its agent gets nothing new (a version too old or too new); empty when it may
+    problem: Sentence = ""  # as its last heartbeats had it
     troubles: tuple[AwareDatetime, ...] = ()  # lost jobs lately: enough of them and it is cordoned
+    troubled_jobs: tuple[str, ...] = ()  # those jobs, in the same order
+    input_seq: int = 0  # stream sequence of the last wish that was decided before this
+    #: An admin has removed it: it is listed nowhere any more. It joins anew if it is heard again.
+    forgotten: bool = False
     history: tuple[NodeChange, ...] = ()  # the last HISTORY_KEPT, oldest first
 
 
