@@ -27,6 +27,7 @@ from shared.requests import (
     JobListQuery,
     JobQuery,
     LogQuery,
+    NodeListQuery,
     NodeQuery,
     OutputQuery,
 )
@@ -302,7 +303,7 @@ async def test_a_node_is_seen_while_it_sends_heartbeats(storage: Any, gateway: B
     async with storage.bus(Service.SCHEDULER) as scheduler, storage.bus(Service.NODE_AGENT, "n1") as agent:
         await scheduler.serve(c.HEARTBEAT, answer, queue=None)
         await agent.ask(c.HEARTBEAT, heartbeat(1), node_id="n1")
-        await soon(lambda: gateway.ask(c.NODE_LIST, Empty()), lambda listed: len(listed.nodes) == 1)
+        await soon(lambda: gateway.ask(c.NODE_LIST, NodeListQuery()), lambda listed: len(listed.nodes) == 1)
         await agent.ask(c.HEARTBEAT, heartbeat(2), node_id="n1")
         by_name = lambda: gateway.ask(c.NODE_GET, NodeQuery(node="box-1"))  # noqa: E731
         view = await soon(by_name, lambda view: view.images == ("i2",))

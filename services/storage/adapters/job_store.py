@@ -1,19 +1,18 @@
-"""Projections of the streams: jobs, their events, output while they run, notifications, nodes."""
+"""Projections of the streams: jobs, their events, output while they run, notifications."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 
 from pymongo import UpdateOne
 
 from services.storage.adapters.mongo import Mongo, insert_new, upsert_newer
-from services.storage.core.projections import Document, Upsert, delivery_view, newest, node_view
+from services.storage.core.projections import Document, Upsert, delivery_view, newest
 from services.storage.core.queries import POINTS_MOST, Filter
 from shared.errors import NotFound
 from shared.events import LogLine, MetricPoint, OutputBatch, Progress
 from shared.job import Job
-from shared.requests import DeliveryView, NodeView, StoredEvent
+from shared.requests import DeliveryView, StoredEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class StoredJob:
 
 
 class JobStore:
-    """Collections ``jobs``, ``events``, ``progress``, ``logs``, ``metrics``, ``deliveries`` and ``nodes``."""
+    """Collections ``jobs``, ``events``, ``progress``, ``logs``, ``metrics`` and ``deliveries``."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._jobs = mongo["jobs"]
@@ -36,7 +35,6 @@ class JobStore:
         self._logs = mongo["logs"]
         self._metrics = mongo["metrics"]
         self._deliveries = mongo["deliveries"]
-        self._nodes = mongo["nodes"]
 
     # --- jobs and events ---------------------------------------------------------------------------------------
 
@@ -60,9 +58,9 @@ class JobStore:
         document = await self._jobs.find_one({"_id": job_id}, {f"nodes.{attempt}": 1})
         return document.get("nodes", {}).get(str(attempt)) if document else None
 
-    async def counts(self) -> dict[str, int]:
+    async def counts(self, wanted: Filter | None = None) -> dict[str, int]:
         """Return the number of jobs by state."""
-        found = self._jobs.aggregate([{"$group": {"_id": "$state", "count": {"$sum": 1}}}])
+        found = self._jobs.aggregate([{"$match": wanted or {}}, {"$group": {"_id": "$state", "count": {"$sum": 1}}}])
         return {document["_id"]: document["count"] async for document in found}
 
     async def events(self, wanted: Filter, limit: int) -> list[StoredEvent]:
@@ -135,32 +133,6 @@ class JobStore:
             with suppress(NotFound):
                 views.append(delivery_view(document))
         return sorted(views, key=lambda view: (view.requested_at, view.id))
-
-    # --- nodes -------------------------------------------------------------------------------------------------
-
-    async def write_nodes(self, upserts: list[Upsert]) -> None:
-        """Write what nodes last said."""
-        await upsert_newer(self._nodes, upserts)
-
-    async def nodes(self, now: datetime) -> list[NodeView]:
-        """Return every node that was seen, by name."""
-        documents = [document async for document in self._nodes.find().sort([("name", 1), ("_id", 1)])]
-        return [node_view(document, now, len(documents)) for document in documents]
-
-    async def node(self, id_or_name: str, now: datetime) -> NodeView | None:
-        """Return a node by its id or, if none has it, by its name."""
-        total = await self._nodes.estimated_document_count()
-        document = await self._nodes.find_one({"_id": id_or_name})
-        document = document or await self._nodes.find_one({"name": id_or_name}, sort=[("seq", -1)])
-        return node_view(document, now, total) if document else None
-
-    async def nodes_total(self) -> int:
-        """Return how many nodes there are."""
-        return await self._nodes.estimated_document_count()
-
-    async def nodes_since(self, since_us: int) -> int:
-        """Return how many nodes were heard of since then."""
-        return await self._nodes.count_documents({"seq": {"$gte": since_us}})
 
 
 def _job(document: Document) -> StoredJob:

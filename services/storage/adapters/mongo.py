@@ -94,8 +94,8 @@ async def insert_new(collection: Collection, documents: Sequence[Document]) -> s
     return set()
 
 
-async def upsert_newer(collection: Collection, upserts: Iterable[Upsert]) -> None:
-    """Write each upsert unless its document is as new already.
+async def upsert_newer(collection: Collection, upserts: Iterable[Upsert], version: str = "seq") -> None:
+    """Write each upsert unless its document is as new already, by its field *version*.
 
     An upsert onto a newer document finds nothing to update, tries to insert, and is refused as a duplicate: done.
 
@@ -104,7 +104,10 @@ async def upsert_newer(collection: Collection, upserts: Iterable[Upsert]) -> Non
     """
     operations = [
         UpdateOne(
-            {"_id": one.id, "seq": {"$lt": one.version}}, {"$set": one.fields | {"seq": one.version}}, upsert=True
+            # Not "less than": a document that has no version yet, because another source wrote it first, is older.
+            {"_id": one.id, version: {"$not": {"$gte": one.version}}},
+            {"$set": one.fields | {version: one.version}},
+            upsert=True,
         )
         for one in upserts
     ]

@@ -25,7 +25,11 @@ INDEXES: dict[str, list[IndexModel]] = {
     "events": [IndexModel([("job_id", _UP), ("_id", _UP)]), IndexModel([("owner_id", _UP), ("_id", _UP)])],
     "logs": [IndexModel([("key", _UP), ("first", _UP), ("last", _UP)]), IndexModel([("key", _UP), ("last", _DOWN)])],
     "metrics": [IndexModel([("key", _UP), ("at_us", _UP)])],
-    "nodes": [IndexModel([("name", _UP)])],
+    "nodes": [IndexModel([("name", _UP), ("_id", _UP)])],
+    "dead_letters": [
+        IndexModel([("at_us", _DOWN), ("_id", _DOWN)]),
+        IndexModel([("reader", _UP), ("at_us", _DOWN), ("_id", _DOWN)]),
+    ],
     "deliveries": [IndexModel([("job_id", _UP)])],
     "users": [IndexModel([("name_key", _UP)], unique=True)],
     "sessions": [IndexModel([("user_id", _UP)]), IndexModel([("expires_at", _UP)], expireAfterSeconds=0)],

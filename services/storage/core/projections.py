@@ -7,17 +7,11 @@ from typing import Any
 
 from shared.errors import NotFound
 from shared.events import DeliveryRequested, DeliveryTried, OutputBatch, Progress
-from shared.fleet import Heartbeat
 from shared.job import Job
-from shared.requests import DeliveryView, NodeView
+from shared.requests import DeliveryView
 
 Document = dict[str, Any]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-#: A node is online when it was heard of within these seconds, or within this many of its intervals.
-ONLINE_S, ONLINE_INTERVALS = 30.0, 3
-#: The fleet sends at most this many heartbeats a second; no node sends faster than every two seconds.
-FLEET_HEARTBEATS_PER_S, INTERVAL_LEAST_S = 500, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,37 +112,6 @@ def metric_document(key: str, batch: OutputBatch) -> Document | None:
 def progress_upsert(key: str, progress: Progress) -> Upsert:
     """Return the attempt's progress; the newest word counts."""
     return Upsert(key, microseconds(progress.at), {"progress": progress.to_bytes().decode()})
-
-
-# --- nodes -------------------------------------------------------------------------------------------------------
-
-
-def node_upsert(node_id: str, heartbeat: Heartbeat, seen_at: datetime) -> Upsert:
-    """Return the node's document. Its id is the subject's, never the body's."""
-    node = heartbeat.node.model_copy(update={"id": node_id})
-    body = heartbeat.model_copy(update={"node": node}).to_bytes().decode()
-    return Upsert(node_id, microseconds(seen_at), {"name": heartbeat.node.name, "heartbeat": body})
-
-
-def node_view(document: Document, now: datetime, nodes_total: int) -> NodeView:
-    """Return a node as it is shown."""
-    heartbeat = Heartbeat.from_bytes(document["heartbeat"].encode())
-    seen_at = moment_of(document["seq"])
-    return NodeView(
-        node=heartbeat.node,
-        capacity=heartbeat.capacity,
-        usage=heartbeat.usage,
-        attempts=tuple(held.model_dump(mode="json") for held in heartbeat.attempts),
-        images=heartbeat.images,
-        seen_at=seen_at,
-        online=now - seen_at <= online_within(nodes_total),
-    )
-
-
-def online_within(nodes_total: int) -> timedelta:
-    """Return how old a node's last heartbeat may be: the interval grows with the fleet."""
-    interval_s = max(INTERVAL_LEAST_S, nodes_total / FLEET_HEARTBEATS_PER_S)
-    return timedelta(seconds=max(ONLINE_S, ONLINE_INTERVALS * interval_s))
 
 
 # --- deliveries --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from shared.states import JobState
 Filter = dict[str, Any]
 
 JOBS_MOST, EVENTS_MOST, LINES_MOST, POINTS_MOST, ENTRIES_MOST = 500, 1000, 5000, 10_000, 5000
+NODES_MOST, LETTERS_MOST = 1000, 200
 #: JSON bytes of an answer's main part: below the broker's largest message, with room for the rest.
 ANSWER_BYTES_MOST = 768 * 1024
 
@@ -34,29 +35,30 @@ def fitting(sizes: Iterable[int], most: int = ANSWER_BYTES_MOST) -> int:
     return count
 
 
-def cursor_text(created_us: int, job_id: str) -> str:
-    """Return a cursor that continues after the job, newest first. Opaque to users."""
-    return base64.urlsafe_b64encode(json.dumps([created_us, job_id]).encode()).decode().rstrip("=")
+def cursor_text(*place: str | int) -> str:
+    """Return a cursor that continues after what stands at *place* in a list. Opaque to users."""
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
 
 
-def cursor_place(cursor: str) -> tuple[int, str]:
-    """Return where a cursor points.
+def cursor_after(cursor: str | None) -> list[Any] | None:
+    """Return the place that a cursor points at, or None without one.
 
     Raises:
         WherryError: ``invalid``: it is not one of ours.
     """
+    if not cursor:
+        return None
     try:
         place = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (binascii.Error, ValueError) as error:
-        raise _invalid_cursor() from error
-    match place:
-        case [int(created_us), str(job_id)]:
-            return created_us, job_id
-        case _:
-            raise _invalid_cursor()
+        raise invalid_cursor() from error
+    if not isinstance(place, list):
+        raise invalid_cursor()
+    return place  # pyright: ignore[reportUnknownVariableType] - JSON
 
 
-def _invalid_cursor() -> WherryError:
+def invalid_cursor() -> WherryError:
+    """Return the refusal of a cursor that no list of ours gave."""
     problem = FieldProblem(field="cursor", message="take it from the page before, as it is")
     return WherryError("invalid", "The cursor is not one that a list gave.", fields=(problem,))
 
@@ -81,10 +83,14 @@ def jobs_filter(query: JobListQuery) -> Filter:
     ):
         if value is not None:
             wanted[field] = {"$eq": value}
-    if query.cursor:
-        created_us, job_id = cursor_place(query.cursor)
-        wanted["$or"] = [{"created_us": {"$lt": created_us}}, {"created_us": created_us, "_id": {"$lt": job_id}}]
-    return wanted
+    match cursor_after(query.cursor):
+        case None:
+            return wanted
+        case [int(created_us), str(job_id)]:
+            before = [{"created_us": {"$lt": created_us}}, {"created_us": created_us, "_id": {"$lt": job_id}}]
+            return wanted | {"$or": before}
+        case _:
+            raise invalid_cursor()
 
 
 def events_filter(query: EventQuery) -> Filter:

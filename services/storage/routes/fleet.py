@@ -1,38 +1,43 @@
-"""Questions about nodes, and about storage itself."""
+"""Questions about nodes and quotas, and about storage itself."""
 
+from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.job_store import JobStore
 from services.storage.adapters.mongo import Mongo
+from services.storage.core import fleet as f
 from services.storage.core import queries as q
-from services.storage.core.projections import microseconds, online_within
 from services.storage.routes.table import Route, route
+from services.storage.shell.quotas import Quotas
 from shared import channels as c
 from shared.clock import utc_now
 from shared.errors import NotFound
-from shared.requests import Counts, Empty, NodeList, NodeQuery, NodeView
+from shared.requests import Counts, Empty, NodeList, NodeListQuery, NodeQuery, NodeView
 
 
 class FleetRoutes:
-    """Answers about nodes."""
+    """Answers about nodes and quotas."""
 
-    def __init__(self, mongo: Mongo, store: JobStore) -> None:
+    def __init__(self, mongo: Mongo, store: FleetStore, jobs: JobStore, quotas: Quotas) -> None:
         self._mongo = mongo
         self._store = store
+        self._jobs = jobs
+        self._quotas = quotas
 
     def routes(self) -> list[Route]:
         """Return the routes."""
         return [
             route(c.NODE_LIST, self.list),
             route(c.NODE_GET, self.get),
+            route(c.QUOTA_GET, self._quotas.get),
             route(c.COUNTS, self.counts),
             route(c.PING, self.ping),
         ]
 
-    async def list(self, _: Empty) -> NodeList:
-        """Return every node; of a large fleet without what each holds, so that one answer can carry them."""
-        nodes = await self._store.nodes(utc_now())
-        if sum(len(one.to_bytes()) for one in nodes) > q.ANSWER_BYTES_MOST:
-            nodes = [one.model_copy(update={"images": (), "attempts": ()}) for one in nodes]
-        return NodeList(nodes=tuple(nodes[: q.fitting(len(one.to_bytes()) for one in nodes)]))
+    async def list(self, query: NodeListQuery) -> NodeList:
+        """Return a page of nodes, by name; fewer than asked for where one answer cannot carry them."""
+        limit = q.bounded(query.limit, q.NODES_MOST)
+        found = await self._store.nodes(f.nodes_filter(query.cursor), limit + 1, utc_now())
+        page = found[: min(limit, q.fitting(len(one.to_bytes()) for one in found))]
+        return NodeList(nodes=tuple(page), cursor=f.nodes_cursor(page[-1]) if len(found) > len(page) else None)
 
     async def get(self, query: NodeQuery) -> NodeView:
         """Return a node.
@@ -47,10 +52,11 @@ class FleetRoutes:
 
     async def counts(self, _: Empty) -> Counts:
         """Return numbers of jobs and nodes."""
-        jobs = await self._store.counts()
+        jobs = await self._jobs.counts()
         total = await self._store.nodes_total()
-        online = await self._store.nodes_since(microseconds(utc_now() - online_within(total)))
-        return Counts(jobs=jobs, nodes_online=online, nodes_total=total)
+        online = await self._store.nodes_since(utc_now() - f.online_within(total))
+        conditions, duties = await self._store.node_counts()
+        return Counts(jobs=jobs, nodes_online=online, nodes_total=total, conditions=conditions, duties=duties)
 
     async def ping(self, _: Empty) -> None:
         """Return if MongoDB answers."""

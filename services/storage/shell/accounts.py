@@ -6,6 +6,7 @@ from collections import OrderedDict
 from hashlib import sha256
 from typing import Any
 
+from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.passwords import Passwords
 from services.storage.adapters.people_store import PeopleStore, StoredUser
 from services.storage.core.people import PASSWORD_MOST, SessionTimes, Tries, check_user, name_key
@@ -48,9 +49,10 @@ log = observe.logger("storage.accounts")
 class Accounts:
     """Who may come in. Passwords are kept as Argon2id hashes, tokens as SHA-256."""
 
-    def __init__(self, bus: Bus, store: PeopleStore, passwords: Passwords) -> None:
+    def __init__(self, bus: Bus, store: PeopleStore, fleet: FleetStore, passwords: Passwords) -> None:
         self._bus = bus
         self._store = store
+        self._fleet = fleet
         self._passwords = passwords
         self._tries: OrderedDict[tuple[str, str], Tries] = OrderedDict()
 
@@ -77,7 +79,7 @@ class Accounts:
         times = SessionTimes(now, now)
         await self._store.add_session(_digest(token), found.user.id, times)
         log.info("login", user_id=found.user.id, client=login.client)
-        return Session(principal=_principal(found.user), token=token, expires_at=times.expires_at)
+        return Session(principal=await self._principal(found.user), token=token, expires_at=times.expires_at)
 
     async def logout(self, query: TokenQuery) -> None:
         """End a session; one that is unknown has ended before."""
@@ -100,7 +102,7 @@ class Accounts:
             raise _no_session()
         if (now - session.times.used_at).total_seconds() > USE_EVERY_S:
             await self._store.use_session(digest, SessionTimes(session.times.begun_at, now))
-        return _principal(found.user)
+        return await self._principal(found.user)
 
     async def change_password(self, change: PasswordChange) -> None:
         """Change one's own password; all other sessions end.
@@ -119,6 +121,10 @@ class Accounts:
         check_user(password=change.new)
         await self._store.change_user(change.user_id, {"password": await self._passwords.hash(change.new)})
         await self._revoke(change.user_id, keep=change.keep_token)
+
+    async def _principal(self, user: User) -> Principal:
+        queued_max = await self._fleet.queued_max(user.id)
+        return Principal(user_id=user.id, name=user.name, role=user.role, email=user.email, queued_max=queued_max)
 
     def _count_try(self, place: tuple[str, str]) -> None:
         self._tries[place] = self._tries.get(place, Tries()).begin(monotonic())
@@ -241,10 +247,6 @@ def _changes(update: UserUpdate) -> dict[str, Any]:
     if update.email is not None:
         changes["email"] = update.email or None  # empty: no address any more
     return changes
-
-
-def _principal(user: User) -> Principal:
-    return Principal(user_id=user.id, name=user.name, role=user.role, email=user.email)
 
 
 def _digest(token: str) -> str:

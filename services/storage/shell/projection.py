@@ -6,17 +6,19 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge
 
+from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.job_store import JobStore
 from services.storage.adapters.mongo import UNWRITABLE, PyMongoError
+from services.storage.core import fleet as f
 from services.storage.core import projections as p
 from services.storage.shell.jobs import ProjectionMark
 from shared import observe
 from shared.bus import Bus, Received
-from shared.channels import JOBS, LOGS, NOTIFY
+from shared.channels import DLQ, FLEET, JOBS, LOGS, NOTIFY, TOKEN_REVOKED
 from shared.clock import utc_now
 from shared.deadletters import DeadLetters
-from shared.events import DeliveryRequested, DeliveryTried, JobChanged, OutputBatch
-from shared.fleet import Heartbeat
+from shared.events import DeadLetter, DeliveryRequested, DeliveryTried, JobChanged, OutputBatch, TokenRevoked
+from shared.fleet import Heartbeat, NodeChanged, QuotaSet
 
 PROJECTED = Counter("wherry_storage_projected_total", "Messages of streams that were written down.", ["stream"])
 SKIPPED = Counter("wherry_storage_skipped_total", "Messages of streams that can never be written.", ["stream"])
@@ -37,11 +39,12 @@ log = observe.logger("storage.projection")
 
 
 class Projection:
-    """The three streams, each a loop of its own."""
+    """The streams, each a loop of its own."""
 
-    def __init__(self, bus: Bus, store: JobStore, mark: ProjectionMark) -> None:
+    def __init__(self, bus: Bus, store: JobStore, fleet: FleetStore, mark: ProjectionMark) -> None:
         self._bus = bus
         self._store = store
+        self._fleet = fleet
         self._mark = mark
         self._letters = DeadLetters(bus)
         self._writes: dict[str, Write] = {}  # by stream
@@ -68,6 +71,14 @@ class Projection:
     async def follow_deliveries(self) -> None:
         """Keep notifications and their tries, for ever."""
         await self._follow(NOTIFY, "storage-delivery", self._write_deliveries)
+
+    async def follow_fleet(self) -> None:
+        """Keep nodes' records and owners' quotas, for ever."""
+        await self._follow(FLEET, "storage-fleet", self._write_fleet)
+
+    async def follow_letters(self) -> None:
+        """Keep dead letters, for ever."""
+        await self._follow(DLQ, "storage-dlq", self._write_letters)
 
     async def _follow(self, stream: str, durable: str, write: Write) -> None:
         self._writes[stream] = write
@@ -115,6 +126,25 @@ class Projection:
         tried = [p.delivery_tried(one.seq, one.data) for one in messages if isinstance(one.data, DeliveryTried)]
         await self._store.write_deliveries(requested, tried)
 
+    async def _write_fleet(self, messages: Messages) -> None:
+        await self._fleet.write_records(
+            [
+                f.record_upsert(one.seq, one.params["node_id"], one.data.node)
+                for one in messages
+                if isinstance(one.data, NodeChanged)
+            ]
+        )
+        quotas = [
+            f.quota_upsert(one.seq, one.params["owner"], one.data) for one in messages if isinstance(one.data, QuotaSet)
+        ]
+        await self._fleet.write_quotas(quotas)
+        for owner_id in {quota.id for quota in quotas}:  # gateways ask again who it is, and are told the new limit
+            await self._bus.publish(TOKEN_REVOKED, TokenRevoked(user_id=owner_id))
+
+    async def _write_letters(self, messages: Messages) -> None:
+        letters = [f.letter_upsert(one.seq, one.data) for one in messages if isinstance(one.data, DeadLetter)]
+        await self._fleet.write_letters(letters)
+
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.create_task(work)
@@ -155,7 +185,7 @@ async def _write_when_possible(stream: str, messages: Messages, write: Write) ->
 class Heartbeats:
     """What nodes last said, written down in batches: the newest word of each, at most every NODE_WRITE_S seconds."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: FleetStore) -> None:
         self._store = store
         self._last: dict[str, p.Upsert] = {}
         self._some = asyncio.Event()
@@ -165,7 +195,7 @@ class Heartbeats:
         if message.data is None or len(self._last) >= NODES_MOST:
             return
         node_id = message.params["node_id"]
-        self._last[node_id] = p.node_upsert(node_id, message.data, utc_now())
+        self._last[node_id] = f.node_upsert(node_id, message.data, utc_now())
         self._some.set()
 
     async def write(self) -> None:

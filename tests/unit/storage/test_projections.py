@@ -5,7 +5,6 @@ import pytest
 from services.storage.core import projections as p
 from shared.errors import NotFound
 from shared.events import DeliveryRequested, DeliveryTried, LogLine, MetricPoint, OutputBatch, Progress
-from shared.fleet import Capacity, Heartbeat, NodeInfo
 from shared.job import Attempt, Job, Owner
 from shared.spec import JobSpec
 from shared.states import AttemptState
@@ -57,28 +56,6 @@ def test_progress_is_as_new_as_its_time() -> None:
     older = p.progress_upsert("k", Progress(fraction=0.1, at=NOW))
     newer = p.progress_upsert("k", Progress(fraction=0.2, at=NOW + timedelta(microseconds=1)))
     assert older.version < newer.version
-
-
-def heartbeat(node_id: str) -> Heartbeat:
-    return Heartbeat(
-        node=NodeInfo(id=node_id, name="box"), session="s", boot_id="b", seq=1,
-        capacity=Capacity(cpus=2, memory=1, disk=1), at=NOW,
-    )  # fmt: skip
-
-
-def test_a_node_is_who_the_subject_says_it_is() -> None:
-    upsert = p.node_upsert("n1", heartbeat("somebody-else"), NOW)
-    view = p.node_view({"_id": "n1", "seq": upsert.version, **upsert.fields}, NOW, 1)
-    assert (upsert.id, view.node.id) == ("n1", "n1")
-
-
-@pytest.mark.parametrize(
-    ("age_s", "nodes", "online"), [(30, 1, True), (31, 1, False), (59, 10_000, True), (61, 10_000, False)]
-)
-def test_a_node_is_online_while_it_is_heard_of(age_s: float, nodes: int, *, online: bool) -> None:
-    upsert = p.node_upsert("n1", heartbeat("n1"), NOW)
-    document = {"_id": "n1", "seq": upsert.version, **upsert.fields}
-    assert p.node_view(document, NOW + timedelta(seconds=age_s), nodes).online is online
 
 
 def test_a_delivery_is_the_request_and_its_last_try() -> None:

@@ -12,7 +12,7 @@ from shared.requests import EventQuery, JobListQuery
 
 @given(st.integers(0, 2**60), st.text(max_size=40))
 def test_a_cursor_points_where_it_was_made(created_us: int, job_id: str) -> None:
-    assert q.cursor_place(q.cursor_text(created_us, job_id)) == (created_us, job_id)
+    assert q.cursor_after(q.cursor_text(created_us, job_id)) == [created_us, job_id]
 
 
 @pytest.mark.parametrize(

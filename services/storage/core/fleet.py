@@ -1,0 +1,174 @@
+"""Nodes, quotas and dead letters as documents, and as they are shown.
+
+A node's document has two sources: what its agent last said (at version `seq`, the time of it) and what the scheduler
+has recorded about it (at version `record_seq`, the stream sequence). Either may come first.
+"""
+
+from datetime import datetime, timedelta
+
+from services.storage.core.projections import Document, Upsert, microseconds, moment_of
+from services.storage.core.queries import Filter, cursor_after, cursor_text, invalid_cursor
+from shared.events import DeadLetter
+from shared.fleet import Capacity, Heartbeat, NodeInfo, NodeRecord, Quota, QuotaSet, Usage
+from shared.requests import DeadLetterQuery, DeadLetterView, NodeView
+from shared.states import NodeCondition
+
+#: A node is online when it was heard of within these seconds, or within this many of its intervals.
+ONLINE_S, ONLINE_INTERVALS = 30.0, 3
+#: The fleet sends at most this many heartbeats a second; no node sends faster than every two seconds.
+FLEET_HEARTBEATS_PER_S, INTERVAL_LEAST_S = 500, 2.0
+#: The field with the version of what the scheduler recorded about a node.
+RECORD_VERSION = "record_seq"
+#: The last line in the history of a node that is to be shown no more.
+FORGOTTEN = "forgotten"
+#: Nodes that are shown: all but those.
+SHOWN: Filter = {"forgotten": {"$ne": True}}
+_GONE = frozenset({NodeCondition.LOST, NodeCondition.LEFT})
+
+
+# --- nodes -------------------------------------------------------------------------------------------------------
+
+
+def node_upsert(node_id: str, heartbeat: Heartbeat, seen_at: datetime) -> Upsert:
+    """Return what the agent said of its node. The id is the subject's, never the body's."""
+    node = heartbeat.node.model_copy(update={"id": node_id})
+    body = heartbeat.model_copy(update={"node": node}).to_bytes().decode()
+    return Upsert(node_id, microseconds(seen_at), {"name": heartbeat.node.name, "heartbeat": body})
+
+
+def record_upsert(seq: int, node_id: str, record: NodeRecord) -> Upsert:
+    """Return what the scheduler recorded of a node in the event with stream sequence *seq*."""
+    whole = record.model_copy(update={"id": node_id})
+    return Upsert(
+        node_id,
+        seq,
+        {
+            "name": record.name or node_id,
+            "condition": record.condition.value,
+            "duty": record.duty.value,
+            "forgotten": bool(record.history) and record.history[-1].what == FORGOTTEN,
+            "record": whole.to_bytes().decode(),
+        },
+    )
+
+
+def node_view(document: Document, now: datetime, nodes_total: int) -> NodeView:
+    """Return a node as it is shown."""
+    record = NodeRecord.from_bytes(document["record"].encode()) if "record" in document else None
+    if "heartbeat" not in document:
+        return _never_heard(document["_id"], record, now)
+    heartbeat = Heartbeat.from_bytes(document["heartbeat"].encode())
+    seen_at = moment_of(document["seq"])
+    heard = now - seen_at <= online_within(nodes_total)
+    return NodeView(
+        node=heartbeat.node,
+        capacity=heartbeat.capacity,
+        usage=heartbeat.usage,
+        attempts=tuple(held.model_dump(mode="json") for held in heartbeat.attempts),
+        images=heartbeat.images,
+        seen_at=seen_at,
+        online=heard and (record is None or record.condition not in _GONE),
+        record=record,
+        problem=heartbeat.problem,
+    )
+
+
+def _never_heard(node_id: str, record: NodeRecord | None, now: datetime) -> NodeView:
+    """Return a node of which only the scheduler's record is known: this database has not seen a heartbeat of it."""
+    return NodeView(
+        node=NodeInfo(id=node_id, name=record.name if record and record.name else node_id),
+        capacity=Capacity(cpus=0, memory=0, disk=0),
+        usage=Usage(),
+        seen_at=record.since if record else now,
+        online=False,
+        record=record,
+    )
+
+
+def online_within(nodes_total: int) -> timedelta:
+    """Return how old a node's last heartbeat may be: the interval grows with the fleet."""
+    interval_s = max(INTERVAL_LEAST_S, nodes_total / FLEET_HEARTBEATS_PER_S)
+    return timedelta(seconds=max(ONLINE_S, ONLINE_INTERVALS * interval_s))
+
+
+def nodes_filter(cursor: str | None) -> Filter:
+    """Return the filter of a page of nodes, by name.
+
+    Raises:
+        WherryError: ``invalid``: an unknown cursor.
+    """
+    match cursor_after(cursor):
+        case None:
+            return SHOWN
+        case [str(name), str(node_id)]:
+            return SHOWN | {"$or": [{"name": {"$gt": name}}, {"name": name, "_id": {"$gt": node_id}}]}
+        case _:
+            raise invalid_cursor()
+
+
+def nodes_cursor(last: NodeView) -> str:
+    """Return the cursor that continues after a node."""
+    return cursor_text(last.node.name, last.node.id)
+
+
+# --- quotas ------------------------------------------------------------------------------------------------------
+
+
+def quota_upsert(seq: int, owner_id: str, said: QuotaSet) -> Upsert:
+    """Return an owner's quota; the last word counts. `queued` stands beside it for whoever lets jobs in."""
+    quota = said.quota
+    text = quota.to_bytes().decode() if quota else None
+    return Upsert(owner_id, seq, {"quota": text, "queued": quota.queued if quota else None})
+
+
+def quota_of(document: Document | None) -> Quota | None:
+    """Return the quota in a document."""
+    text = document["quota"] if document else None
+    return Quota.from_bytes(text.encode()) if text else None
+
+
+# --- dead letters ------------------------------------------------------------------------------------------------
+
+
+def letter_upsert(seq: int, letter: DeadLetter) -> Upsert:
+    """Return a dead letter. One that comes back could not be taken in again, so it has not been replayed."""
+    return Upsert(
+        letter.id,
+        seq,
+        {
+            "reader": letter.reader,
+            "at_us": microseconds(letter.at),
+            "letter": letter.to_bytes().decode(),
+            "replayed_us": None,
+        },
+    )
+
+
+def letter_view(document: Document) -> DeadLetterView:
+    """Return a dead letter as it is shown."""
+    replayed_us = document["replayed_us"]
+    return DeadLetterView(
+        letter=DeadLetter.from_bytes(document["letter"].encode()),
+        replayed_at=None if replayed_us is None else moment_of(replayed_us),
+    )
+
+
+def letters_filter(query: DeadLetterQuery) -> Filter:
+    """Return the filter of a page of dead letters, newest first.
+
+    Raises:
+        WherryError: ``invalid``: an unknown cursor.
+    """
+    wanted: Filter = {} if query.reader is None else {"reader": {"$eq": query.reader}}
+    match cursor_after(query.cursor):
+        case None:
+            return wanted
+        case [int(at_us), str(letter_id)]:
+            return wanted | {"$or": [{"at_us": {"$lt": at_us}}, {"at_us": at_us, "_id": {"$lt": letter_id}}]}
+        case _:
+            raise invalid_cursor()
+
+
+def letters_cursor(last: DeadLetterView) -> str:
+    """Return the cursor that continues after a dead letter."""
+    return cursor_text(microseconds(last.letter.at), last.letter.id)
