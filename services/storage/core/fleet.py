@@ -19,9 +19,7 @@ ONLINE_S, ONLINE_INTERVALS = 30.0, 3
 FLEET_HEARTBEATS_PER_S, INTERVAL_LEAST_S = 500, 2.0
 #: The field with the version of what the scheduler recorded about a node.
 RECORD_VERSION = "record_seq"
-#: The last line in the history of a node that is to be shown no more.
-FORGOTTEN = "forgotten"
-#: Nodes that are shown: all but those.
+#: Nodes that are shown: all but those that an admin has removed.
 SHOWN: Filter = {"forgotten": {"$ne": True}}
 _GONE = frozenset({NodeCondition.LOST, NodeCondition.LEFT})
 
@@ -46,7 +44,7 @@ def record_upsert(seq: int, node_id: str, record: NodeRecord) -> Upsert:
             "name": record.name or node_id,
             "condition": record.condition.value,
             "duty": record.duty.value,
-            "forgotten": bool(record.history) and record.history[-1].what == FORGOTTEN,
+            "forgotten": record.forgotten,
             "record": whole.to_bytes().decode(),
         },
     )
@@ -82,6 +80,7 @@ def _never_heard(node_id: str, record: NodeRecord | None, now: datetime) -> Node
         seen_at=record.since if record else now,
         online=False,
         record=record,
+        problem=record.problem if record else "",
     )
 
 

@@ -7,7 +7,7 @@ from services.storage.core import fleet as f
 from services.storage.core.projections import Upsert
 from shared.errors import WherryError
 from shared.events import DeadLetter
-from shared.fleet import Capacity, Heartbeat, NodeChange, NodeInfo, NodeRecord, Quota, QuotaSet
+from shared.fleet import Capacity, Heartbeat, NodeInfo, NodeRecord, Quota, QuotaSet
 from shared.requests import DeadLetterQuery
 from shared.states import NodeCondition, NodeDuty
 
@@ -67,10 +67,8 @@ def test_a_node_of_which_no_heartbeat_is_known_is_shown_by_its_record() -> None:
 
 
 def test_a_forgotten_node_is_hidden_until_it_joins_again() -> None:
-    gone = record(history=(NodeChange(at=NOW, what="joined"), NodeChange(at=NOW, what="forgotten")))
-    assert f.record_upsert(1, "n1", gone).fields["forgotten"] is True
-    back = record(history=(*gone.history, NodeChange(at=NOW, what="joined")))
-    assert f.record_upsert(2, "n1", back).fields["forgotten"] is False
+    assert f.record_upsert(1, "n1", record(forgotten=True)).fields["forgotten"] is True
+    assert f.record_upsert(2, "n1", record()).fields["forgotten"] is False
 
 
 def test_a_quota_is_the_last_word_and_can_be_taken_away() -> None:
