@@ -41,6 +41,18 @@ class DeadLetters:
         """Write as the service that *bus* belongs to."""
         self._bus = bus
         self._reader = bus.service.value
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    @property
+    def are_kept(self) -> bool:
+        """Return whether nothing that was begun is still on its way to disk."""
+        return not self._under_way
+
+    def begin(self, stream: str, messages: Sequence[tuple[Received[Any], str]]) -> None:
+        """Keep (message, reason) beside, for a reader that must not wait; until `are_kept` it remembers its place."""
+        task = asyncio.create_task(self.keep(stream, messages), name="dead letters")
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
     async def keep(self, stream: str, messages: Sequence[tuple[Received[Any], str]]) -> None:
         """Keep (message, reason) of *stream*; return when all are on disk. They go out together: one fsync for many.
@@ -92,7 +104,7 @@ class DeadLetters:
             target=message.subject,
             reason=reason or "unreadable",
             body=base64.b64encode(body).decode(),
-            at=utc_now(),
+            at=message.time or utc_now(),  # the same each time that a reader begins anew
         )
 
     async def _record(self, letter: DeadLetter, message_id: str) -> None:

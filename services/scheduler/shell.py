@@ -12,13 +12,13 @@ from services.scheduler.core.facts import Fact, Input, Recorded, read_fact
 from services.scheduler.core.fleet.state import State
 from services.scheduler.core.limits import Now
 from services.scheduler.core.machine import Batch, Beat, Decision, handle
-from services.scheduler.recovery import Snapshots, facts_of, replay
+from services.scheduler.recovery import Standby, read_facts
 from services.scheduler.settings import SchedulerSettings
 from shared import observe
 from shared.bus import Bus, Received, Record, Stored, job_filter
 from shared.channels import HEARTBEAT, JOB_CHANGED, JOBS, WAKE
 from shared.clock import monotonic, utc_now
-from shared.errors import Conflict, Unavailable, WherryError
+from shared.errors import Conflict, NotFound, Unavailable, WherryError
 from shared.events import JobChanged
 from shared.fleet import DesiredState, Heartbeat, Wake
 from shared.model import Message
@@ -44,10 +44,9 @@ class Scheduler:
         """Run until cancelled; a cancelled leader keeps a snapshot and hands the lease back."""
         metrics.LEADER.set(0)
         while True:
-            epoch = await self._lease.acquire()
-            term = _Term(self._bus, self._settings, epoch)
+            term = _Term(self._bus, self._settings, self._lease)
             try:
-                await self._lead(term)
+                await self._wait_and_lead(term)
             except asyncio.CancelledError:
                 await term.save()
                 await self._lease.release()
@@ -56,14 +55,23 @@ class Scheduler:
                 metrics.LEADER.set(0)
             await asyncio.sleep(self._settings.scheduler_leader_renew_s)
 
-    async def _lead(self, term: "_Term") -> None:
+    async def _wait_and_lead(self, term: "_Term") -> None:
         crew = _Crew()
-        crew.start(self._lease.keep(), "lease")
-        crew.start(term.run(crew), "term")
+        crew.start(term.standby.follow(), "standby")
+        crew.start(self._lead(term, crew), "term")
         try:
             await crew.until_one_ends()
+        except NotFound:
+            raise  # the log itself is gone: nothing that a scheduler may mend
         except (DeposedError, WherryError) as ended:
+            metrics.DEPOSED.inc()
             _log.warning("no_longer_leading", reason=str(ended))
+
+    async def _lead(self, term: "_Term", crew: "_Crew") -> None:
+        await term.standby.caught_up()  # whoever is further with the log leads before
+        await self._lease.acquire()
+        crew.start(self._lease.keep(), "lease")
+        await term.run(crew)
 
 
 class _Crew:
@@ -111,11 +119,11 @@ class _Inbox:
 class _Term:
     """One time of leading: a state of its own, which ends with it."""
 
-    def __init__(self, bus: Bus, settings: SchedulerSettings, epoch: int) -> None:
+    def __init__(self, bus: Bus, settings: SchedulerSettings, lease: Lease) -> None:
+        self.standby = Standby(bus)
         self._bus = bus
         self._settings = settings
-        self._epoch = epoch
-        self._snapshots = Snapshots(bus)
+        self._lease = lease
         self._state: State | None = None
         self._inbox = _Inbox()
         self._retry: list[Input] = []  # inputs of jobs that had moved on when their decision was to be recorded
@@ -130,11 +138,14 @@ class _Term:
         Raises:
             DeposedError: somebody else leads.
         """
-        replayed, reader = await replay(self._bus, self._snapshots)
+        with metrics.TAKEOVER.time():
+            replayed = await self.standby.take_over()
+        self._lease.claim(replayed.epoch)  # the lease may have been lost where the log was not
         state = self._state = State(self._settings.limits(), _now())
         state.position = self._position = replayed.position
         metrics.LEADER.set(1)
-        crew.start(self._read(reader), "read")
+        metrics.EPOCH.set(self._lease.epoch)
+        crew.start(self._read(self.standby.rest()), "read")
         crew.start(self._tick(), "tick")
         crew.start(self._save_regularly(), "save")
         again = await self._turn(state, Batch(facts=replayed.facts()), [])
@@ -153,12 +164,12 @@ class _Term:
 
     async def save(self) -> None:
         """Keep a snapshot of what is believed, if anything was decided since the last."""
-        if self._state is None or self._events == self._saved[0]:
+        if self._state is None or self._events == self._saved[0] or not self.standby.letters.are_kept:
             return
         self._saved = (self._events, monotonic())
         jobs = [(tracked.job, tracked.seq) for tracked in self._state.jobs.values()]
         try:
-            await self._snapshots.save(self._position, jobs)
+            await self.standby.snapshots.save(self._position, jobs)
         except WherryError as problem:
             _log.warning("snapshot_failed", error=problem.message)
 
@@ -187,6 +198,7 @@ class _Term:
             self._inbox.some.set()
 
     async def _hear(self, params: dict[str, str], heartbeat: Heartbeat) -> Message:
+        self._lease.claim(heartbeat.epoch)
         answer: asyncio.Future[DesiredState] = asyncio.get_running_loop().create_future()
         self._inbox.beats.append((Beat(params["node_id"], heartbeat), answer))
         self._inbox.some.set()
@@ -200,9 +212,13 @@ class _Term:
         if wait and not self._retry:
             await inbox.some.wait()
         inbox.some.clear()
-        messages, beats = inbox.messages, inbox.beats
+        facts, unreadable = read_facts(inbox.messages)
+        if unreadable:
+            self.standby.letters.begin(JOBS, unreadable)
+        self._check_epochs(facts)
+        beats = inbox.beats
         batch = Batch(
-            facts=(*self._retry, *facts_of(messages)),
+            facts=(*self._retry, *facts),
             beats=tuple(beat for beat, _ in beats),
             tick=inbox.tick,
             was_cut_off=inbox.was_cut_off,
@@ -211,6 +227,13 @@ class _Term:
         inbox.messages, inbox.beats, inbox.tick, inbox.was_cut_off = [], [], False, False
         inbox.room.set()
         return batch, [answer for _, answer in beats]
+
+    def _check_epochs(self, facts: list[Fact]) -> None:
+        """Stop leading where the log shows that a later leader works; leading again will be above its epoch."""
+        highest = max((fact.epoch for fact in facts if isinstance(fact, Recorded)), default=0)
+        if highest > self._lease.epoch:
+            self._lease.claim(highest)
+            raise DeposedError(f"epoch {highest} has written")
 
     # --- a turn ----------------------------------------------------------------------------------------------------
 
@@ -235,7 +258,7 @@ class _Term:
         now = _now()
         for beat, answer in zip(beats, answers, strict=True):
             if not answer.done():
-                answer.set_result(desired_state(state, beat.node_id, self._epoch, now))
+                answer.set_result(desired_state(state, beat.node_id, self._lease.epoch, now))
 
     async def _record(self, state: State, decisions: tuple[Decision, ...], facts: tuple[Fact, ...]) -> None:
         if not decisions:
@@ -271,7 +294,7 @@ class _Term:
         job = decision.job
         params = {"owner": job.owner.id, "job_id": job.id, "event": decision.name.value}
         event = self._bus.event(
-            JOB_CHANGED, JobChanged(job=job, epoch=self._epoch), subject=job.id, causedby=decision.cause, **params
+            JOB_CHANGED, JobChanged(job=job, epoch=self._lease.epoch), subject=job.id, causedby=decision.cause, **params
         )
         return Record(JOB_CHANGED, params, event, expect=(job_filter(job.id), decision.expect_seq))
 
@@ -282,7 +305,8 @@ class _Term:
         found = read_fact(last.subject, last.seq, last.event) if last is not None and last.event is not None else None
         _log.warning("conflict", job_id=job_id, seq=last.seq if last else 0)
         if isinstance(found, Recorded):
-            if found.epoch > self._epoch:
+            if found.epoch > self._lease.epoch:
+                self._lease.claim(found.epoch)
                 raise DeposedError(f"epoch {found.epoch} has written")
             state.assign(found.job, found.seq, _now())
         state.refused(job_id, last.seq if last else 0, _now())

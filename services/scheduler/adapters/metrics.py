@@ -9,6 +9,17 @@ QUEUE = Gauge("wherry_scheduler_queue_length", "Jobs that may be placed now and 
 NODES = Gauge("wherry_scheduler_nodes", "Nodes that are there.")
 LEADER = Gauge("wherry_scheduler_leader", "1 while this scheduler leads.")
 DECISIONS = Counter("wherry_scheduler_decisions_total", "Events recorded, by name.", ["event"])
+EPOCH = Gauge("wherry_scheduler_epoch", "Of this scheduler's last time of leading.")
+POSITION = Gauge(
+    "wherry_scheduler_position", "Sequence of the log that it has taken in up to, also as standby."
+)
+TAKEOVER = Histogram(
+    "wherry_scheduler_takeover_seconds",
+    "From winning the lease to the first decision: what had to be caught up with.",
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
+)
+DEPOSED = Counter("wherry_scheduler_deposed_total", "Times that this scheduler stopped leading because it had to.")
+EXPLAINED = Counter("wherry_scheduler_explained_total", "Questions why a job waits, or whether it would.", ["kind"])
 CONFLICTS = Counter("wherry_scheduler_conflicts_total", "Decisions refused because the job had moved on.")
 TURNS = Histogram(
     "wherry_scheduler_turn_seconds",

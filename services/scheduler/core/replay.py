@@ -14,11 +14,13 @@ class Replay:
         position: the sequence up to which the log has been taken in.
         jobs: active jobs by id, with the sequence of their last event.
         inputs: what nodes and users said that no event holds yet, by job.
+        epoch: the highest under which an event was written.
     """
 
     position: int = 0
     jobs: dict[str, tuple[Job, int]] = field(default_factory=dict)
     inputs: dict[str, list[Input]] = field(default_factory=dict)
+    epoch: int = 0
 
     def feed(self, fact: Fact) -> None:
         """Take in the next fact. One at or before the position changes nothing."""
@@ -29,6 +31,7 @@ class Replay:
             if fact.job_id in self.jobs:
                 self.inputs.setdefault(fact.job_id, []).append(fact)
             return
+        self.epoch = max(self.epoch, fact.epoch)
         job = fact.job
         if job.is_terminal:
             self.jobs.pop(job.id, None)
