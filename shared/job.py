@@ -64,6 +64,7 @@ class Attempt(Message):
     running_at: datetime | None = None
     finishing_at: datetime | None = None
     ended_at: datetime | None = None
+    heard_at: datetime | None = None  # of an attempt that was lost with its node: when that was last heard
     exit_code: int | None = None
     error: Failure | None = None
     outputs: OutputsRef | None = None
@@ -88,7 +89,10 @@ class GangMember(Message):
     index: int
     node: str
     state: JobState
+    placed_at: datetime
+    exit_code: int | None = None
     error: Failure | None = None
+    outputs: OutputsRef | None = None
 
 
 class Job(Message):
@@ -108,6 +112,7 @@ class Job(Message):
     tries: int = 0  # of the user's max_attempts
     losses: int = 0  # of the infrastructure's budget
     not_before: datetime | None = None  # back-off after a failed attempt
+    ready_at: datetime | None = None  # when all jobs that it needs had ended as they must; None where it needs none
     pending: tuple[PendingReason, ...] = ()
     cancel_requested_at: datetime | None = None
     error: Failure | None = None

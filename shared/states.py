@@ -105,6 +105,7 @@ class EndReason(StrEnum):
     NEEDS_FAILED = "needs_failed"  # a job that it needs did not end as it must
     GANG_FAILED = "gang_failed"  # another member of the gang ended it
     GANG_TIMEOUT = "gang_timeout"  # not all members ran in time
+    SUSPECTED_NODE_KILLER = "suspected_node_killer"  # two nodes died soon after they had started its program
 
 
 #: Reasons that are nobody's fault but the machines': they use the budget of infrastructure losses.

@@ -1,11 +1,12 @@
 """What should be on a node: the answer to its heartbeat."""
 
-from services.scheduler.core.fleet.node import Node
+from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.state import State, Tracked
-from services.scheduler.core.lifecycle import must_stop, pinned_image
+from services.scheduler.core.lifecycle import pinned_image
 from services.scheduler.core.limits import Now
+from services.scheduler.core.watch import stop_reason
 from shared.fleet import Assignment, DesiredState, Order
-from shared.states import JobState
+from shared.states import AttemptState, EndReason, JobState
 
 
 def desired_state(state: State, node_id: str, epoch: int, now: Now) -> DesiredState:
@@ -15,10 +16,12 @@ def desired_state(state: State, node_id: str, epoch: int, now: Now) -> DesiredSt
     """
     node = state.nodes[node_id]
     size = state.fleet_size
+    lease_s = state.limits.lease_for(size)
+    node.lease_s = max(node.lease_s, lease_s)  # an answer may be lost, and the node keep the lease before
     assignments, more = _assignments(state, node, now)
     return DesiredState(
         epoch=epoch,
-        lease_s=state.limits.lease_for(size),
+        lease_s=lease_s,
         interval_s=state.limits.interval_for(size),
         assignments=assignments,
         more=more,
@@ -26,16 +29,16 @@ def desired_state(state: State, node_id: str, epoch: int, now: Now) -> DesiredSt
 
 
 def _assignments(state: State, node: Node, now: Now) -> tuple[tuple[Assignment, ...], bool]:
-    held = {(a.job_id, a.attempt) for a in node.beat.attempts} if node.beat else set()
-    found = [_of_held(state, node, job_id, attempt, now) for job_id, attempt in sorted(held)]
+    held = {(a.job_id, a.attempt): a.state for a in node.beat.attempts} if node.beat else {}
+    found = [_of_held(state, node, key, held[key], now) for key in sorted(held)]
     room = state.limits.answer_bytes_max
     for job_id in node.jobs:
         tracked = state.jobs[job_id]
         key = (job_id, tracked.job.attempt)
         if key in held:
             continue
-        if must_stop(tracked.job, now.at):
-            found.append(Assignment(job_id=job_id, attempt=tracked.job.attempt, action="stop"))
+        if reason := stop_reason(tracked, node, now, state.limits):
+            found.append(_stop(key, reason))
         elif tracked.job.state is JobState.PLACED and key not in node.accepted:
             start = Assignment(job_id=job_id, attempt=tracked.job.attempt, action="start", order=_order(tracked))
             room -= len(start.to_bytes())
@@ -45,12 +48,21 @@ def _assignments(state: State, node: Node, now: Now) -> tuple[tuple[Assignment, 
     return tuple(found), False
 
 
-def _of_held(state: State, node: Node, job_id: str, attempt: int, now: Now) -> Assignment:
+def _of_held(state: State, node: Node, key: Key, held_as: str, now: Now) -> Assignment:
+    job_id, attempt = key
     tracked = state.jobs.get(job_id)
     if tracked is None or job_id not in node.jobs or tracked.job.attempt != attempt:
         return Assignment(job_id=job_id, attempt=attempt, action="forget")
-    action = "stop" if must_stop(tracked.job, now.at) else "keep"
-    return Assignment(job_id=job_id, attempt=attempt, action=action)
+    reason = stop_reason(tracked, node, now, state.limits)
+    # The program has just ended, and the report of it is on its way: to stop it now would drop what it left.
+    is_ahead = held_as == AttemptState.FINISHING and tracked.job.state is not JobState.FINISHING
+    if reason is None or is_ahead:
+        return Assignment(job_id=job_id, attempt=attempt, action="keep")
+    return _stop(key, reason)
+
+
+def _stop(key: Key, reason: EndReason) -> Assignment:
+    return Assignment(job_id=key[0], attempt=key[1], action="stop", reason=reason)
 
 
 def _order(tracked: Tracked) -> Order:

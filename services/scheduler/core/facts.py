@@ -36,6 +36,14 @@ class Input:
     cause: str
 
 
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """What the log says last about a job that had been asked for; None: nothing."""
+
+    job_id: str
+    job: Job | None
+
+
 Fact = Recorded | Input
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from services.scheduler.core import clocks, retry
 from services.scheduler.core.limits import Limits
 from shared.events import AttemptFinished, AttemptFinishing, AttemptRunning, AttemptStarting
 from shared.job import ATTEMPTS_KEPT, REMARKS_KEPT, Attempt, Failure, Job, PendingReason
@@ -28,6 +29,8 @@ MOVES: Mapping[JobState, Mapping[str, frozenset[JobState]]] = {
     JobState.QUEUED: {
         "pending": frozenset({JobState.QUEUED}),
         "placed": frozenset({JobState.PLACED}),
+        "needs_met": frozenset({JobState.QUEUED}),
+        "need_failed": frozenset({JobState.CANCELLED, JobState.FAILED}),
         "cancel": frozenset({JobState.CANCELLED}),
         "expired": frozenset({JobState.TIMED_OUT}),
     },
@@ -37,6 +40,7 @@ MOVES: Mapping[JobState, Mapping[str, frozenset[JobState]]] = {
         "finishing": frozenset({JobState.FINISHING}),
         "finished": _AFTER_ATTEMPT,
         "cancel": frozenset({JobState.PLACED}),
+        "remarked": frozenset({JobState.PLACED}),
         "lost": _AFTER_LOSS,
     },
     JobState.STARTING: {
@@ -45,17 +49,20 @@ MOVES: Mapping[JobState, Mapping[str, frozenset[JobState]]] = {
         "finishing": frozenset({JobState.FINISHING}),
         "finished": _AFTER_ATTEMPT,
         "cancel": frozenset({JobState.STARTING}),
+        "remarked": frozenset({JobState.STARTING}),
         "lost": _AFTER_LOSS,
     },
     JobState.RUNNING: {
         "finishing": frozenset({JobState.FINISHING}),
         "finished": _AFTER_ATTEMPT,
         "cancel": frozenset({JobState.RUNNING}),
+        "remarked": frozenset({JobState.RUNNING}),
         "lost": _AFTER_LOSS,
     },
     JobState.FINISHING: {
         "finished": _AFTER_ATTEMPT,
         "cancel": frozenset({JobState.FINISHING}),
+        "remarked": frozenset({JobState.FINISHING}),
         "lost": _AFTER_LOSS,
     },
     JobState.SUCCEEDED: {},
@@ -124,11 +131,28 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class NeedsMet:
+    """All jobs that this one needs have ended as they must."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeedFailed:
+    """A job that this one needs did not end as it must, and never will."""
+
+    message: str
+    is_cancel: bool  # it was cancelled
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What *node* (by the subject, never the body) says about an attempt."""
+    """What *node* (by the subject, never the body) says about an attempt.
+
+    *heard_at*: when the node was last heard before it rebooted, if it did.
+    """
 
     node: str
     data: AttemptStarting | AttemptRunning | AttemptFinishing | AttemptFinished
+    heard_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +164,23 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The attempt is gone without a last word."""
+    """The attempt is gone without a last word.
+
+    *heard_at*: when its node was last heard, if the node itself is gone. *may_run*: its program may still run there.
+    """
 
     attempt: int
     reason: EndReason
     message: str
+    heard_at: datetime | None = None
+    may_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Remarked:
+    """Something worth telling about the current attempt, which moves nothing."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +188,7 @@ class Expired:
     """A limit on the queue or on the whole job may have passed."""
 
 
-Event = Placed | Waiting | Report | Cancel | Lost | Expired
+Event = Placed | Waiting | NeedsMet | NeedFailed | Report | Cancel | Lost | Remarked | Expired
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,54 +214,23 @@ def step(job: Job, event: Event, now: datetime, limits: Limits) -> Change | None
 
 def event_name(event: Event) -> str:
     """Return the name under which `MOVES` lists *event*."""
-    match event:
-        case Placed():
-            return "placed"
-        case Waiting():
-            return "pending"
-        case Cancel():
-            return "cancel"
-        case Lost():
-            return "lost"
-        case Expired():
-            return "expired"
-        case Report(data=AttemptStarting()):
-            return "starting"
-        case Report(data=AttemptRunning()):
-            return "running"
-        case Report(data=AttemptFinishing()):
-            return "finishing"
-        case Report():
-            return "finished"
+    return _NAMES[type(event.data)] if isinstance(event, Report) else _NAMES[type(event)]
 
 
-def is_overdue(job: Job, now: datetime) -> bool:
-    """Return whether the job has used up its total time: it is to be stopped wherever it is."""
-    return now >= job.created_at + timedelta(seconds=job.spec.timeouts.total)
-
-
-def must_stop(job: Job, now: datetime) -> bool:
-    """Return whether the current attempt is to be stopped."""
-    return job.cancel_requested_at is not None or is_overdue(job, now)
-
-
-def next_deadline(job: Job, now: datetime) -> datetime | None:
-    """Return the next time after *now* at which something is due for the job without any message."""
-    if job.state in JOB_TERMINAL:
-        return None
-    times = [job.created_at + timedelta(seconds=job.spec.timeouts.total)]
-    if job.state is JobState.QUEUED:
-        if job.not_before is not None:
-            times.append(job.not_before)
-        if job.spec.timeouts.queue is not None:
-            times.append(queued_since(job) + timedelta(seconds=job.spec.timeouts.queue))
-    return min((time for time in times if time > now), default=None)
-
-
-def queued_since(job: Job) -> datetime:
-    """Return when the job last came into the queue."""
-    ended = job.attempts[-1].ended_at if job.attempts else None
-    return ended or job.created_at
+_NAMES: Mapping[type, str] = {
+    Placed: "placed",
+    Waiting: "pending",
+    NeedsMet: "needs_met",
+    NeedFailed: "need_failed",
+    Cancel: "cancel",
+    Lost: "lost",
+    Remarked: "remarked",
+    Expired: "expired",
+    AttemptStarting: "starting",
+    AttemptRunning: "running",
+    AttemptFinishing: "finishing",
+    AttemptFinished: "finished",
+}
 
 
 def failed_nodes(job: Job) -> frozenset[str]:
@@ -240,20 +245,25 @@ def pinned_image(job: Job) -> str | None:
 
 def _step(job: Job, event: Event, now: datetime, limits: Limits) -> Change | None:
     match event:
-        case Placed() if job.state is JobState.QUEUED:
+        case Placed() if job.state is JobState.QUEUED and not clocks.waits_for_needs(job):
             return _placed(job, event, now)
         case Waiting(reasons) if job.state is JobState.QUEUED and reasons != job.pending:
             return Change(job.model_copy(update={"pending": reasons}), JobEventName.PENDING)
+        case NeedsMet() if clocks.waits_for_needs(job):
+            return Change(job.model_copy(update={"ready_at": now, "pending": ()}), JobEventName.PENDING)
+        case NeedFailed() if clocks.waits_for_needs(job):
+            failure = Failure(reason=EndReason.NEEDS_FAILED, message=event.message)
+            return _end(job, JobState.CANCELLED if event.is_cancel else JobState.FAILED, failure, now)
         case Cancel():
             return _cancel(job, now)
+        case Remarked(text) if job.state in HOLDING:
+            return _remarked(job, text)
         case Expired() if job.state is JobState.QUEUED:
             return _expired(job, now)
         case Report() if (attempt := _current(job, event.data.attempt)) and attempt.node == event.node:
             return _report(job, attempt, event, now, limits)
         case Lost() if attempt := _current(job, event.attempt):
-            failure = Failure(reason=event.reason, message=event.message)
-            ended = attempt.model_copy(update={"state": AttemptState.LOST, "ended_at": now, "error": failure})
-            return _attempt_lost(_with_attempt(job, ended), failure, now, limits)
+            return _lost(job, attempt, event, now, limits)
         case _:
             return None
 
@@ -292,13 +302,20 @@ def _cancel(job: Job, now: datetime) -> Change | None:
 
 
 def _expired(job: Job, now: datetime) -> Change | None:
-    if is_overdue(job, now):
+    if clocks.is_overdue(job, now):
         return _overdue(job, now)
-    limit = job.spec.timeouts.queue
-    if limit is None or now < queued_since(job) + timedelta(seconds=limit):
+    limit_at = clocks.queue_limit_at(job)
+    if limit_at is None or now < limit_at:
         return None
-    failure = Failure(reason=EndReason.QUEUE_TIMEOUT, message=f"no node was found within {limit:g} s")
-    return _end(job, JobState.TIMED_OUT, failure, now)
+    message = f"no node was found within {job.spec.timeouts.queue:g} s"
+    return _end(job, JobState.TIMED_OUT, Failure(reason=EndReason.QUEUE_TIMEOUT, message=message), now)
+
+
+def _remarked(job: Job, text: str) -> Change | None:
+    # What is seen again and again is told once; the room is for other remarks too.
+    if job.remarks[-1:] == (text,) or len(job.remarks) >= REMARKS_KEPT:
+        return None
+    return Change(job.model_copy(update={"remarks": (*job.remarks, text)}), JobEventName.REMARKED)
 
 
 def _report(job: Job, attempt: Attempt, event: Report, now: datetime, limits: Limits) -> Change | None:
@@ -317,6 +334,7 @@ def _report(job: Job, attempt: Attempt, event: Report, now: datetime, limits: Li
             update = {"state": AttemptState.FINISHING, "phase": None, "finishing_at": at, "exit_code": exit_code}
             return _moved(job, attempt, update, JobState.FINISHING, JobEventName.FINISHING)
         case AttemptFinished(state=state) if state in ATTEMPT_TERMINAL:
+            attempt = attempt.model_copy(update={"heard_at": event.heard_at})
             return _finished(job, attempt, event.data, at, now, limits)
         case _:
             return None
@@ -355,8 +373,18 @@ def _finished(
         return _end(job.model_copy(update={"tries": job.tries + 1}), JobState.SUCCEEDED, None, now)
     failure = report.error or _failure_of(ended)
     if failure.reason in INFRASTRUCTURE_REASONS or report.state in (AttemptState.LOST, AttemptState.CANCELLED):
-        return _attempt_lost(job, failure, now, limits)
+        return _attempt_lost(job, failure, now, limits, may_run=failure.reason is EndReason.UNKILLABLE)
     return _attempt_failed(job, ended, failure, now, limits)
+
+
+def _lost(job: Job, attempt: Attempt, event: Lost, now: datetime, limits: Limits) -> Change:
+    failure = Failure(reason=event.reason, message=event.message)
+    update = {"state": AttemptState.LOST, "phase": None, "ended_at": now, "error": failure, "heard_at": event.heard_at}
+    ended = attempt.model_copy(update=update)
+    job = _with_attempt(job, ended)
+    if event.reason in INFRASTRUCTURE_REASONS:
+        return _attempt_lost(job, failure, now, limits, may_run=event.may_run)
+    return _attempt_failed(job, ended, failure, now, limits, may_run=event.may_run)
 
 
 def _failure_of(attempt: Attempt) -> Failure:
@@ -367,42 +395,35 @@ def _failure_of(attempt: Attempt) -> Failure:
     return Failure(reason=EndReason.RUNTIME_ERROR, message="the node stopped the attempt though nobody had asked")
 
 
-def _attempt_failed(job: Job, attempt: Attempt, failure: Failure, now: datetime, limits: Limits) -> Change:
+def _attempt_failed(
+    job: Job, attempt: Attempt, failure: Failure, now: datetime, limits: Limits, *, may_run: bool = False
+) -> Change:
     if stopped := _stopped(job, now):
         return stopped
     job = job.model_copy(update={"tries": job.tries + 1})
-    if job.tries < job.spec.max_attempts and _is_retried(job.spec.retry_on, attempt, failure):
-        wait_s = _backoff_s(job.tries, limits.backoff_failure_s, limits.backoff_failure_max_s)
-        return _requeue(job, failure, wait_s, now)
-    is_timeout = attempt.state is AttemptState.TIMED_OUT
-    return _end(job, JobState.TIMED_OUT if is_timeout else JobState.FAILED, failure, now)
+    is_wanted = job.tries < job.spec.max_attempts and retry.is_wanted(job.spec.retry_on, attempt, failure)
+    if is_wanted and not (may_run and job.spec.exclusive):
+        return _requeue(job, failure, retry.wait_after_failure(job, limits), now)
+    return _end(job, JobState.TIMED_OUT if retry.is_timeout(attempt, failure) else JobState.FAILED, failure, now)
 
 
-def _attempt_lost(job: Job, failure: Failure, now: datetime, limits: Limits) -> Change:
+def _attempt_lost(job: Job, failure: Failure, now: datetime, limits: Limits, *, may_run: bool = False) -> Change:
     if stopped := _stopped(job, now):
         return stopped
+    if killer := retry.node_killer(job, limits):
+        return _end(job, JobState.FAILED, killer, now)
     job = job.model_copy(update={"losses": job.losses + 1})
-    if job.losses > limits.losses_max:
+    # Never two of an exclusive job at a time: while one may still run, there is no other.
+    if job.losses > limits.losses_max or (may_run and job.spec.exclusive):
         return _end(job, JobState.FAILED, failure, now)
-    return _requeue(job, failure, _backoff_s(job.losses, limits.backoff_loss_s, limits.backoff_loss_max_s), now)
+    return _requeue(job, failure, retry.wait_after_loss(job, failure, limits), now)
 
 
 def _stopped(job: Job, now: datetime) -> Change | None:
     """Return the end of a job that was to be stopped, however its attempt ended."""
     if job.cancel_requested_at is not None:
         return _cancelled(job, now)
-    return _overdue(job, now) if is_overdue(job, now) else None
-
-
-def _is_retried(retry_on: tuple[str, ...], attempt: Attempt, failure: Failure) -> bool:
-    kinds = {attempt.state.value, f"exit:{attempt.exit_code}"}
-    if failure.reason is EndReason.OOM:
-        kinds.add("oom")
-    return not kinds.isdisjoint(retry_on)
-
-
-def _backoff_s(count: int, first_s: float, max_s: float) -> float:
-    return min(max_s, first_s * 2 ** min(count - 1, 32))
+    return _overdue(job, now) if clocks.is_overdue(job, now) else None
 
 
 def _requeue(job: Job, failure: Failure, wait_s: float, now: datetime) -> Change:

@@ -2,18 +2,19 @@
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from services.scheduler.core import lifecycle
-from services.scheduler.core.facts import Fact, Input, Recorded
+from services.scheduler.core import clocks, lifecycle, watch
+from services.scheduler.core.facts import Fact, Input, LookedUp, Recorded
 from services.scheduler.core.fleet.line import Place
 from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.limits import Now
 from services.scheduler.core.need import Need
 from services.scheduler.core.placement import Refusal, Trial, explain
+from shared.events import AttemptFinished
 from shared.fleet import Heartbeat
-from shared.job import Job, PendingReason
+from shared.job import Failure, Job, PendingReason
 from shared.states import EndReason, JobEventName, JobState, PendingCode
 
 
@@ -34,12 +35,14 @@ class Batch:
         beats: heartbeats.
         tick: whether a second has passed: lost nodes and pending reasons are looked at.
         was_cut_off: whether the scheduler itself was without the bus since the last tick.
+        looked_up: answers to what the turn before had asked for.
     """
 
     facts: tuple[Fact, ...] = ()
     beats: tuple[Beat, ...] = ()
     tick: bool = False
     was_cut_off: bool = False
+    looked_up: tuple[LookedUp, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,13 @@ class Effects:
 
     Attributes:
         again: there is more to decide without waiting for anything else to arrive.
+        lookups: jobs of which the log is to be asked; the answers come with the next batch.
     """
 
     records: tuple[Decision, ...]
     wakes: tuple[str, ...]
     again: bool
+    lookups: tuple[str, ...] = ()
 
 
 def handle(state: State, batch: Batch, now: Now) -> Effects:
@@ -74,6 +79,7 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
     turn.expire()
     if batch.tick:
         turn.tick(was_cut_off=batch.was_cut_off)
+    turn.meet_needs(batch.looked_up)
     again = turn.place()
     if batch.tick:
         turn.review()
@@ -82,7 +88,9 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
     records = turn.decisions()
     # What an ended attempt held is free once its end is recorded, and not before.
     freed = any(one.job.state not in lifecycle.HOLDING for one in records)
-    return Effects(records, _wake(state, woken, now), again or (freed and len(state.line) > 0))
+    again = again or (freed and len(state.line) > 0) or any(turn.is_followed(one) for one in records)
+    lookups = state.needs.take_unknown(state.limits.lookups_per_turn)
+    return Effects(records, _wake(state, woken, now), again or bool(lookups), lookups)
 
 
 def _wake(state: State, node_ids: Iterable[str], now: Now) -> tuple[str, ...]:
@@ -133,16 +141,18 @@ class _Turn:
             if isinstance(fact, Input):
                 tracked = self.state.jobs.get(fact.job_id)
                 if tracked is not None and fact.seq > tracked.job.input_seq:
-                    self._step(tracked, fact.event, fact.cause)
+                    self._step(tracked, self._dated(fact.event), fact.cause)
 
     def hear(self, beat: Beat) -> None:
         """Take in a heartbeat. An attempt that its node should know and twice in a row does not is lost.
 
         Twice, because a heartbeat may have been made just before the attempt was accepted; the next one was not.
         """
+        before = watch.before(self.state, beat.node_id)
         if not self.state.observe(beat.node_id, beat.heartbeat, self.now):
             return
         node = self.state.nodes[beat.node_id]
+        self._follow(watch.heard(self.state, node, before, beat.heartbeat, self.now))
         held = {(a.job_id, a.attempt) for a in beat.heartbeat.attempts}
         for job_id in tuple(node.jobs):
             tracked = self.state.jobs[job_id]
@@ -161,6 +171,22 @@ class _Turn:
             if tracked.job.state in lifecycle.HOLDING and self._is_stopping(tracked):
                 self.fetch.add(tracked.job.attempts[-1].node)
 
+    def meet_needs(self, looked_up: tuple[LookedUp, ...]) -> None:
+        """Let go on, or end, what waits for jobs that have ended."""
+        needs = self.state.needs
+        for one in looked_up:
+            if one.job is None or one.job.is_terminal:
+                needs.ended(one.job_id, one.job.state if one.job else None)
+        for job_id, verdict in needs.take_due():
+            tracked = self.state.jobs[job_id]
+            if not isinstance(verdict, lifecycle.Waiting) or _codes(tracked.job.pending) != {PendingCode.NEEDS}:
+                self._step(tracked, verdict)
+
+    def is_followed(self, decision: Decision) -> bool:
+        """Return whether there is something to decide as soon as *decision* is believed."""
+        job = decision.job
+        return self.state.needs.is_needed(job.id) if job.is_terminal else job.id in self.state.needs
+
     def tick(self, *, was_cut_off: bool) -> None:
         """Declare silent nodes lost, unless it may be us who were away."""
         state, now, limits = self.state, self.now, self.state.limits
@@ -169,9 +195,8 @@ class _Turn:
         state.ticked = now.mono
         for node in lost_nodes(state, now):
             state.lose(node)
-            for job_id in tuple(node.jobs):
-                message = f"node {node.info.name} was not heard for {now.mono - node.seen:.0f} s"
-                self._lose(state.jobs[job_id], EndReason.NODE_LOST, message)
+        self._follow(watch.silent(state, now))
+        self._follow(watch.disobeyed(state, now))
         for node in tuple(state.nodes.values()):
             if node.is_lost and not node.jobs and now.mono - node.seen > limits.node_forgotten_s:
                 state.forget(node)
@@ -235,7 +260,7 @@ class _Turn:
         if refusal is None:
             refusal = explain(state.columns, tracked.need, now.mono - state.fresh_s, limits)
             refusals[tracked.need] = refusal
-        waited_s = (now.at - lifecycle.queued_since(tracked.job)).total_seconds()
+        waited_s = (now.at - clocks.queued_since(tracked.job)).total_seconds()
         if not refusal.reasons or (refusal.is_possible and waited_s < limits.pending_after_s):
             return False
         never = not refusal.is_possible
@@ -259,13 +284,26 @@ class _Turn:
         if node.missing[key] == 1:
             self.nudge.add(node.id)
             return
-        self._lose(tracked, EndReason.AGENT_LOST_CONTAINER, f"node {node.info.name} no longer has the attempt")
+        what = "no longer has" if key in node.accepted or tracked.job.state is not JobState.PLACED else "never took"
+        message = f"node {node.info.name} {what} the attempt"
+        self._step(tracked, lifecycle.Lost(tracked.job.attempt, EndReason.AGENT_LOST_CONTAINER, message))
 
-    def _lose(self, tracked: Tracked, reason: EndReason, message: str) -> None:
-        self._step(tracked, lifecycle.Lost(tracked.job.attempt, reason, message))
+    def _follow(self, follows: watch.Follows) -> None:
+        for tracked, event in follows:
+            self._step(tracked, event)
 
     def _is_stopping(self, tracked: Tracked) -> bool:
-        return lifecycle.must_stop(tracked.job, self.now.at)
+        node = self.state.nodes[tracked.job.attempts[-1].node]
+        return watch.stop_reason(tracked, node, self.now, self.state.limits) is not None
+
+    def _dated(self, event: lifecycle.Event) -> lifecycle.Event:
+        """Return *event*; of a reboot that a node reports, with when the node had last been heard before."""
+        match event:
+            case lifecycle.Report(node_id, AttemptFinished(error=Failure(reason=EndReason.NODE_REBOOTED))):
+                node = self.state.nodes.get(node_id)
+                return replace(event, heard_at=watch.died_at(node, self.now) if node else None)
+            case _:
+                return event
 
     def _step(self, tracked: Tracked, event: lifecycle.Event, cause: str | None = None) -> bool:
         draft = self.drafts.get(tracked.job.id)
@@ -275,7 +313,9 @@ class _Turn:
             return False
         if change.name is JobEventName.CANCELLING:
             self.fetch.add(change.job.attempts[-1].node)
-        self.drafts[job.id] = _Draft(change.job, change.name, tracked.seq, cause or (draft.cause if draft else None))
+        # A remark beside something that moves the job does not name what has happened.
+        name = draft.name if draft and change.name is JobEventName.REMARKED else change.name
+        self.drafts[job.id] = _Draft(change.job, name, tracked.seq, cause or (draft.cause if draft else None))
         return True
 
 

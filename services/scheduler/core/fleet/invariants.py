@@ -1,5 +1,6 @@
 """What must hold of a state at any time, as sentences. Run after every step in tests."""
 
+from services.scheduler.core.clocks import waits_for_needs
 from services.scheduler.core.fleet.state import State
 from services.scheduler.core.lifecycle import HOLDING
 from shared.states import AttemptState, JobState
@@ -24,7 +25,10 @@ def _jobs(state: State) -> list[str]:
             wrong.append(f"{job_id} is {job.state} and its node does not agree")
         if job.state in HOLDING and job_id in state.line:
             wrong.append(f"{job_id} is {job.state} and in the queue")
-        if job.state is JobState.QUEUED and job.not_before is None and job_id not in state.line:
+        if job_id in state.needs and (job_id in state.line or not waits_for_needs(job)):
+            wrong.append(f"{job_id} waits for its needs, and does not")
+        is_due = job.state is JobState.QUEUED and job.not_before is None
+        if is_due and job_id not in state.line and job_id not in state.needs:
             wrong.append(f"{job_id} is queued and not in the queue")
     return wrong
 
@@ -45,6 +49,6 @@ def _nodes(state: State) -> list[str]:
         if sorted(gpus) != sorted(node.gpus.items()):
             wrong.append(f"{node.id} promises the GPUs {node.gpus}, its jobs have {gpus}")
         keys = {(t.job.id, t.job.attempt) for t in held}
-        if not node.accepted <= keys or not set(node.missing) <= keys:
+        if not node.accepted <= keys or not set(node.missing) | set(node.delivered) <= keys:
             wrong.append(f"{node.id} remembers attempts that are not current")
     return wrong

@@ -9,6 +9,27 @@ from shared.fleet import Gpu, Heartbeat, NodeInfo
 Key = tuple[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An attempt whose last report its node knows to be in the log, while the job still waits for it.
+
+    Attributes:
+        mark: a sequence that must have been read before heartbeats count.
+        since: when the first one counted, in monotonic seconds.
+        beats: how many have counted.
+    """
+
+    mark: int
+    since: float
+    beats: int = 0
+
+    def once_more(self, mono: float, *, has_read: bool) -> "Delivered":
+        """Return it after another heartbeat that says so."""
+        if not has_read:
+            return self
+        return Delivered(self.mark, self.since if self.beats else mono, self.beats + 1)
+
+
 @dataclass(slots=True)
 class Node:
     """What is known of a node.
@@ -21,6 +42,10 @@ class Node:
         jobs: the jobs whose current attempt it has, in the order of their placing.
         accepted: current attempts that it has held in a heartbeat: it can no longer not know them.
         missing: current attempts that it should hold and does not -> heartbeats in a row.
+        delivered: current attempts that it holds as ended and reported.
+        back: since when it has been heard without a gap, in monotonic seconds.
+        died: when it was last heard before its last reboot, if that is known, in monotonic seconds.
+        lease_s: the longest lease that this leader has granted it; 0 before the first.
         woken: when it was last asked to heartbeat and has not done so since; None otherwise.
         ucpus, memory, disk: promised to its current attempts.
         cold_memory, cold_disk: the part of those that is not in use yet, because the program does not run yet.
@@ -35,6 +60,10 @@ class Node:
     jobs: dict[str, None] = field(default_factory=dict)
     accepted: set[Key] = field(default_factory=set)
     missing: dict[Key, int] = field(default_factory=dict)
+    delivered: dict[Key, Delivered] = field(default_factory=dict)
+    back: float = 0.0
+    died: float | None = None
+    lease_s: float = 0.0
     woken: float | None = None
     ucpus: int = 0
     memory: int = 0

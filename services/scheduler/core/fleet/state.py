@@ -4,12 +4,14 @@ import heapq
 from dataclasses import dataclass
 from datetime import datetime
 
+from services.scheduler.core import clocks
 from services.scheduler.core.fleet.columns import Columns
 from services.scheduler.core.fleet.line import Line
 from services.scheduler.core.fleet.node import Key, Node
-from services.scheduler.core.lifecycle import HOLDING, next_deadline
+from services.scheduler.core.lifecycle import HOLDING
 from services.scheduler.core.limits import Limits, Now
 from services.scheduler.core.need import Need, need_of
+from services.scheduler.core.needs import Needs
 from shared.fleet import Heartbeat
 from shared.job import Job
 from shared.states import AttemptState, JobState
@@ -44,6 +46,8 @@ class State:
         quiet_until: until then, in monotonic seconds, nobody is declared lost.
         ticked: when the last tick was.
         retried: when everything in the queue was last tried.
+        needs: the queued jobs that are not in the line, because others have to end first.
+        stopping: jobs whose current attempt was to be stopped by now.
     """
 
     def __init__(self, limits: Limits, now: Now) -> None:
@@ -53,6 +57,8 @@ class State:
         self.nodes: dict[str, Node] = {}
         self.columns = Columns()
         self.line = Line()
+        self.needs = Needs()
+        self.stopping: set[str] = set()
         self.position = 0
         self.written: set[int] = set()
         self.blocked: set[Need] = set()
@@ -72,9 +78,12 @@ class State:
             if seq <= tracked.seq:
                 return
             self._release(tracked, job)
+        if not clocks.waits_for_needs(job):
+            self.needs.discard(job.id)
         if job.is_terminal:
             self.jobs.pop(job.id, None)
             self.line.discard(job.id)
+            self.needs.ended(job.id, job.state)
             return
         if tracked is None:
             tracked = self.jobs[job.id] = Tracked(job, seq, need_of(job.spec))
@@ -116,6 +125,7 @@ class State:
             tracked.seq = last_seq
             if tracked.job.state is JobState.QUEUED:
                 self._enqueue(tracked, now)
+                self.needs.again(job_id)
 
     def counts(self) -> dict[JobState, int]:
         """Return how many active jobs are in each state."""
@@ -131,6 +141,8 @@ class State:
         node = self._node(node_id, now)
         old = node.beat
         was_away = node.is_lost or old is None or now.mono - node.seen > self.fresh_s
+        if was_away:
+            node.back = now.mono
         node.seen, node.woken, node.is_lost = now.mono, None, False
         if old is not None and old.session == beat.session and beat.seq <= old.seq:
             self.columns.heard(node)
@@ -186,6 +198,9 @@ class State:
 
     def _enqueue(self, tracked: Tracked, now: Now) -> None:
         job = tracked.job
+        if clocks.waits_for_needs(job):
+            self.needs.add(job, self.jobs)
+            return
         if job.not_before is not None and job.not_before > now.at:
             return
         if job.id not in self.line:
@@ -193,7 +208,9 @@ class State:
             heapq.heappush(self.reviews, (now.mono + self.limits.pending_never_after_s, job.id))
 
     def _watch_deadline(self, tracked: Tracked, now: Now) -> None:
-        deadline = next_deadline(tracked.job, now.at)
+        if any(stop.at <= now.at for stop in clocks.stops(tracked.job, self.limits)):
+            self.stopping.add(tracked.job.id)
+        deadline = clocks.next_deadline(tracked.job, now.at, self.limits)
         if deadline is None or deadline == tracked.deadline:
             return
         tracked.deadline = deadline
@@ -227,6 +244,7 @@ class State:
         key: Key = (job.id, attempt.number)
         node.accepted.discard(key)
         node.missing.pop(key, None)
+        node.delivered.pop(key, None)
 
     def _promise(self, node: Node, tracked: Tracked, sign: int) -> None:
         need = tracked.need
