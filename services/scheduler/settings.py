@@ -21,6 +21,11 @@ class SchedulerSettings(ServiceSettings):
     scheduler_backoff_failure_max_s: float = Field(600.0, ge=0)
     scheduler_backoff_loss_s: float = Field(1.0, ge=0)
     scheduler_backoff_loss_max_s: float = Field(60.0, ge=0)
+    scheduler_accept_s: float = Field(300.0, ge=1)
+    scheduler_clock_slack_s: float = Field(60.0, ge=0)
+    scheduler_obey_s: float = Field(300.0, ge=1)
+    scheduler_finishing_s: float = Field(3600.0, ge=1)
+    scheduler_finishing_grace_s: float = Field(60.0, ge=1)
     scheduler_gpu_free_fraction_min: float = Field(0.5, ge=0, le=1)
     scheduler_snapshot_interval_s: float = Field(30.0, ge=0.1, le=3600)
     scheduler_snapshot_events: int = Field(20_000, ge=1)
@@ -33,6 +38,11 @@ class SchedulerSettings(ServiceSettings):
             backoff_failure_max_s=self.scheduler_backoff_failure_max_s,
             backoff_loss_s=self.scheduler_backoff_loss_s,
             backoff_loss_max_s=self.scheduler_backoff_loss_max_s,
+            accept_s=self.scheduler_accept_s,
+            clock_slack_s=self.scheduler_clock_slack_s,
+            obey_s=self.scheduler_obey_s,
+            finishing_s=self.scheduler_finishing_s,
+            finishing_grace_s=self.scheduler_finishing_grace_s,
             lease_s=self.scheduler_node_lease_s,
             interval_s=self.scheduler_heartbeat_interval_s,
             heartbeats_per_s_max=self.scheduler_heartbeats_per_s_max,

@@ -8,7 +8,7 @@ from typing import Any
 from services.scheduler.adapters import metrics
 from services.scheduler.adapters.lease import DeposedError, Lease
 from services.scheduler.core.desired import desired_state
-from services.scheduler.core.facts import Fact, Input, Recorded, read_fact
+from services.scheduler.core.facts import Fact, Input, LookedUp, Recorded, read_fact
 from services.scheduler.core.fleet.state import State
 from services.scheduler.core.limits import Now
 from services.scheduler.core.machine import Batch, Beat, Decision, handle
@@ -126,6 +126,7 @@ class _Term:
         self._lease = lease
         self._state: State | None = None
         self._inbox = _Inbox()
+        self._looked_up: tuple[LookedUp, ...] = ()  # what the turn before had asked the log for
         self._retry: list[Input] = []  # inputs of jobs that had moved on when their decision was to be recorded
         self._conflicts = 0
         self._position = 0  # everything up to here is decided, recorded and believed
@@ -222,8 +223,9 @@ class _Term:
             beats=tuple(beat for beat, _ in beats),
             tick=inbox.tick,
             was_cut_off=inbox.was_cut_off,
+            looked_up=self._looked_up,
         )
-        self._retry = []
+        self._retry, self._looked_up = [], ()
         inbox.messages, inbox.beats, inbox.tick, inbox.was_cut_off = [], [], False, False
         inbox.room.set()
         return batch, [answer for _, answer in beats]
@@ -245,6 +247,7 @@ class _Term:
             for node_id in effects.wakes:
                 await self._bus.publish(WAKE, Wake(), node_id=node_id)
             self._answer(state, batch.beats, answers)
+            self._looked_up = tuple(await asyncio.gather(*map(self._look_up, effects.lookups)))
         if not self._retry:
             self._position = state.position
         if batch.tick:
@@ -311,6 +314,12 @@ class _Term:
             state.assign(found.job, found.seq, _now())
         state.refused(job_id, last.seq if last else 0, _now())
         self._retry += [fact for fact in facts if isinstance(fact, Input) and fact.job_id == job_id]
+
+    async def _look_up(self, job_id: str) -> LookedUp:
+        """Return what the log holds last of a job that is not active."""
+        last = await self._bus.last(JOBS, job_filter(job_id))
+        found = read_fact(last.subject, last.seq, last.event) if last is not None and last.event is not None else None
+        return LookedUp(job_id, found.job if isinstance(found, Recorded) else None)
 
     def _snapshot_due(self) -> bool:
         events, when = self._saved
