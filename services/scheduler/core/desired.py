@@ -4,20 +4,25 @@ from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.lifecycle import pinned_image
 from services.scheduler.core.limits import Now
+from services.scheduler.core.nodes import refusal
 from services.scheduler.core.watch import stop_reason
-from shared.fleet import Assignment, DesiredState, Order
+from shared.fleet import PROTOCOL, Assignment, DesiredState, Order
 from shared.states import AttemptState, EndReason, JobState
 
 
-def desired_state(state: State, node_id: str, epoch: int, now: Now) -> DesiredState:
+def desired_state(state: State, node_id: str, epoch: int, now: Now, session: str | None = None) -> DesiredState:
     """Return what the node is to start, keep, stop and forget, from what is believed, which is all recorded.
 
-    A job that is not known has ended, for every active job is known: its attempt is forgotten.
+    A job that is not known has ended, for every active job is known: its attempt is forgotten. An agent whose *session*
+    was replaced by another's is asked once more before it is told to end, for this heartbeat of it may be an old one.
     """
     node = state.nodes[node_id]
     size = state.fleet_size
     lease_s = state.limits.lease_for(size)
     node.lease_s = max(node.lease_s, lease_s)  # an answer may be lost, and the node keep the lease before
+    if node.beat is not None and session in node.former and session != node.beat.session:
+        is_there = node.former[session] > 1
+        return DesiredState(epoch=epoch, lease_s=lease_s, protocol=PROTOCOL, evicted=is_there, more=not is_there)
     assignments, more = _assignments(state, node, now)
     return DesiredState(
         epoch=epoch,
@@ -25,6 +30,8 @@ def desired_state(state: State, node_id: str, epoch: int, now: Now) -> DesiredSt
         interval_s=state.limits.interval_for(size),
         assignments=assignments,
         more=more,
+        protocol=PROTOCOL,
+        refused=refusal(node.beat.protocol) if node.beat else "",
     )
 
 

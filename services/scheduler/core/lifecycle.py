@@ -412,6 +412,8 @@ def _attempt_lost(job: Job, failure: Failure, now: datetime, limits: Limits, *, 
         return stopped
     if killer := retry.node_killer(job, limits):
         return _end(job, JobState.FAILED, killer, now)
+    if failure.reason is EndReason.NODE_DRAINED:  # somebody's wish, and nobody's fault: neither charged nor waited for
+        return _requeue(job, failure, 0.0, now)
     job = job.model_copy(update={"losses": job.losses + 1})
     # Never two of an exclusive job at a time: while one may still run, there is no other.
     if job.losses > limits.losses_max or (may_run and job.spec.exclusive):

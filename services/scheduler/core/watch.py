@@ -90,7 +90,8 @@ def stop_reason(tracked: Tracked, node: Node, now: Now, limits: Limits) -> EndRe
     """
     stop = clocks.current_stop(tracked.job, now.at, heard_for(node, now), limits)
     if stop is None:
-        return None
+        is_moved = node.empty_from is not None and now.at >= node.empty_from
+        return EndReason.NODE_DRAINED if is_moved and tracked.job.state is not JobState.FINISHING else None
     if tracked.job.state is JobState.FINISHING:
         return EndReason.FINISHING_TIMEOUT
     return stop.reason

@@ -1,6 +1,7 @@
 """One node: its last heartbeat, and what is promised on it."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from services.scheduler.core.need import CPU_UNIT
 from shared.fleet import Gpu, Heartbeat, NodeInfo
@@ -39,6 +40,12 @@ class Node:
         beat: the last heartbeat; None for a node known only from jobs that are on it.
         seen: when it was last heard, in monotonic seconds.
         is_lost: silent for longer than its lease; its attempts were given up.
+        steady: heartbeats in a row without a longer gap between them.
+        former: sessions that were replaced by a newer one -> how often they were heard since.
+        is_open: it is to get new work; neither cordoned nor drained.
+        is_fit: it can be trusted with new work, by its record.
+        empty_from: when what still runs on it is to be stopped and placed elsewhere; None: never.
+        was_emptied: that time had come at the last tick.
         jobs: the jobs whose current attempt it has, in the order of their placing.
         accepted: current attempts that it has held in a heartbeat: it can no longer not know them.
         missing: current attempts that it should hold and does not -> heartbeats in a row.
@@ -57,6 +64,12 @@ class Node:
     seen: float
     beat: Heartbeat | None = None
     is_lost: bool = False
+    steady: int = 0
+    former: dict[str, int] = field(default_factory=dict)
+    is_open: bool = True
+    is_fit: bool = True
+    empty_from: datetime | None = None
+    was_emptied: bool = False
     jobs: dict[str, None] = field(default_factory=dict)
     accepted: set[Key] = field(default_factory=set)
     missing: dict[Key, int] = field(default_factory=dict)

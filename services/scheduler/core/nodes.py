@@ -1,0 +1,352 @@
+"""What happens to one node's record. `step` says what follows an event; the tables say what is legal at all.
+
+A condition is damped: the record tells people what to expect of a node, and a flapping one must not fill the log.
+Whether a node gets work also depends on when it was really last heard, which is not damped.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from services.scheduler.core.limits import Limits
+from shared.fleet import HISTORY_KEPT, PROTOCOL, NodeChange, NodeRecord, NodeWish
+from shared.states import EndReason, NodeCondition, NodeDuty
+
+#: The only legal moves of a node's condition: condition -> event -> conditions that it may lead to.
+CONDITION_MOVES: Mapping[NodeCondition, Mapping[str, frozenset[NodeCondition]]] = {
+    NodeCondition.ONLINE: {
+        "silent": frozenset({NodeCondition.SUSPECT}),
+        "lost": frozenset({NodeCondition.LOST}),
+        "empty": frozenset({NodeCondition.LEFT}),
+    },
+    NodeCondition.SUSPECT: {
+        "heard": frozenset({NodeCondition.ONLINE}),
+        "lost": frozenset({NodeCondition.LOST}),
+        "empty": frozenset({NodeCondition.LEFT}),
+    },
+    NodeCondition.LOST: {
+        "heard": frozenset({NodeCondition.ONLINE}),
+        "empty": frozenset({NodeCondition.LEFT}),
+    },
+    NodeCondition.LEFT: {"heard": frozenset({NodeCondition.ONLINE})},
+}
+
+#: The same for its duty. "empty" is that nothing runs there any more, "trouble" that job after job was lost there.
+DUTY_MOVES: Mapping[NodeDuty, Mapping[str, frozenset[NodeDuty]]] = {
+    NodeDuty.ACTIVE: {
+        "cordon": frozenset({NodeDuty.CORDONED}),
+        "trouble": frozenset({NodeDuty.CORDONED}),
+        "drain": frozenset({NodeDuty.DRAINING}),
+        "leaving": frozenset({NodeDuty.DRAINING}),
+    },
+    NodeDuty.CORDONED: {
+        "cordon": frozenset({NodeDuty.CORDONED}),
+        "undrain": frozenset({NodeDuty.ACTIVE}),
+        "drain": frozenset({NodeDuty.DRAINING}),
+        "leaving": frozenset({NodeDuty.DRAINING}),
+    },
+    NodeDuty.DRAINING: {
+        "cordon": frozenset({NodeDuty.CORDONED}),
+        "undrain": frozenset({NodeDuty.ACTIVE}),
+        "drain": frozenset({NodeDuty.DRAINING}),
+        "empty": frozenset({NodeDuty.DRAINED}),
+    },
+    NodeDuty.DRAINED: {
+        "cordon": frozenset({NodeDuty.CORDONED}),
+        "undrain": frozenset({NodeDuty.ACTIVE}),
+        "heard": frozenset({NodeDuty.ACTIVE}),  # back after it had left by itself
+    },
+}
+
+#: Losses that speak against the node that they happened on. Silence and reboots have the condition; an upload that
+#: failed is storage's trouble as often as the node's.
+TROUBLES = frozenset(
+    {
+        EndReason.AGENT_LOST_CONTAINER,
+        EndReason.REPORT_MISSING,
+        EndReason.UNKILLABLE,
+        EndReason.FINISHING_TIMEOUT,
+        EndReason.RUNTIME_ERROR,
+    }
+)
+
+#: Conditions in which a node is expected to be heard.
+THERE = frozenset({NodeCondition.ONLINE, NodeCondition.SUSPECT})
+
+_SCHEDULER = "scheduler"
+_NODE = "node"  # who set the duty of a node that leaves by itself
+_TROUBLED_KEPT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A heartbeat: what it says of the node, and how many came in a row without a longer gap."""
+
+    name: str
+    session: str
+    boot_id: str
+    steady: int
+    leaving: bool = False
+    problem: str = ""
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """Not heard for longer than it should be."""
+
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Not heard for longer than its lease."""
+
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wished:
+    """An admin wants something: `verb` is drain, undrain, cordon or forget."""
+
+    verb: str
+    wish: NodeWish
+
+
+@dataclass(frozen=True, slots=True)
+class Troubled:
+    """Attempts of these jobs came to nothing there at the same moment, through no fault of the jobs.
+
+    `may_cordon`: there are enough other nodes. If most have trouble, it is not the nodes.
+    """
+
+    jobs: tuple[str, ...]
+    may_cordon: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """Nothing of ours is on it any more."""
+
+    leaving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Clashed:
+    """Another agent with the same identity was heard after a newer one had taken over."""
+
+    session: str
+
+
+Event = Heard | Silent | Gone | Wished | Troubled | Emptied | Clashed
+
+
+def step(record: NodeRecord, event: Event, now: datetime, limits: Limits) -> NodeRecord | None:
+    """Return the record after *event*, or None where it changes nothing."""
+    if record.forgotten:
+        return _join(record, event, now) if isinstance(event, Heard) else None
+    match event:
+        case Heard():
+            after = _heard(record, event, now, limits)
+        case Silent(silent_s):
+            after = _silent(record, silent_s, now, limits)
+        case Gone(silent_s):
+            after = _lost(record, silent_s, now)
+        case Wished(verb, wish):
+            after = _wished(record, verb, wish, now)
+        case Troubled():
+            after = _troubled(record, event, now, limits)
+        case Emptied(leaving):
+            after = _emptied(record, now, leaving=leaving)
+        case Clashed(session):
+            reason = f"two agents had this identity; the one that was here first (session {session}) was told to end"
+            after = _told(record, now, "evicted", reason)
+    return None if after is record or after == record else after
+
+
+def joined(node_id: str, heard: Heard, now: datetime) -> NodeRecord:
+    """Return the record of a node that is heard for the first time."""
+    return _join(NodeRecord(id=node_id, since=now), heard, now)
+
+
+def is_open(record: NodeRecord) -> bool:
+    """Return whether the node is to get new work, as a person or the scheduler has decided."""
+    return record.duty is NodeDuty.ACTIVE
+
+
+def is_fit(record: NodeRecord) -> bool:
+    """Return whether the node can be trusted with new work."""
+    return record.condition is NodeCondition.ONLINE and not record.refused and not record.forgotten
+
+
+def empty_from(record: NodeRecord) -> datetime | None:
+    """Return when what still runs on the node is to be stopped and placed elsewhere: a drain's deadline, or never."""
+    return record.deadline if record.duty is NodeDuty.DRAINING else None
+
+
+def left_by_itself(record: NodeRecord) -> bool:
+    """Return whether the node is drained because its agent has said goodbye."""
+    return record.by == _NODE
+
+
+def refusal(protocol: int) -> str:
+    """Return why an agent that speaks *protocol* gets nothing new, in words; empty when it is one of ours."""
+    if abs(protocol - PROTOCOL) <= 1:
+        return ""
+    age = "old" if protocol < PROTOCOL else "new"
+    return (
+        f"This agent is too {age}: it speaks version {protocol} of the protocol, this scheduler {PROTOCOL}, and only "
+        "neighbours understand each other. What runs goes on; nothing new comes until one of them is updated."
+    )
+
+
+# --- condition -----------------------------------------------------------------------------------------------------
+
+
+def _join(record: NodeRecord, heard: Heard, now: datetime) -> NodeRecord:
+    fresh = NodeRecord(
+        id=record.id,
+        name=heard.name,
+        since=now,
+        boot_id=heard.boot_id,
+        session=heard.session,
+        problem=heard.problem,
+        history=record.history,
+        input_seq=record.input_seq,
+    )
+    return _refused(_told(fresh, now, "joined"), heard.refused, now)
+
+
+def _heard(record: NodeRecord, heard: Heard, now: datetime, limits: Limits) -> NodeRecord:
+    if heard.boot_id != record.boot_id and record.boot_id:
+        record = _told(record, now, "rebooted")
+    if (heard.name, heard.session, heard.boot_id) != (record.name, record.session, record.boot_id):
+        facts = {"name": heard.name, "session": heard.session, "boot_id": heard.boot_id}
+        record = record.model_copy(update=facts)
+    record = _refused(record, heard.refused, now)
+    record = _problem(record, heard.problem, now, limits)
+    if heard.leaving:
+        return _left_by_itself(record, now)
+    return _returned(record, heard.steady, now, limits)
+
+
+def _returned(record: NodeRecord, steady: int, now: datetime, limits: Limits) -> NodeRecord:
+    if record.condition is NodeCondition.ONLINE:
+        return record
+    wanted = limits.steady_beats if record.condition is NodeCondition.LOST else 1
+    if steady < wanted or not (_is_calm(record, now, limits) or _is_held(record, now, limits)):
+        return record
+    after = _moved(record, NodeCondition.ONLINE, now)
+    if record.condition is NodeCondition.LEFT and record.duty is NodeDuty.DRAINED and record.by == _NODE:
+        after = _on_duty(after, NodeDuty.ACTIVE, _NODE, "it is back", now)
+    return after
+
+
+def _is_held(record: NodeRecord, now: datetime, limits: Limits) -> bool:
+    """Return whether the condition has lasted long enough to be changed."""
+    return now - record.since >= timedelta(seconds=limits.condition_hold_s)
+
+
+def _is_calm(record: NodeRecord, now: datetime, limits: Limits) -> bool:
+    """Return whether the node has not come back lately already: only one that flaps is held back."""
+    window = timedelta(seconds=limits.flap_window_s)
+    return not any(change.what == "online" and now - change.at < window for change in record.history)
+
+
+def _silent(record: NodeRecord, silent_s: float, now: datetime, limits: Limits) -> NodeRecord:
+    if record.condition is not NodeCondition.ONLINE or not _is_held(record, now, limits):
+        return record
+    return _moved(record, NodeCondition.SUSPECT, now, f"not heard for {silent_s:.0f} s")
+
+
+def _lost(record: NodeRecord, silent_s: float, now: datetime) -> NodeRecord:
+    if record.condition not in THERE:
+        return record
+    return _moved(record, NodeCondition.LOST, now, f"not heard for {silent_s:.0f} s")
+
+
+def _refused(record: NodeRecord, refused: str, now: datetime) -> NodeRecord:
+    if refused == record.refused:
+        return record
+    record = record.model_copy(update={"refused": refused})
+    return _told(record, now, "refused" if refused else "accepted", refused)
+
+
+def _problem(record: NodeRecord, problem: str, now: datetime, limits: Limits) -> NodeRecord:
+    """Note that something went wrong with the node or is well again: not each wording of it, nor each flicker."""
+    hold = timedelta(seconds=limits.condition_hold_s)
+    told = [change.at for change in record.history if change.what in ("degraded", "well")]
+    if bool(problem) == bool(record.problem) or (told and now - told[-1] < hold):
+        return record
+    record = record.model_copy(update={"problem": problem})
+    return _told(record, now, "degraded" if problem else "well", problem)
+
+
+def _moved(record: NodeRecord, condition: NodeCondition, now: datetime, reason: str = "") -> NodeRecord:
+    record = record.model_copy(update={"condition": condition, "since": now})
+    return _told(record, now, condition.value, reason)
+
+
+# --- duty ----------------------------------------------------------------------------------------------------------
+
+
+def _wished(record: NodeRecord, verb: str, wish: NodeWish, now: datetime) -> NodeRecord:
+    if verb == "forget":
+        return _forgotten(record, wish, now)
+    if verb not in DUTY_MOVES[record.duty] or verb not in ("drain", "undrain", "cordon"):
+        return record
+    [duty] = DUTY_MOVES[record.duty][verb]
+    if verb == "undrain":
+        record = record.model_copy(update={"troubles": (), "troubled_jobs": ()})
+    deadline = None
+    if verb == "drain" and wish.deadline_s is not None:
+        deadline = now + timedelta(seconds=max(0.0, wish.deadline_s))
+    return _on_duty(record, duty, wish.by, wish.reason, now, deadline)
+
+
+def _forgotten(record: NodeRecord, wish: NodeWish, now: datetime) -> NodeRecord:
+    if record.condition in THERE:
+        reason = f"only a node that is lost or has left can be forgotten; this one is {record.condition}"
+        return _told(record, now, "not_forgotten", reason, wish.by)
+    return _told(record.model_copy(update={"forgotten": True}), now, "forgotten", wish.reason, wish.by)
+
+
+def _left_by_itself(record: NodeRecord, now: datetime) -> NodeRecord:
+    if "leaving" not in DUTY_MOVES[record.duty]:
+        return record
+    return _on_duty(record, NodeDuty.DRAINING, _NODE, "the node is leaving", now)
+
+
+def _emptied(record: NodeRecord, now: datetime, *, leaving: bool) -> NodeRecord:
+    if record.duty is NodeDuty.DRAINING:
+        record = _on_duty(record, NodeDuty.DRAINED, record.by, record.reason, now)
+    if leaving and record.duty is NodeDuty.DRAINED and record.condition is not NodeCondition.LEFT:
+        record = _moved(record, NodeCondition.LEFT, now)
+    return record
+
+
+def _troubled(record: NodeRecord, event: Troubled, now: datetime, limits: Limits) -> NodeRecord:
+    """Count a job once, and what happens at one moment once: a node that lost all it had is not a bad node yet."""
+    window = timedelta(seconds=limits.trouble_window_s)
+    before = zip(record.troubles, record.troubled_jobs, strict=False)
+    recent = [(at, job) for at, job in before if now - at < window and job not in event.jobs]
+    recent = [*recent, *((now, job) for job in event.jobs)][-_TROUBLED_KEPT:]
+    times, jobs = tuple(at for at, _ in recent), tuple(job for _, job in recent)
+    record = record.model_copy(update={"troubles": times, "troubled_jobs": jobs})
+    is_bad = min(len(set(times)), len(jobs)) >= limits.trouble_jobs_min
+    if not is_bad or not event.may_cordon or record.duty is not NodeDuty.ACTIVE:
+        return record
+    reason = f"{len(jobs)} jobs were lost here within {limits.trouble_window_s:g} s: {', '.join(jobs)}"
+    return _on_duty(record, NodeDuty.CORDONED, _SCHEDULER, reason, now)
+
+
+def _on_duty(
+    record: NodeRecord, duty: NodeDuty, by: str, reason: str, now: datetime, deadline: datetime | None = None
+) -> NodeRecord:
+    record = record.model_copy(update={"duty": duty, "by": by, "reason": reason, "deadline": deadline})
+    return _told(record, now, duty.value, reason, by)
+
+
+def _told(record: NodeRecord, now: datetime, what: str, reason: str = "", by: str = _SCHEDULER) -> NodeRecord:
+    change = NodeChange(at=now, what=what, by=by, reason=reason)
+    return record.model_copy(update={"history": (*record.history, change)[-HISTORY_KEPT:]})
