@@ -14,6 +14,9 @@ class Action(StrEnum):
     NOTIFY_ANYONE = "notify_anyone"  # send email to an address that is not one's own
     SEE_EVERYTHING = "see_everything"  # lists over all owners; which jobs a node runs
     MANAGE_USERS = "manage_users"
+    MANAGE_NODES = "manage_nodes"  # drain, cordon, forget
+    MANAGE_QUOTAS = "manage_quotas"  # set anybody's; see others'
+    MANAGE_LETTERS = "manage_letters"  # read dead letters, which may be anybody's, and replay them
 
 
 _OWNERS_TOO = frozenset({Action.SEE, Action.CHANGE})

@@ -32,6 +32,7 @@ _KNOWN: Mapping[str, tuple[int, str]] = {
     "unsupported_media_type": (415, "Unsupported media type"),
     "range_not_satisfiable": (416, "Range not satisfiable"),
     "throttled": (429, "Too many requests"),
+    "quota_queued": (429, "Too many jobs wait"),
     "internal": (500, "Internal error"),
     "corrupt": (500, "Stored data is damaged"),
     "bus_forbidden": (500, "Internal error"),

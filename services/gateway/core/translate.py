@@ -1,13 +1,13 @@
 """From messages to what clients see. A message of the bus is never shown as it is."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
 from services.gateway.core import views
 from shared.events import LogLine, MetricPoint, Progress
-from shared.job import Attempt, Failure, Job, OutputsRef
+from shared.job import Attempt, Failure, Job, OutputsRef, PendingReason
 from shared.manifest import Entry
 from shared.requests import (
     Artifact,
@@ -17,7 +17,6 @@ from shared.requests import (
     EventPage,
     JobView,
     LogPage,
-    NodeView,
     OutputPage,
     Principal,
     Session,
@@ -46,7 +45,11 @@ def status(counts: Counts, system_name: str, now: datetime) -> views.StatusView:
     return views.StatusView(
         system_name=system_name, server_time=now, active_workloads=[],
         jobs=views.JobCounts(total=sum(counts.jobs.values()), by_state=counts.jobs),
-        nodes=views.NodeCounts(total=counts.nodes_total, online=counts.nodes_online),
+        nodes=views.NodeCounts(
+            total=counts.nodes_total, online=counts.nodes_online,
+            **{name: counts.conditions.get(name, 0) for name in ("suspect", "lost", "left")},
+            **{name: counts.duties.get(name, 0) for name in ("cordoned", "draining", "drained")},
+        ),
     )  # fmt: skip
 
 
@@ -60,10 +63,16 @@ def job(view: JobView, *, with_spec: bool) -> views.JobDocument:
         attempts=[attempt(one) for one in item.attempts], tries=item.tries, losses=item.losses,
         created_at=item.created_at, started_at=_started_at(item), updated_at=item.updated_at, ended_at=item.ended_at,
         not_before=item.not_before, cancel_requested_at=item.cancel_requested_at,
-        pending=[views.PendingView(code=one.code, nodes=one.nodes, message=one.message) for one in item.pending],
+        needs=[views.NeedView(job=one.job, on=one.on) for one in item.spec.needed()],
+        pending=pending(item.pending),
         outputs=outputs(item.outputs), error=failure(item.error), remarks=list(item.remarks),
         labels=list(item.spec.labels), spec=without_secrets(item.spec) if with_spec else None,
     )  # fmt: skip
+
+
+def pending(reasons: Iterable[PendingReason]) -> list[views.PendingView]:
+    """Return why a job waits."""
+    return [views.PendingView(code=one.code, nodes=one.nodes, message=one.message) for one in reasons]
 
 
 def attempt(item: Attempt) -> views.AttemptView:
@@ -165,24 +174,6 @@ def committed(item: Committed) -> views.ArtifactView:
 def artifact(item: Artifact) -> views.ArtifactView:
     """Return an artifact's facts."""
     return views.ArtifactView(artifact_id=item.id, sha256=item.blob.sha256, size=item.blob.size)
-
-
-def node(item: NodeView, *, whole: bool) -> views.NodeDocument:
-    """Return a machine; *whole*: with what it runs and holds, which tells of other people's work."""
-    info, capacity, usage = item.node, item.capacity, item.usage
-    return views.NodeDocument(
-        id=info.id, name=info.name, cluster=info.cluster, tags=list(info.tags), arch=info.arch, os=info.os,
-        agent_version=info.agent_version, runtimes=list(info.runtimes), engine=info.engine, online=item.online,
-        seen_at=item.seen_at, running=len(item.attempts),
-        capacity=views.CapacityView(
-            cpus=capacity.cpus, memory=capacity.memory, disk=capacity.disk, gpus=list(capacity.gpus)
-        ),
-        usage=views.UsageView(
-            cpu_percent=usage.cpu_percent, load1=usage.load1, memory_available=usage.memory_available,
-            disk_free=usage.disk_free,
-        ),
-        attempts=list(item.attempts) if whole else None, images=list(item.images) if whole else None,
-    )  # fmt: skip
 
 
 def user(item: User) -> views.UserView:

@@ -1,14 +1,14 @@
 """What clients see: the models of the REST interface's answers. Times are UTC, sizes bytes."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, StringConstraints
 
 from shared.fleet import Gpu
 from shared.requests import Role
-from shared.spec import JobSpec
-from shared.states import AttemptState, EndReason, JobState, PendingCode
+from shared.spec import Bytes, JobSpec, Seconds
+from shared.states import AttemptState, EndReason, JobState, NodeCondition, NodeDuty, PendingCode
 
 
 class SessionView(BaseModel):
@@ -34,10 +34,16 @@ class JobCounts(BaseModel):
 
 
 class NodeCounts(BaseModel):
-    """Nodes that were seen, and those that are there."""
+    """Nodes that were seen, those that are there, and how many are in trouble or get no work."""
 
     total: int
     online: int
+    suspect: int
+    lost: int
+    left: int
+    cordoned: int
+    draining: int
+    drained: int
 
 
 class StatusView(BaseModel):
@@ -119,6 +125,13 @@ class AttemptView(BaseModel):
     outputs: OutputsView | None
 
 
+class NeedView(BaseModel):
+    """A job that has to end first: with success (ok), in any way but by a cancel (any), or in any way (always)."""
+
+    job: str
+    on: Literal["ok", "any", "always"]
+
+
 class JobDocument(BaseModel):
     """A job and all that has become of it. `spec` is left out in lists."""
 
@@ -139,6 +152,7 @@ class JobDocument(BaseModel):
     ended_at: datetime | None
     not_before: datetime | None
     cancel_requested_at: datetime | None
+    needs: list[NeedView]
     pending: list[PendingView]
     outputs: OutputsView | None
     error: FailureView | None
@@ -259,8 +273,21 @@ class UsageView(BaseModel):
     disk_free: int
 
 
+class NodeChangeView(BaseModel):
+    """One line of a machine's history."""
+
+    at: datetime
+    what: str
+    by: str
+    reason: str
+
+
 class NodeDocument(BaseModel):
-    """A machine as of its last heartbeat. What it runs and which images it holds is for administrators."""
+    """A machine as of its last heartbeat.
+
+    `condition` says whether it is heard (since `since`), `duty` whether it is to get work, and `reason` why not.
+    What it runs, which images it holds and its history is for administrators.
+    """
 
     id: str
     name: str
@@ -272,18 +299,169 @@ class NodeDocument(BaseModel):
     runtimes: list[str]
     engine: str
     online: bool
+    condition: NodeCondition
+    since: datetime | None
+    duty: NodeDuty
+    reason: str
+    deadline: datetime | None
+    refused: str
+    problem: str
     seen_at: datetime
     capacity: CapacityView
     usage: UsageView
     running: int
     attempts: list[dict[str, Any]] | None = None
     images: list[str] | None = None
+    history: list[NodeChangeView] | None = None
 
 
 class NodesDocument(BaseModel):
-    """Every machine that was seen."""
+    """Some machines, by name; `cursor` asks for the next."""
 
     nodes: list[NodeDocument]
+    cursor: str | None
+
+
+class ClusterNode(BaseModel):
+    """A machine of a cluster, in short."""
+
+    id: str
+    name: str
+    condition: NodeCondition
+    duty: NodeDuty
+
+
+class ClusterView(BaseModel):
+    """A cluster's machines, and what those of them offer together that are online. Sizes in bytes."""
+
+    name: str
+    nodes: list[ClusterNode]
+    online: int
+    cpus: float
+    memory: int
+    disk: int
+    gpus: int
+    gpu_memory: int
+    running: int
+
+
+class ClustersDocument(BaseModel):
+    """Every cluster, by name."""
+
+    clusters: list[ClusterView]
+
+
+Reason = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class NodeOrder(BaseModel):
+    """Why a machine is to get work or not."""
+
+    model_config = {"extra": "forbid"}
+
+    reason: Reason = ""
+
+
+class DrainOrder(NodeOrder):
+    """How a machine is emptied: what still runs at the deadline (seconds, or "10m") is stopped and placed elsewhere.
+
+    Without a deadline everything may run to its end.
+    """
+
+    deadline: Seconds | None = None
+
+
+class LackView(BaseModel):
+    """What one machine lacks, in the units of the spec."""
+
+    code: PendingCode
+    wanted: float
+    free: float
+    total: float
+
+
+class FitView(BaseModel):
+    """How close a machine comes."""
+
+    node: str
+    name: str
+    lacks: list[LackView]
+    message: str
+
+
+class SuggestionView(BaseModel):
+    """One change of the spec that would let the job start: `set` maps fields (dotted) to values."""
+
+    set: dict[str, Any]
+    message: str
+
+
+class ExplanationView(BaseModel):
+    """Why a job waits, or why it is where it is; `text` says all of it as a paragraph.
+
+    `would_start`: it fits now, or is placed already. `never`: no machine could run it even if it were empty.
+    `ahead`: how many jobs come before it; null when it does not wait in the queue.
+    """
+
+    job_id: str | None
+    state: str
+    would_start: bool
+    never: bool
+    node: str | None
+    score: dict[str, float]
+    reasons: list[PendingView]
+    closest: list[FitView]
+    ahead: int | None
+    queue_length: int
+    suggestion: SuggestionView | None
+    nodes_considered: int
+    error: FailureView | None
+    text: str
+
+
+class QuotaLimits(BaseModel):
+    """The most that one owner's jobs may hold or wait with at a time; null is no limit. Memory in bytes or "64GiB".
+
+    `running` and `queued` count jobs; `share` weighs the owner in the fair share.
+    """
+
+    model_config = {"extra": "forbid"}
+
+    cpus: float | None = Field(default=None, ge=0, le=2**20)
+    memory: Bytes | None = None
+    gpus: int | None = Field(default=None, ge=0, le=2**20)
+    running: int | None = Field(default=None, ge=0, le=2**31)
+    queued: int | None = Field(default=None, ge=0, le=2**31)
+    share: float = Field(default=1.0, gt=0, le=1000)
+
+
+class QuotaDocument(BaseModel):
+    """A user's quota (null: no limits), and how many jobs of theirs wait or run."""
+
+    user: str
+    quota: QuotaLimits | None
+    by_state: dict[str, int]
+
+
+class LetterView(BaseModel):
+    """A message that `reader` could not take in, with the reason. `body` is its text, however broken."""
+
+    id: str
+    reader: str
+    stream: str
+    seq: int
+    subject: str
+    reason: str
+    at: datetime
+    replayed_at: datetime | None
+    body: str
+
+
+class LettersDocument(BaseModel):
+    """Dead letters, newest first; `cursor` asks for the next."""
+
+    dead_letters: list[LetterView]
+    cursor: str | None
 
 
 class UserView(BaseModel):

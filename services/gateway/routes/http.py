@@ -104,7 +104,20 @@ async def json_of(request: Request, model: type[M]) -> M:
     Raises:
         WherryError: ``too_large``, ``invalid_json``, ``invalid``.
     """
+    return _parsed(await body_of(request, gateway_of(request).settings.form_bytes_max), model)
+
+
+async def json_or_default(request: Request, model: type[M]) -> M:
+    """Return the JSON body as a *model*; without a body, the model's defaults.
+
+    Raises:
+        WherryError: as `json_of`.
+    """
     body = await body_of(request, gateway_of(request).settings.form_bytes_max)
+    return _parsed(body, model) if body.strip() else model()
+
+
+def _parsed(body: bytes, model: type[M]) -> M:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -207,3 +220,9 @@ def json_body(model: type[BaseModel], **others: Any) -> dict[str, Any]:
     """Return the part of an OpenAPI operation that says what is sent; `app` puts the schema where it belongs."""
     content = {JSON: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     return {"requestBody": {"required": True, "content": content | others}}
+
+
+def optional_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the same for a body that may be left out."""
+    body = json_body(model)
+    return {"requestBody": body["requestBody"] | {"required": False}}

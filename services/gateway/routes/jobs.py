@@ -6,10 +6,10 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 from pydantic_core import from_json
 
-from services.gateway.core import access, problems, translate, views
+from services.gateway.core import access, problems, translate, translate_fleet, views
 from services.gateway.core.access import Action
 from services.gateway.routes.http import Caller, Door, answer, bearer, body_of, gateway_of, json_body, uploaded
-from services.gateway.shell import submission
+from services.gateway.shell import explain, submission
 from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_DELIVERIES, JOB_LIST, JOB_METRICS, USER_GET
 from shared.errors import FieldProblem, WherryError
@@ -92,6 +92,19 @@ async def submit_batch(request: Request, gateway: Door, principal: Caller) -> Re
     return answer(views.BatchView(jobs=jobs), 202)
 
 
+@router.post("/jobs/plan", response_model=views.ExplanationView, openapi_extra=json_body(JobSpec, **_FORM))
+async def plan(request: Request, gateway: Door, principal: Caller) -> Response:
+    """Tell where a job would go now, or why it would wait. It is checked as if it were handed in; nothing is kept."""
+    kind = request.headers.get("content-type", "")
+    if kind.lower().startswith("multipart/form-data"):
+        spec = await submission.check_form(gateway, principal, kind, uploaded(request))
+    else:
+        body = await body_of(request, gateway.settings.spec_bytes_max)
+        spec = submission.parse_spec(body)
+        await submission.check(gateway, principal, spec, len(body))
+    return answer(translate_fleet.explanation(await explain.of_spec(gateway, principal, spec)))
+
+
 class Filters(BaseModel):
     """Which jobs are asked for."""
 
@@ -121,6 +134,13 @@ async def list_jobs(gateway: Door, principal: Caller, filters: Annotated[Filters
 async def show(job_id: str, gateway: Door, principal: Caller) -> Response:
     """Show a job with its attempts, progress, times, and why it waits or how it ended."""
     return answer(translate.job(await gateway.job(principal, job_id), with_spec=True))
+
+
+@router.get("/jobs/{job_id}/explain", response_model=views.ExplanationView)
+async def explain_job(job_id: str, gateway: Door, principal: Caller) -> Response:
+    """Tell why a job waits and what would let it start, why it went where it went, or how it ended."""
+    job, why = await explain.of_job(gateway, principal, job_id)
+    return answer(translate_fleet.explanation(why, job))
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=202, response_model=views.Accepted)

@@ -1,26 +1,101 @@
-"""The machines."""
+"""The machines: what they are, and what administrators want of them."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
 
-from services.gateway.core import access, translate, views
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from services.gateway.core import access, translate_fleet, views
 from services.gateway.core.access import Action
-from services.gateway.routes.http import Caller, Door, answer
+from services.gateway.routes.http import Caller, Door, answer, json_or_default, optional_body
+from services.gateway.shell import fleet
+from services.gateway.shell.gateway import Gateway
 from shared.channels import NODE_GET, NODE_LIST
-from shared.requests import Empty, NodeQuery
+from shared.requests import NodeListQuery, NodeQuery, Principal
 
 router = APIRouter(prefix="/v1", tags=["nodes"])
 
 
+class Page(BaseModel):
+    """Which part of a list is asked for."""
+
+    limit: int = Field(default=500, ge=1, le=1000)
+    cursor: str | None = None
+
+
 @router.get("/nodes", response_model=views.NodesDocument)
-async def list_nodes(gateway: Door, principal: Caller) -> Response:
-    """Show every machine with what it has and uses."""
+async def list_nodes(gateway: Door, principal: Caller, page: Annotated[Page, Query()]) -> Response:
+    """Show machines by name: what each has and uses, whether it is heard and gets work, and why not."""
     whole = access.may(principal, Action.SEE_EVERYTHING)
-    page = await gateway.ask(NODE_LIST, Empty())
-    return answer(views.NodesDocument(nodes=[translate.node(node, whole=whole) for node in page.nodes]))
+    found = await gateway.ask(NODE_LIST, NodeListQuery(limit=page.limit, cursor=page.cursor))
+    nodes = [translate_fleet.node(node, whole=whole) for node in found.nodes]
+    return answer(views.NodesDocument(nodes=nodes, cursor=found.cursor))
 
 
 @router.get("/nodes/{node}", response_model=views.NodeDocument)
 async def show_node(node: str, gateway: Door, principal: Caller) -> Response:
-    """Show one machine, by its id or name."""
+    """Show one machine, by its id or name; to administrators with what it runs and its history."""
     found = await gateway.ask(NODE_GET, NodeQuery(node=node))
-    return answer(translate.node(found, whole=access.may(principal, Action.SEE_EVERYTHING)))
+    whole = access.may(principal, Action.SEE_EVERYTHING)
+    return answer(translate_fleet.node(found, whole=whole, history=True))
+
+
+@router.get("/clusters", response_model=views.ClustersDocument)
+async def list_clusters(gateway: Door, _: Caller) -> Response:
+    """Show the machines by cluster, and what those that are online offer together."""
+    return answer(translate_fleet.clusters([node async for node in fleet.every_node(gateway)]))
+
+
+@router.post(
+    "/nodes/{node}/drain",
+    status_code=202,
+    response_model=views.NodeDocument,
+    openapi_extra=optional_body(views.DrainOrder),
+)
+async def drain(node: str, request: Request, gateway: Door, principal: Caller) -> Response:
+    """Empty a machine: nothing new, and what still runs at the deadline is moved. The answer shows it as it was."""
+    access.require(principal, Action.MANAGE_NODES)
+    order = await json_or_default(request, views.DrainOrder)
+    return await _wished(gateway, principal, node, "drain", order.reason, order.deadline)
+
+
+@router.post(
+    "/nodes/{node}/undrain",
+    status_code=202,
+    response_model=views.NodeDocument,
+    openapi_extra=optional_body(views.NodeOrder),
+)
+async def undrain(node: str, request: Request, gateway: Door, principal: Caller) -> Response:
+    """Let a machine that was drained or cordoned get work again. The answer shows it as it was."""
+    access.require(principal, Action.MANAGE_NODES)
+    order = await json_or_default(request, views.NodeOrder)
+    return await _wished(gateway, principal, node, "undrain", order.reason)
+
+
+@router.post(
+    "/nodes/{node}/cordon",
+    status_code=202,
+    response_model=views.NodeDocument,
+    openapi_extra=optional_body(views.NodeOrder),
+)
+async def cordon(node: str, request: Request, gateway: Door, principal: Caller) -> Response:
+    """Give a machine nothing new; what it runs goes on. The answer shows it as it was."""
+    access.require(principal, Action.MANAGE_NODES)
+    order = await json_or_default(request, views.NodeOrder)
+    return await _wished(gateway, principal, node, "cordon", order.reason)
+
+
+@router.delete("/nodes/{node}", status_code=202, response_model=views.NodeDocument)
+async def forget(
+    node: str, gateway: Door, principal: Caller, reason: Annotated[views.Reason, Query()] = ""
+) -> Response:
+    """Forget a machine that is lost or has left. One that comes back joins anew."""
+    access.require(principal, Action.MANAGE_NODES)
+    return await _wished(gateway, principal, node, "forget", reason)
+
+
+async def _wished(
+    gateway: Gateway, principal: Principal, node: str, verb: str, reason: str, deadline_s: float | None = None
+) -> Response:
+    found = await fleet.wish(gateway, principal, node, verb, reason, deadline_s)
+    return answer(translate_fleet.node(found, whole=True, history=True), 202)

@@ -12,17 +12,22 @@ from services.gateway.adapters.zips import judge_stored
 from services.gateway.core import access
 from services.gateway.core.access import Action
 from services.gateway.settings import GatewaySettings
+from services.gateway.shell.waiting import Waiting
 from shared import observe
 from shared.blobs import BlobClient
 from shared.bus import Bus, Received
-from shared.channels import ARTIFACT_GET, JOB_GET, PING, TOKEN_REVOKED, VERIFY, Channel, Service
-from shared.errors import WherryError
+from shared.channels import ARTIFACT_GET, JOB_GET, PING, QUOTA_GET, TOKEN_REVOKED, VERIFY, Channel, Service
+from shared.errors import NotFound, WherryError
 from shared.ids import TOKEN, new_id
 from shared.model import Message
-from shared.requests import Artifact, ArtifactQuery, Empty, JobQuery, JobView, Principal, TokenQuery
+from shared.requests import Artifact, ArtifactQuery, Empty, JobQuery, JobView, Principal, TokenQuery, UserName
+from shared.states import JobState
 
 R = TypeVar("R", bound=Message)
 _SOURCES_REMEMBERED = 10_000
+_OWNERS_REMEMBERED = 10_000
+#: Questions about needed jobs that are under way at once, of all requests together.
+_OWNERS_ASKED = 64
 _READY_TIMEOUT_S = 3.0
 _log = observe.logger("gateway")
 
@@ -76,9 +81,12 @@ class Gateway:
         self.uploads = Places(settings.uploads_max, settings.transfer_wait_s, "uploads")
         self.downloads = Places(settings.downloads_max, settings.transfer_wait_s, "downloads")
         self.streams = Places(settings.streams_max, 0.0, "event streams")
+        self.waiting = Waiting(self._waiting_jobs)
         self.stopping = asyncio.Event()
         self._inboxes: set[Inbox] = set()
         self._good_sources: OrderedDict[tuple[str, str], Artifact] = OrderedDict()
+        self._job_owners: OrderedDict[str, str] = OrderedDict()
+        self._asking_owners = asyncio.Semaphore(_OWNERS_ASKED)
 
     async def ask(self, channel: Channel[Any, R], message: Message) -> R:
         """Ask storage.
@@ -102,6 +110,20 @@ class Gateway:
             raise access.missing("such job") if error.code == "not_found" else error from None
         access.require_owned(principal, action, view.job.owner.id, "such job")
         return view
+
+    async def owner_of(self, job_id: str) -> str | None:
+        """Return the id of a job's owner, or None if there is no such job. It never changes, so it is remembered."""
+        if (known := self._job_owners.get(job_id)) is not None:
+            return known
+        async with self._asking_owners:
+            try:
+                view = await self.ask(JOB_GET, JobQuery(job_id=job_id))
+            except NotFound:
+                return None
+        self._job_owners[job_id] = view.job.owner.id
+        while len(self._job_owners) > _OWNERS_REMEMBERED:
+            self._job_owners.popitem(last=False)
+        return view.job.owner.id
 
     async def artifact(self, principal: Principal, artifact_id: str) -> Artifact:
         """Return an artifact's facts.
@@ -178,6 +200,10 @@ class Gateway:
 
     async def _verify(self, token: str) -> Principal:
         return await self.ask(VERIFY, TokenQuery(token=token))
+
+    async def _waiting_jobs(self, principal: Principal) -> int:
+        held = await self.ask(QUOTA_GET, UserName(name=principal.name))
+        return held.by_state.get(JobState.QUEUED.value, 0)
 
 
 @asynccontextmanager

@@ -8,13 +8,13 @@ from pydantic import ValidationError
 
 from services.gateway.adapters.form import Part, parts
 from services.gateway.adapters.zips import PassingZip, judge_stored
-from services.gateway.core import problems, submission
+from services.gateway.core import needs, problems, submission
 from services.gateway.core.access import Action
 from services.gateway.shell.gateway import Gateway
 from shared.bus import Record, job_filter
 from shared.channels import CANCEL_REQUESTED, JOB_CREATED, JOB_GET, SECRET_PUT
 from shared.clock import utc_now
-from shared.errors import Conflict, FieldProblem, WherryError
+from shared.errors import Conflict, FieldProblem, NotFound, WherryError
 from shared.events import CancelRequested, JobChanged
 from shared.ids import keyed_id, new_id
 from shared.job import Job, Owner
@@ -53,17 +53,37 @@ async def submit(
         WherryError: see `services.gateway.core.submission`; ``unavailable``: not recorded in time.
     """
     key = submission.effective_key(key_header, spec)
-    submission.check(spec, principal, size)
-    source = uploaded
-    if source is None and spec.source is not None:
-        source = await gateway.source(principal, spec.source)
+    source = await check(gateway, principal, spec, size, uploaded)
     # Only a repeat under a key is ever compared: a random id that is there already is this very request's.
     digest = submission.digest(spec, source.blob.sha256 if source else None) if key else ""
-    refs = {index: await _put_away(gateway, principal, secret) for index, secret in submission.secrets_given(spec)}
-    final = submission.completed(spec, principal, refs, source.id if source else None)
     job_id = keyed_id("j", gateway.key, principal.user_id, key) if key else new_id("j")
-    await _record(gateway, submission.new_job(job_id, final, submission.owner_of(principal), digest, utc_now()))
+    try:
+        async with gateway.waiting.place(principal):
+            secrets = submission.secrets_given(spec)
+            refs = {index: await _put_away(gateway, principal, secret) for index, secret in secrets}
+            final = submission.completed(spec, principal, refs, source.id if source else None)
+            await _record(gateway, submission.new_job(job_id, final, submission.owner_of(principal), digest, utc_now()))
+    except WherryError as error:
+        # A repeat of what was let in before is no more than it was: whoever lost the answer must get it.
+        if error.code != "quota_queued" or not key or not await _is_there(gateway, job_id, digest):
+            raise
     return job_id
+
+
+async def check(
+    gateway: Gateway, principal: Principal, spec: JobSpec, size: int, uploaded: Artifact | None = None
+) -> Artifact | None:
+    """Check a spec of *size* bytes as far as can be known before it is recorded; return its source, if it has one.
+
+    Raises:
+        WherryError: as `submit`.
+    """
+    submission.check(spec, principal, size)
+    if spec.needs or spec.inputs:
+        await _check_needs(gateway, principal, spec)
+    if uploaded is None and spec.source is not None:
+        return await gateway.source(principal, spec.source)
+    return uploaded
 
 
 async def submit_batch(gateway: Gateway, principal: Principal, specs: Sequence[Any]) -> list[str | WherryError]:
@@ -134,8 +154,63 @@ async def rerun(gateway: Gateway, principal: Principal, job_id: str, key: str | 
     mine = principal.user_id == job.owner.id
     owner: Owner = submission.owner_of(principal) if mine else job.owner
     again = keyed_id("j", gateway.key, owner.id, f"rerun {job_id}", key) if key else new_id("j")
-    await _record(gateway, submission.new_job(again, job.spec, owner, job.spec_digest, utc_now()))
+    once_more = submission.new_job(again, job.spec, owner, job.spec_digest, utc_now())
+    if not mine:  # an administrator does it: the owner's limit is not theirs
+        await _record(gateway, once_more)
+        return again
+    try:
+        async with gateway.waiting.place(principal):
+            await _record(gateway, once_more)
+    except WherryError as error:
+        if error.code != "quota_queued" or not key or not await _is_there(gateway, again, job.spec_digest):
+            raise
     return again
+
+
+async def check_form(gateway: Gateway, principal: Principal, content_type: str, body: AsyncIterator[bytes]) -> JobSpec:
+    """Check a form as `submit_form` takes it, keeping nothing of it; return its spec.
+
+    Raises:
+        WherryError: as `submit_form`.
+    """
+    spec: JobSpec | None = None
+    size = 0
+    async for part in parts(content_type, body):
+        if part.name == "spec" and spec is None:
+            raw = await part.content(gateway.settings.spec_bytes_max)
+            spec, size = parse_spec(raw), len(raw)
+        elif part.name == "source":
+            async for _ in PassingZip(part.chunks()):
+                pass  # it is judged when its last byte has passed
+        else:
+            raise problems.invalid([_field(part.name, "A form has one `spec` and one `source`, and nothing else")])
+    if spec is None:
+        raise problems.invalid([_field("spec", "This part of the form is missing")])
+    await check(gateway, principal, spec, size)
+    return spec
+
+
+async def _check_needs(gateway: Gateway, principal: Principal, spec: JobSpec) -> None:
+    if unusable := needs.unusable(spec):
+        raise problems.invalid(unusable)
+    named = [need.job for need in spec.needed()]
+    owners = dict(zip(named, await asyncio.gather(*map(gateway.owner_of, named)), strict=True))
+    if missing := needs.not_theirs(spec, principal, owners):
+        raise problems.invalid(missing)
+
+
+async def _is_there(gateway: Gateway, job_id: str, digest: str) -> bool:
+    """Return whether the same request has been recorded before.
+
+    Raises:
+        WherryError: ``idempotency_conflict``: another one has, under the same key.
+    """
+    try:
+        existing = await gateway.ask(JOB_GET, JobQuery(job_id=job_id))
+    except NotFound:
+        return False
+    submission.same_request(existing.job, digest)
+    return True
 
 
 async def _record(gateway: Gateway, job: Job) -> None:

@@ -1,7 +1,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 
-from services.gateway.core import translate
+from services.gateway.core import translate, translate_fleet
 from shared.events import LogLine, MetricPoint, Progress
 from shared.fleet import Capacity, NodeInfo, Usage
 from shared.job import Attempt, BlobRef, Failure, Job, OutputsRef, Owner, PendingReason
@@ -104,8 +104,8 @@ def test_what_a_node_runs_and_holds_is_for_administrators() -> None:
         attempts=({"job_id": "j1", "attempt": 1, "state": "running"},), images=("secret/image",), seen_at=NOW,
         online=True,
     )  # fmt: skip
-    assert translate.node(node, whole=True).images == ["secret/image"]
-    shown = translate.node(node, whole=False)
+    assert translate_fleet.node(node, whole=True).images == ["secret/image"]
+    shown = translate_fleet.node(node, whole=False)
     assert (shown.attempts, shown.images, shown.running) == (None, None, 1)
 
 
