@@ -43,9 +43,9 @@ CONSUMERS: Mapping[Service, tuple[tuple[str, str], ...]] = {
 }
 #: Streams of which a service may read single messages and the last sequence.
 LOOKS_UP: Mapping[Service, tuple[str, ...]] = {
-    Service.SCHEDULER: (JOBS, SNAPSHOT, LEADER, FLEET),
+    Service.SCHEDULER: (JOBS, SNAPSHOT, LEADER, FLEET, DLQ),
     Service.STORAGE: (JOBS, LOGS, NOTIFY, FLEET, DLQ),
-    Service.NOTIFIER: (JOBS, NOTIFY),
+    Service.NOTIFIER: (JOBS, NOTIFY, DLQ),
 }
 #: Streams that a service follows with consumers that it makes and removes itself.
 FOLLOWS: Mapping[Service, tuple[str, ...]] = {Service.SCHEDULER: (JOBS, FLEET)}

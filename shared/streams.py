@@ -3,7 +3,8 @@
 A value that the server has and this file does not mention is left alone. Sizes are bytes, times seconds.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ STREAM_MUTABLE = frozenset(
         "subjects",
         "max_age",
         "max_bytes",
+        "max_msgs",
         "max_msgs_per_subject",
         "discard",
         "duplicate_window",
@@ -28,6 +30,43 @@ STREAM_MUTABLE = frozenset(
     | {"allow_direct", "allow_atomic", "allow_msg_ttl", "deny_delete", "deny_purge"}
 )
 CONSUMER_MUTABLE = frozenset({"ack_wait", "max_ack_pending", "max_deliver", "filter_subjects", "num_replicas"})
+
+
+def _any(_wanted: Any, _live: Any) -> bool:
+    return True
+
+
+def _is_less(wanted: float | None, live: float | None) -> bool:
+    """Whether *live* keeps less than *wanted*; nothing, 0 and what is negative is no limit."""
+    ours, theirs = ((value if value and value > 0 else math.inf) for value in (wanted, live))
+    return theirs < ours
+
+
+def _is_missing(wanted: Any, live: Any) -> bool:
+    return not set(wanted or ()) <= set(live or ())
+
+
+def _is_shorter(wanted: float | None, live: float | None) -> bool:
+    return (live or 0) < (wanted or 0)
+
+
+#: Settings by which something can be lost or written twice -> whether it is, from what is wanted and what is live.
+_LOSES: Mapping[str, Callable[[Any, Any], bool]] = {
+    "subjects": _is_missing,
+    "filter_subjects": _is_missing,
+    "retention": _any,
+    "storage": _any,
+    "discard": _any,
+    "persist_mode": _any,
+    "allow_atomic": _any,
+    "duplicate_window": _is_shorter,
+    "max_age": _is_less,
+    "max_msgs": _is_less,
+    "max_msgs_per_subject": _is_less,
+    "ack_policy": _any,
+    "deliver_policy": _any,
+    "max_deliver": _is_less,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +122,8 @@ class Stream:
             "storage": "file",
             "discard": self.discard,
             "max_bytes": self.max_bytes,
+            "max_msgs": -1,
+            "max_msgs_per_subject": -1,
             "max_age": int(self.max_age_s * _NS),
             "duplicate_window": int(self.duplicate_window_s * _NS),
             "num_replicas": replicas,
@@ -160,6 +201,11 @@ DURABLES: tuple[Durable, ...] = (
     Durable("storage-dlq", channels.DLQ, ("wherry.dlq.>",), ack_wait_s=10),
     Durable("storage-delivery", channels.NOTIFY, ("wherry.delivery.>",), ack_wait_s=10),
 )
+
+
+def losses(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return those of `differences` by which something would be lost, or written twice, as (wanted, live)."""
+    return {key: both for key, both in differences(wanted, live).items() if key in _LOSES and _LOSES[key](*both)}
 
 
 def differences(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -3,14 +3,18 @@
 import asyncio
 import signal
 import sys
+from collections.abc import Coroutine
+from typing import Any
 
 from services.notifier.adapters.email import EmailSender
 from services.notifier.adapters.webhook import WebhookSender
 from services.notifier.settings import NotifierSettings
 from services.notifier.shell import Notifier
 from shared import observe
+from shared.broker_check import check_broker
 from shared.bus import EXIT_RESTART_ME, Bus
 from shared.channels import SECRET_GET, Service
+from shared.errors import WherryError
 from shared.events import DeliveryRequested
 from shared.requests import SecretRef
 from shared.settings import read_settings
@@ -38,12 +42,21 @@ async def run(settings: NotifierSettings) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop.set)
             log.info("started", mail=settings.smtp_host or "none", webhook_allow=sorted(settings.webhook_places))
-            return await _until_the_end(notifier, stop, bus.closed)
+            try:
+                return await _until_the_end(_work(notifier, bus), stop, bus.closed)
+            except* WherryError as problems:
+                log.critical("notifier_ended", error="; ".join(map(str, problems.exceptions)))
+        return EXIT_RESTART_ME
 
 
-async def _until_the_end(notifier: Notifier, stop: asyncio.Event, closed: asyncio.Event) -> int:
-    """Run the notifier until one of the events; its own failure is raised."""
-    work = asyncio.create_task(notifier.run())
+async def _work(notifier: Notifier, bus: Bus) -> None:
+    await check_broker(bus, Service.NOTIFIER)
+    await notifier.run()
+
+
+async def _until_the_end(working: Coroutine[Any, Any, None], stop: asyncio.Event, closed: asyncio.Event) -> int:
+    """Let the notifier work until one of the events; its own failure is raised."""
+    work = asyncio.create_task(working)
     stopped, lost = asyncio.create_task(stop.wait()), asyncio.create_task(closed.wait())
     await asyncio.wait({work, stopped, lost}, return_when=asyncio.FIRST_COMPLETED)
     for task in (stopped, lost, work):

@@ -11,6 +11,7 @@ from services.storage.app import run
 from services.storage.settings import StorageSettings
 from shared import observe
 from shared.bus import EXIT_RESTART_ME
+from shared.errors import WherryError
 from shared.settings import read_settings
 
 _M_ARENA_MAX = -8
@@ -28,6 +29,8 @@ async def _run_until_told(settings: StorageSettings) -> int:
     except asyncio.CancelledError:
         log.info("storage_stopped")
         return 0
+    except WherryError as problem:
+        log.critical("storage_ended", error=problem.message)
     return EXIT_RESTART_ME
 
 

@@ -26,6 +26,7 @@ from services.storage.shell.projection import Heartbeats, Projection
 from services.storage.shell.quotas import Quotas
 from services.storage.shell.uploads import Uploads
 from shared import observe
+from shared.broker_check import check_broker
 from shared.bus import Bus
 from shared.channels import HEARTBEAT, Service
 
@@ -89,7 +90,12 @@ class Storage:
         self._heartbeats = Heartbeats(fleet_store)
 
     async def run(self) -> None:
-        """Make the database ready, then answer and follow, for ever."""
+        """Make the database ready, then answer and follow, for ever.
+
+        Raises:
+            WherryError: the broker has not what storage needs.
+        """
+        await check_broker(self._bus, Service.STORAGE)
         await self._prepare()
         await serve(
             self._bus,

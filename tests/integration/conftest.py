@@ -167,7 +167,7 @@ async def set_up(operator: Bus) -> None:
     for name in (JOBS, LOGS, NOTIFY):
         with suppress(NotFound):
             await operator.api(f"STREAM.DELETE.{name}", {})
-    await bootstrap(operator)
+    await bootstrap(operator, recreate=(JOBS, LOGS, NOTIFY))
 
 
 @pytest.fixture
