@@ -1,0 +1,119 @@
+"""The steps among which Hypothesis chooses; what it prints of a failure are calls of them, shrunk to the fewest."""
+
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from tests.model.world import LEADERS, NODES, SPECS, World
+
+_KIND = st.sampled_from(sorted(SPECS))
+_NODE = st.integers(0, len(NODES) - 1)
+_SCHEDULER = st.integers(0, LEADERS - 1)
+_WHICH = st.integers(0, 2)
+_TROUBLES = ("cut", "kill", "restart", "pause", "start_agent", "reboot", "wipe", "destroy", "sweep")
+
+
+def _if(possible: Any) -> Any:
+    return precondition(lambda self: possible(self.world))
+
+
+class Protocol(RuleBasedStateMachine):
+    """A history of the world; whatever it was, everything must come to its end after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+
+    @initialize(kinds=st.lists(_KIND, min_size=1, max_size=3), schedulers=st.integers(1, 2), seconds=st.integers(0, 2))
+    def begin(self, kinds, schedulers, seconds):
+        for kind in kinds:
+            self.world.submit(kind)
+        if schedulers == 2:
+            self.world.elect(1)
+        self.world.calm(seconds)
+
+    @rule(kind=_KIND)
+    def submit(self, kind):
+        self.world.submit(kind)
+
+    @rule(number=_WHICH)
+    def cancel(self, number):
+        self.world.cancel(number)
+
+    @rule(seconds=st.integers(1, 3))
+    def calm(self, seconds):
+        self.world.calm(seconds)
+
+    @rule(seconds=st.sampled_from([1, 3, 9]))
+    def wait(self, seconds):
+        self.world.wait(seconds)
+
+    @rule(k=_SCHEDULER, what=st.sampled_from(["elect", "kill_scheduler", "pause_scheduler", "keep_snapshot"]))
+    def scheduler_trouble(self, k, what):
+        getattr(self.world, what)(k)
+
+    @_if(lambda world: world.turns())
+    @rule(i=_WHICH, reads=st.sampled_from([None, 0, 1, 2]))
+    def decide(self, i, reads):
+        self.world.decide(_pick(self.world.turns(), i), reads)
+
+    @_if(lambda world: world.turns(begun=True))
+    @rule(i=_WHICH, until=st.sampled_from([None, 1, 2]))
+    def record(self, i, until):
+        self.world.record(_pick(self.world.turns(begun=True), i), until)
+
+    @_if(lambda world: world.turns(begun=True))
+    @rule(i=_WHICH)
+    def answer(self, i):
+        self.world.answer(_pick(self.world.turns(begun=True), i))
+
+    @rule(n=_NODE)
+    def send_beat(self, n):
+        self.world.send_beat(n)
+
+    @_if(lambda world: world.beats)
+    @rule(i=_WHICH, again=st.booleans())
+    def deliver_beat(self, i, again):
+        self.world.deliver_beat(i, again=again)
+
+    @_if(lambda world: world.answers)
+    @rule(i=_WHICH)
+    def deliver_answer(self, i):
+        self.world.deliver_answer(i)
+
+    @_if(lambda world: world.beats or world.answers)
+    @rule(i=_WHICH)
+    def lose(self, i):
+        self.world.lose(i)
+
+    @_if(lambda world: world.with_reports())
+    @rule(i=_WHICH, acknowledged=st.booleans())
+    def send_reports(self, i, acknowledged):
+        self.world.send_reports(i, acknowledged=acknowledged)
+
+    @_if(lambda world: world.with_facts())
+    @rule(i=_WHICH, dies_after=st.sampled_from([None, None, None, 0, 1, 2, 3]))
+    def agent_turn(self, i, dies_after):
+        self.world.agent_turn(i, dies_after)
+
+    @_if(lambda world: world.tasks())
+    @rule(i=_WHICH)
+    def agent_task(self, i):
+        self.world.agent_task(i)
+
+    @_if(lambda world: world.programs())
+    @rule(i=_WHICH, exit_code=st.integers(0, 1))
+    def end_program(self, i, exit_code):
+        self.world.end_program(i, exit_code)
+
+    @rule(n=_NODE, what=st.sampled_from(_TROUBLES))
+    def node_trouble(self, n, what):
+        getattr(self.world, what)(n)
+
+    def teardown(self):
+        self.world.heal()
+
+
+def _pick(some: list[int], i: int) -> int:
+    return some[i % len(some)]
