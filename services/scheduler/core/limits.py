@@ -54,6 +54,8 @@ class Limits:
     trouble_jobs_min: int = 3  # jobs lost on one node within the window after which it is cordoned
     trouble_window_s: float = 600.0
     placements_per_turn: int = 400
+    share_half_life_s: float = 86400.0  # in which what an owner has used counts half as much
+    reserve_outright_s: float = 600.0  # at the head for so long, and nothing more goes into the room that is kept
     classes_per_turn: int = 1000  # different requirements that are tried in one turn
     pending_after_s: float = 5.0  # shorter waits are not worth an event
     pending_never_after_s: float = 1.0  # but what no node could ever run is said soon

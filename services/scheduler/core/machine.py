@@ -4,14 +4,15 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from services.scheduler.core import clocks, lifecycle, watch
+from services.scheduler.core import clocks, lifecycle, placing, waiting, watch
 from services.scheduler.core.facts import Fact, Input, LookedUp, Recorded
-from services.scheduler.core.fleet.line import Place
 from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.state import State, Tracked
+from services.scheduler.core.fleet_facts import FleetFact
 from services.scheduler.core.limits import Now
+from services.scheduler.core.membership import Membership, NodeDecision
 from services.scheduler.core.need import Need
-from services.scheduler.core.placement import Refusal, Trial, explain
+from services.scheduler.core.placement import Refusal, Trial
 from shared.events import AttemptFinished
 from shared.fleet import Heartbeat
 from shared.job import Failure, Job, PendingReason
@@ -32,6 +33,7 @@ class Batch:
 
     Attributes:
         facts: from the log, in its order.
+        fleet: from the log of the fleet, in its order.
         beats: heartbeats.
         tick: whether a second has passed: lost nodes and pending reasons are looked at.
         was_cut_off: whether the scheduler itself was without the bus since the last tick.
@@ -43,6 +45,7 @@ class Batch:
     tick: bool = False
     was_cut_off: bool = False
     looked_up: tuple[LookedUp, ...] = ()
+    fleet: tuple[FleetFact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,9 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """What to do, in this order: record the decisions, believe them (`State.assign`), then wake nodes.
+    """What to do, in this order: record the decisions, believe them, then wake nodes.
+
+    Jobs are believed by `State.believe`, nodes by `State.believe_node`.
 
     Attributes:
         again: there is more to decide without waiting for anything else to arrive.
@@ -68,11 +73,13 @@ class Effects:
     wakes: tuple[str, ...]
     again: bool
     lookups: tuple[str, ...] = ()
+    nodes: tuple[NodeDecision, ...] = ()
 
 
 def handle(state: State, batch: Batch, now: Now) -> Effects:
     """Decide about *batch*. What is decided is not believed yet: the log decides that."""
-    turn = _Turn(state, now)
+    turn = _Turn(state, now, Membership(state, now))
+    turn.take_in_fleet(batch.fleet)
     turn.take_in(batch.facts)
     for beat in batch.beats:
         turn.hear(beat)
@@ -86,11 +93,14 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
     # A heartbeat that is about to be answered brings everything along; only what it lacked needs another one.
     woken = (turn.fetch - {beat.node_id for beat in batch.beats}) | turn.nudge
     records = turn.decisions()
+    turn.members.blame(one.job for one in records)
     # What an ended attempt held is free once its end is recorded, and not before.
     freed = any(one.job.state not in lifecycle.HOLDING for one in records)
     again = again or (freed and len(state.line) > 0) or any(turn.is_followed(one) for one in records)
     lookups = state.needs.take_unknown(state.limits.lookups_per_turn)
-    return Effects(records, _wake(state, woken, now), again or bool(lookups), lookups)
+    return Effects(
+        records, _wake(state, woken, now), again or bool(lookups), lookups, nodes=turn.members.decisions()
+    )
 
 
 def _wake(state: State, node_ids: Iterable[str], now: Now) -> tuple[str, ...]:
@@ -118,6 +128,7 @@ class _Draft:
 class _Turn:
     state: State
     now: Now
+    members: Membership
     drafts: dict[str, _Draft] = field(default_factory=dict)
     fetch: set[str] = field(default_factory=set)  # nodes for which there is something new
     nudge: set[str] = field(default_factory=set)  # nodes whose next heartbeat will settle a doubt
@@ -128,6 +139,16 @@ class _Turn:
             Decision(d.job.model_copy(update={"input_seq": position}), d.name, d.expect_seq, d.cause)
             for d in self.drafts.values()
         )
+
+    def take_in_fleet(self, facts: tuple[FleetFact, ...]) -> None:
+        """Take in records and wishes. What a forgotten node still had is lost."""
+        self.members.take_in(facts)
+        for node_id in self.members.given_up:
+            node = self.state.nodes.get(node_id)
+            for job_id in tuple(node.jobs) if node else ():
+                tracked = self.state.jobs[job_id]
+                message = f"node {node_id} was forgotten by an admin"
+                self._step(tracked, lifecycle.Lost(tracked.job.attempt, EndReason.NODE_LOST, message))
 
     def take_in(self, facts: tuple[Fact, ...]) -> None:
         """Believe the job events, then decide about inputs: one that an event already holds is fenced off."""
@@ -148,9 +169,12 @@ class _Turn:
 
         Twice, because a heartbeat may have been made just before the attempt was accepted; the next one was not.
         """
+        if not self.members.admits(beat.node_id, beat.heartbeat):
+            return
         before = watch.before(self.state, beat.node_id)
         if not self.state.observe(beat.node_id, beat.heartbeat, self.now):
             return
+        self.members.heard(beat.node_id)
         node = self.state.nodes[beat.node_id]
         self._follow(watch.heard(self.state, node, before, beat.heartbeat, self.now))
         held = {(a.job_id, a.attempt) for a in beat.heartbeat.attempts}
@@ -195,10 +219,13 @@ class _Turn:
         state.ticked = now.mono
         for node in lost_nodes(state, now):
             state.lose(node)
+        self.fetch |= self.members.watch()
         self._follow(watch.silent(state, now))
         self._follow(watch.disobeyed(state, now))
         for node in tuple(state.nodes.values()):
-            if node.is_lost and not node.jobs and now.mono - node.seen > limits.node_forgotten_s:
+            record = state.roster.record(node.id)
+            is_over = now.mono - node.seen > limits.node_forgotten_s or (record is not None and record.forgotten)
+            if node.is_lost and not node.jobs and is_over:
                 state.forget(node)
         if now.mono - state.retried >= limits.retry_all_s:
             state.retried = now.mono
@@ -209,33 +236,7 @@ class _Turn:
 
         A need that does not fit is passed over with all who share it, until something is gained.
         """
-        state, limits = self.state, self.state.limits
-        state.settle()
-        heads = [
-            (place, need)
-            for need in state.line.groups()
-            if need not in state.blocked and (place := state.line.head(need)) is not None
-        ]
-        if not heads:
-            return False
-        heapq.heapify(heads)
-        trial = Trial(state.columns, self.now.mono - state.fresh_s, limits)
-        placed = tried = 0
-        while heads and placed < limits.placements_per_turn and tried < limits.classes_per_turn:
-            place, need = heads[0]
-            tracked = state.jobs[place[2]]
-            # One that this turn has already decided about (a cancel) leaves the line when that is believed.
-            if tracked.job.id in self.drafts:
-                state.line.discard(tracked.job.id)
-            elif self._place_one(trial, tracked):
-                placed += 1
-            else:
-                tried += 1
-                state.blocked.add(need)
-                heapq.heappop(heads)
-                continue
-            _advance(heads, state.line.head(need), need)
-        return bool(heads)
+        return placing.place(self.state, self.now, self.drafts, self._place_one)
 
     def review(self) -> None:
         """Tell why jobs wait: not for short waits, not again without news, and not too many at a time."""
@@ -254,12 +255,7 @@ class _Turn:
 
     def _review_one(self, tracked: Tracked, refusals: dict[Need, Refusal]) -> bool:
         state, now, limits = self.state, self.now, self.state.limits
-        if tracked.need not in state.blocked:
-            return False
-        refusal = refusals.get(tracked.need)
-        if refusal is None:
-            refusal = explain(state.columns, tracked.need, now.mono - state.fresh_s, limits)
-            refusals[tracked.need] = refusal
+        refusal = waiting.refusal(state, tracked, now, refusals)
         waited_s = (now.at - clocks.queued_since(tracked.job)).total_seconds()
         if not refusal.reasons or (refusal.is_possible and waited_s < limits.pending_after_s):
             return False
@@ -286,15 +282,20 @@ class _Turn:
             return
         what = "no longer has" if key in node.accepted or tracked.job.state is not JobState.PLACED else "never took"
         message = f"node {node.info.name} {what} the attempt"
-        self._step(tracked, lifecycle.Lost(tracked.job.attempt, EndReason.AGENT_LOST_CONTAINER, message))
+        was_moved = what == "never took" and self._stop_reason(tracked) is EndReason.NODE_DRAINED
+        reason = EndReason.NODE_DRAINED if was_moved else EndReason.AGENT_LOST_CONTAINER
+        self._step(tracked, lifecycle.Lost(tracked.job.attempt, reason, message))
 
     def _follow(self, follows: watch.Follows) -> None:
         for tracked, event in follows:
             self._step(tracked, event)
 
     def _is_stopping(self, tracked: Tracked) -> bool:
+        return self._stop_reason(tracked) is not None
+
+    def _stop_reason(self, tracked: Tracked) -> EndReason | None:
         node = self.state.nodes[tracked.job.attempts[-1].node]
-        return watch.stop_reason(tracked, node, self.now, self.state.limits) is not None
+        return watch.stop_reason(tracked, node, self.now, self.state.limits)
 
     def _dated(self, event: lifecycle.Event) -> lifecycle.Event:
         """Return *event*; of a reboot that a node reports, with when the node had last been heard before."""
@@ -322,7 +323,8 @@ class _Turn:
 def lost_nodes(state: State, now: Now) -> list[Node]:
     """Return the nodes that are to be given up: silent past their lease, and not most of the fleet at once.
 
-    If nearly all are silent, it is the network or ourselves; then they get much longer.
+    If nearly all are silent, it is the network or ourselves; then they get much longer. Many are given up one tick after
+    the other, those silent for longest first, so that what ran on them is not all placed again at once.
     """
     if now.mono < state.quiet_until:
         return []
@@ -331,16 +333,9 @@ def lost_nodes(state: State, now: Now) -> list[Node]:
     lease_s = limits.lease_for(len(there))
     silent = [node for node in there if now.mono - node.seen > lease_s]
     if len(silent) >= limits.mass_loss_nodes_min and len(silent) >= limits.mass_loss_fraction * len(there):
-        return [node for node in silent if now.mono - node.seen > limits.mass_loss_patience_s]
-    return silent
-
-
-def _advance(heads: list[tuple[Place, Need]], head: Place | None, need: Need) -> None:
-    """Put the next of the group that is first in its place, or take the group out."""
-    if head is None:
-        heapq.heappop(heads)
-    else:
-        heapq.heapreplace(heads, (head, need))
+        silent = [node for node in silent if now.mono - node.seen > limits.mass_loss_patience_s]
+    at_once = max(limits.losses_per_tick_min, int(limits.losses_per_tick_fraction * len(there)))
+    return sorted(silent, key=lambda node: node.seen)[:at_once]
 
 
 def _codes(reasons: Iterable[PendingReason]) -> frozenset[PendingCode]:

@@ -1,5 +1,6 @@
 """What a job asks of a node, in whole numbers: exact sums, and a key that groups equal jobs."""
 
+import math
 from typing import NamedTuple
 
 from shared.spec import JobSpec
@@ -9,7 +10,10 @@ CPU_UNIT = 1_000_000
 
 
 class Need(NamedTuple):
-    """The requirements that decide whether a node will do. Jobs with equal needs fit or wait together."""
+    """The requirements that decide whether a node will do. Jobs with equal needs fit or wait together.
+
+    `lasts_s` is the longest that an attempt may hold all this, in seconds: what ends soon may go before a larger job.
+    """
 
     ucpus: int
     memory: int
@@ -22,6 +26,7 @@ class Need(NamedTuple):
     cluster: str | None
     node: str | None
     policy: str
+    lasts_s: float = math.inf
 
     @property
     def labels(self) -> tuple[str, str | None, tuple[str, ...], str | None, str | None]:
@@ -31,7 +36,7 @@ class Need(NamedTuple):
 
 def need_of(spec: JobSpec) -> Need:
     """Return what an attempt of *spec* needs."""
-    resources, placement = spec.resources, spec.placement
+    resources, placement, timeouts = spec.resources, spec.placement, spec.timeouts
     return Need(
         ucpus=round(resources.cpus * CPU_UNIT),
         memory=resources.memory,
@@ -44,4 +49,5 @@ def need_of(spec: JobSpec) -> Need:
         cluster=placement.cluster,
         node=placement.node,
         policy=placement.policy,
+        lasts_s=min(timeouts.pull + timeouts.stage_in + timeouts.run, timeouts.total),
     )

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.scheduler.core.fleet.columns import Columns, Floats, Mask
 from services.scheduler.core.limits import Limits
@@ -17,6 +19,8 @@ _IMAGE_WEIGHT = 0.5
 _LOAD_WEIGHT = 0.2
 _SPARE_GPUS_WEIGHT = 1.0  # a job without GPUs goes to a GPU node only when there is no other
 _FAILED_WEIGHT = 10.0  # more than all the others together: any other node is better
+_SCORES_KEPT = 16  # needs whose scores are remembered: a row each of 80 KB at ten thousand nodes
+_RESCORED_MAX = 8  # rows that are scored one by one; more are quicker all at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +41,29 @@ class Refusal:
 
 
 class Trial:
-    """Placements tried out on a copy of what is free; what is chosen is taken from the copy at once."""
+    """Placements tried out on a copy of what is free; what is chosen is taken from the copy at once.
+
+    The best node is found by looking at all of them, as vectors. The scores for a need are kept until the next with the
+    same need, and only the rows that were taken from in between are scored anew: thousands of equal jobs, the usual
+    case, cost a search for a maximum each.
+    """
 
     def __init__(self, columns: Columns, heard_after: float, limits: Limits) -> None:
         """Use only nodes that were heard after *heard_after*, in monotonic seconds."""
         self._columns = columns
         self._limits = limits
-        self._alive: Mask = columns.seen >= heard_after
+        self._alive: Mask = (columns.seen >= heard_after) & ~columns.closed
         self._cpus, self._memory, self._disk = columns.cpus.copy(), columns.memory.copy(), columns.disk.copy()
         self._gpus: Floats = columns.gpu_memory.copy()
+        self._has_gpus = columns.gpus > 0
+        self._gpu_cost: Floats | None = _SPARE_GPUS_WEIGHT * self._has_gpus if self._has_gpus.any() else None
+        self._usable: dict[int, Floats] = {}  # GPU memory wanted -> per node, how many GPUs will do
+        self._fullness = 1 - (self._cpus * columns.per_cpu + self._memory * columns.per_memory) / 2  # 1 is a full node
+        self._load_cost = _LOAD_WEIGHT * columns.load
+        self._scores: dict[tuple[Need, str | None], _Scores] = {}
+        self._taken: list[_Taken] = []
+        self._touched: list[int] = []
+        self._kept: Kept | None = None
 
     def place(self, need: Need, image: str | None, failed: frozenset[str]) -> Placement | None:
         """Return the best node for *need* and count it as taken, or None if no node will do.
@@ -55,61 +73,217 @@ class Trial:
             image: the container image; a node that has it is better.
             failed: nodes where the job came to nothing before; used only if no other will do.
         """
-        rows = np.flatnonzero(self.feasible(need))
-        if not rows.size:
+        values = self._scored(need, image).values
+        rows = [row for node in failed if (row := self._columns.slots.get(node)) is not None]
+        if rows:
+            values = values.copy()
+            values[rows] -= _FAILED_WEIGHT
+        slot = int(values.argmax()) if values.size else 0
+        if not values.size or values[slot] == -np.inf:
             return None
-        parts = self._score(rows, need, image, failed)
-        total = sum(parts.values(), np.zeros(rows.size))
-        best = int(np.argmax(total))
-        slot = int(rows[best])
         node = self._columns.nodes[slot]
         assert node is not None  # noqa: S101 - an empty row was never heard
-        score = {name: round(float(part[best]), 4) for name, part in parts.items() if part[best]}
-        return Placement(node.id, self._take(slot, need), score | {"total": round(float(total[best]), 4)})
+        parts = self._parts(slot, need, image, has_failed=slot in rows)
+        gpus = self._take(slot, need)
+        return Placement(node.id, gpus, parts)
+
+    def mark(self) -> int:
+        """Return a mark to which `undo` goes back."""
+        return len(self._taken)
+
+    def undo(self, mark: int) -> None:
+        """Give back all that was taken since *mark*: all or nothing."""
+        while len(self._taken) > mark:
+            taken = self._taken.pop()
+            slot, need = taken.slot, taken.need
+            self._gpus[slot, taken.gpus] = taken.gpu_memory
+            if self._kept is not None and taken.is_spare:
+                self._kept.give(need)
+            self._change(slot, need, 1)
+
+    def keep(self, kept: "Kept") -> None:
+        """Keep the room of a node for another: from now on only what leaves that alone may use it."""
+        self._kept = kept
+        self._touched.append(kept.slot)
+
+    def is_kept_out(self, need: Need) -> bool:
+        """Return whether *need* would fit where room is kept."""
+        kept = self._kept
+        return kept is not None and not kept.lets_in(need) and self._fits(kept.slot, need)
 
     def feasible(self, need: Need) -> Mask:
         """Return which rows will do."""
         mask = self._columns.with_labels(need, lambda info: not missing_label(info, need)) & self._alive
-        mask &= (self._cpus >= need.ucpus) & (self._memory >= need.memory) & (self._disk >= need.disk)
+        mask &= self._cpus >= need.ucpus
+        mask &= self._memory >= need.memory
+        mask &= self._disk >= need.disk
         if need.gpus:
-            mask &= self._usable_gpus(need).sum(axis=1) >= need.gpus
+            mask &= self._usable_gpus(need) >= need.gpus
+        if self._kept is not None and not self._kept.lets_in(need):
+            mask[self._kept.slot] = False
         return mask
 
-    def _usable_gpus(self, need: Need) -> Mask:
-        return self._columns.usable_gpus(need, self._limits, self._gpus)
+    def _fits(self, slot: int, need: Need) -> bool:
+        labels = self._columns.with_labels(need, lambda info: not missing_label(info, need))
+        return bool(
+            labels[slot]
+            and self._alive[slot]
+            and self._cpus[slot] >= need.ucpus
+            and self._memory[slot] >= need.memory
+            and self._disk[slot] >= need.disk
+            and (not need.gpus or self._usable_gpus(need)[slot] >= need.gpus)
+        )
 
-    def _score(self, rows: np.ndarray, need: Need, image: str | None, failed: frozenset[str]) -> dict[str, np.ndarray]:
+    def _scored(self, need: Need, image: str | None) -> "_Scores":
+        """Return the score of each row for *need*, minus infinity where it will not do."""
+        scores = self._scores.get((need, image))
+        if scores is None:
+            if len(self._scores) >= _SCORES_KEPT:
+                del self._scores[next(iter(self._scores))]
+            scores = self._scores[need, image] = _Scores(self._score(need, image), len(self._touched))
+            return scores
+        changed = self._touched[scores.upto :]
+        if len(changed) <= _RESCORED_MAX:
+            for slot in changed:
+                scores.values[slot] = self._score_one(slot, need, image)
+        else:
+            scores.values = self._score(need, image)
+        scores.upto = len(self._touched)
+        return scores
+
+    def _score(self, need: Need, image: str | None) -> Floats:
         columns = self._columns
-        free = (self._cpus[rows] - need.ucpus) / columns.total_cpus[rows]
-        free += (self._memory[rows] - need.memory) / columns.total_memory[rows]
-        packed = 1 - free / 2  # 1 is a full node
-        parts: dict[str, np.ndarray] = {
-            need.policy: packed if need.policy == "pack" else 1 - packed,
-            "load": -_LOAD_WEIGHT * columns.load[rows],
-        }
+        values = columns.per_cpu * (need.ucpus / 2)
+        values += columns.per_memory * (need.memory / 2)
+        values += self._fullness
+        if need.policy == "spread":
+            np.subtract(1, values, out=values)
+        values -= self._load_cost
+        if self._gpu_cost is not None and not need.gpus:
+            values -= self._gpu_cost
         if image is not None:
-            parts["image"] = np.where(columns.with_image(image)[rows], _IMAGE_WEIGHT, 0.0)
-        if not need.gpus and columns.gpu_total.any():
-            parts["spares_gpus"] = np.where((columns.gpu_total[rows] > 0).any(axis=1), -_SPARE_GPUS_WEIGHT, 0.0)
-        if failed:
-            ids = (node.id for node in (columns.nodes[row] for row in rows) if node is not None)
-            parts["failed_here"] = -_FAILED_WEIGHT * np.fromiter((i in failed for i in ids), np.float64, rows.size)
+            values += columns.with_image(image) * _IMAGE_WEIGHT
+        return np.where(self.feasible(need), values, -np.inf)
+
+    def _score_one(self, slot: int, need: Need, image: str | None) -> float:
+        if not self._fits(slot, need) or (
+            self._kept is not None and slot == self._kept.slot and not self._kept.lets_in(need)
+        ):
+            return -np.inf
+        return sum(self._raw_parts(slot, need, image).values())
+
+    def _raw_parts(self, slot: int, need: Need, image: str | None) -> dict[str, float]:
+        """Return what `_score` adds up for one row: the same in words."""
+        columns = self._columns
+        full = float(self._fullness[slot])
+        full += (need.ucpus * float(columns.per_cpu[slot]) + need.memory * float(columns.per_memory[slot])) / 2
+        parts = {need.policy: full if need.policy == "pack" else 1 - full, "load": -float(self._load_cost[slot])}
+        if image is not None and columns.with_image(image)[slot]:
+            parts["image"] = _IMAGE_WEIGHT
+        if self._gpu_cost is not None and not need.gpus and self._has_gpus[slot]:
+            parts["spares_gpus"] = -_SPARE_GPUS_WEIGHT
         return parts
 
+    def _parts(self, slot: int, need: Need, image: str | None, *, has_failed: bool) -> dict[str, float]:
+        parts = self._raw_parts(slot, need, image)
+        if has_failed:
+            parts["failed_here"] = -_FAILED_WEIGHT
+        told = {name: round(part, 4) for name, part in parts.items() if part}
+        return told | {"total": round(sum(parts.values()), 4)}
+
+    def _usable_gpus(self, need: Need) -> Floats:
+        usable = self._usable.get(need.gpu_memory)
+        if usable is None:
+            usable = self._columns.usable_gpus(need, self._limits, self._gpus).sum(axis=1, dtype=np.float64)
+            self._usable[need.gpu_memory] = usable
+        return usable
+
     def _take(self, slot: int, need: Need) -> tuple[str, ...]:
-        self._cpus[slot] -= need.ucpus
-        self._memory[slot] -= need.memory
-        self._disk[slot] -= need.disk
-        if not need.gpus:
-            return ()
-        usable = np.flatnonzero(self._usable_gpus(need)[slot])
-        # The smallest that will do: the large ones stay for who needs them.
-        chosen = usable[np.argsort(self._gpus[slot, usable], kind="stable")][: need.gpus]
+        kept = self._kept
+        is_spare = kept is not None and kept.slot == slot and kept.uses_spare(need)
+        if kept is not None and is_spare:
+            kept.take(need)
+        chosen = self._choose_gpus(slot, need) if need.gpus else np.zeros(0, np.intp)
+        self._taken.append(_Taken(slot, need, chosen, self._gpus[slot, chosen], is_spare))
         self._gpus[slot, chosen] = -1
+        self._change(slot, need, -1)
         node = self._columns.nodes[slot]
-        assert node is not None  # noqa: S101
-        assert node.beat is not None  # noqa: S101
+        if not need.gpus or node is None or node.beat is None:
+            return ()
         return tuple(node.beat.capacity.gpus[int(index)].uuid for index in chosen)
+
+    def _choose_gpus(self, slot: int, need: Need) -> NDArray[np.intp]:
+        usable = np.flatnonzero(self._columns.usable_gpus(need, self._limits, self._gpus, slot))
+        # The smallest that will do: the large ones stay for who needs them.
+        return usable[np.argsort(self._gpus[slot, usable], kind="stable")][: need.gpus]
+
+    def _change(self, slot: int, need: Need, sign: int) -> None:
+        columns = self._columns
+        self._cpus[slot] += sign * need.ucpus
+        self._memory[slot] += sign * need.memory
+        self._disk[slot] += sign * need.disk
+        free = self._cpus[slot] * columns.per_cpu[slot] + self._memory[slot] * columns.per_memory[slot]
+        self._fullness[slot] = 1 - free / 2
+        if need.gpus:
+            for memory, usable in self._usable.items():
+                wanted = need._replace(gpu_memory=memory)
+                usable[slot] = columns.usable_gpus(wanted, self._limits, self._gpus, slot).sum()
+        self._touched.append(slot)
+
+
+@dataclass(slots=True)
+class Kept:
+    """Room of a node that is kept for a job: who may use the node all the same.
+
+    Attributes:
+        slot: the node's row.
+        within_s: what ends within so many seconds may; minus infinity: nothing may for that reason.
+        cpus, memory, disk: what the job leaves over once it runs there; who needs no more than that may use it.
+        with_gpus: whether that holds for who needs GPUs too.
+    """
+
+    slot: int
+    within_s: float
+    cpus: float
+    memory: float
+    disk: float
+    with_gpus: bool
+
+    def lets_in(self, need: Need) -> bool:
+        """Return whether *need* may use the node."""
+        return need.lasts_s <= self.within_s or self._is_spare(need)
+
+    def uses_spare(self, need: Need) -> bool:
+        """Return whether *need* may use it because it needs no more than is left over."""
+        return need.lasts_s > self.within_s
+
+    def take(self, need: Need) -> None:
+        """Count *need* among what is left over no longer."""
+        self.cpus, self.memory, self.disk = self.cpus - need.ucpus, self.memory - need.memory, self.disk - need.disk
+
+    def give(self, need: Need) -> None:
+        """Undo `take`."""
+        self.cpus, self.memory, self.disk = self.cpus + need.ucpus, self.memory + need.memory, self.disk + need.disk
+
+    def _is_spare(self, need: Need) -> bool:
+        fits = need.ucpus <= self.cpus and need.memory <= self.memory and need.disk <= self.disk
+        return fits and (self.with_gpus or not need.gpus)
+
+
+@dataclass(slots=True)
+class _Scores:
+    """The score of each row for one need, as of the first *upto* rows that were taken from."""
+
+    values: Floats
+    upto: int
+
+
+class _Taken(NamedTuple):
+    slot: int
+    need: Need
+    gpus: NDArray[np.intp]
+    gpu_memory: Floats
+    is_spare: bool
 
 
 def missing_label(info: NodeInfo, need: Need) -> PendingCode | None:
@@ -125,6 +299,18 @@ def missing_label(info: NodeInfo, need: Need) -> PendingCode | None:
     if need.runtime not in info.runtimes:
         return PendingCode.RUNTIME
     return None
+
+
+def suited(columns: Columns, need: Need, heard_after: float, limits: Limits) -> Mask:
+    """Return which rows would do for *need* if nothing were on them."""
+    mask = columns.with_labels(need, lambda info: not missing_label(info, need)) & ~columns.closed
+    mask &= columns.seen >= heard_after
+    mask &= columns.total_cpus >= need.ucpus
+    mask &= columns.total_memory >= need.memory
+    mask &= columns.total_disk >= need.disk
+    if need.gpus:
+        mask &= columns.usable_gpus(need, limits, columns.gpu_total).sum(axis=1) >= need.gpus
+    return mask
 
 
 def explain(columns: Columns, need: Need, heard_after: float, limits: Limits) -> Refusal:
@@ -147,11 +333,24 @@ def explain(columns: Columns, need: Need, heard_after: float, limits: Limits) ->
     reasons = [_reason(code, count, _label_message(code, need)) for code, count in labels.items()]
     if not suited:
         return Refusal(tuple(reasons), is_possible=False)
-    alive = [row for row in suited if columns.seen[row] >= heard_after]
-    if silent := len(suited) - len(alive):
-        reasons.append(_reason(PendingCode.NODE_UNHEALTHY, silent, f"{silent} suitable node(s) are silent"))
+    unusable, alive = _usable(columns, suited, heard_after)
+    reasons += unusable
     resources, is_possible = _resources(columns, np.array(alive, dtype=int), need, limits)
     return Refusal((*resources, *reasons), is_possible or not alive)
+
+
+def _usable(columns: Columns, rows: list[int], heard_after: float) -> tuple[list[PendingReason], list[int]]:
+    """Return why some of *rows* get nothing new whatever is free on them, and the others."""
+    is_open = [row for row in rows if not columns.closed[row]]
+    alive = [row for row in is_open if columns.seen[row] >= heard_after]
+    reasons: list[PendingReason] = []
+    if cordoned := len(rows) - len(is_open):
+        message = f"{cordoned} suitable node(s) are cordoned or drained"
+        reasons.append(_reason(PendingCode.NODE_CORDONED, cordoned, message))
+    if silent := len(is_open) - len(alive):
+        message = f"{silent} suitable node(s) are silent, not back for long, or speak another version"
+        reasons.append(_reason(PendingCode.NODE_UNHEALTHY, silent, message))
+    return reasons, alive
 
 
 def _resources(columns: Columns, rows: np.ndarray, need: Need, limits: Limits) -> tuple[list[PendingReason], bool]:

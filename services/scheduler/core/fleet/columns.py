@@ -18,6 +18,11 @@ Mask = NDArray[np.bool_]
 LabelCheck = Callable[[NodeInfo], bool]
 
 _GROWTH = 16
+_REMEMBERED = 1000  # different labels, and different images, for which the rows that have them are remembered
+_AMOUNTS = (
+    *("cpus", "memory", "disk", "total_cpus", "total_memory", "total_disk"),
+    *("load", "gpus", "per_cpu", "per_memory"),
+)
 
 
 class Columns:
@@ -27,9 +32,13 @@ class Columns:
         cpus, memory, disk: free, in millionths of a CPU and in bytes.
         total_cpus, total_memory, total_disk: offered in all.
         load: real CPU use, 0 to 1.
-        seen: monotonic seconds of the last heartbeat.
+        seen: monotonic seconds of the last heartbeat; never, for who cannot be trusted with new work.
+        closed: cordoned or drained.
         gpu_memory: per node and GPU, free bytes; -1 where there is no GPU or it is promised.
         gpu_total: per node and GPU, all of its memory; 0 where there is none.
+        gpus: how many GPUs each node has.
+        per_cpu, per_memory: 1 by what is offered in all: to multiply is quicker than to divide.
+        slots: the row of each node.
     """
 
     def __init__(self) -> None:
@@ -42,10 +51,15 @@ class Columns:
         self.total_disk: Floats = np.zeros(0)
         self.load: Floats = np.zeros(0)
         self.seen: Floats = np.zeros(0)
+        self.closed: Mask = np.zeros(0, dtype=np.bool_)
         self.gpu_memory: Floats = np.zeros((0, 1))
         self.gpu_total: Floats = np.zeros((0, 1))
+        self.gpus: Floats = np.zeros(0)
+        self.per_cpu: Floats = np.zeros(0)
+        self.per_memory: Floats = np.zeros(0)
+        self.slots: dict[str, int] = {}
         self._spare: list[int] = []
-        self._labels: dict[object, Mask] = {}
+        self._labels: dict[object, tuple[Mask, LabelCheck]] = {}
         self._images: dict[str, Mask] = {}
 
     def add(self, node_id: str, now: float) -> Node:
@@ -54,19 +68,22 @@ class Columns:
             self._grow(max(_GROWTH, len(self.nodes)))
         node = Node(node_id, self._spare.pop(), now)
         self.nodes[node.slot] = node
-        self.relabel()
+        self.slots[node_id] = node.slot
+        self.relabel(node)
         return node
 
     def remove(self, node: Node) -> None:
         """Free the row of *node*."""
         self.nodes[node.slot] = None
-        for column in (self.cpus, self.memory, self.disk, self.total_cpus, self.total_memory, self.total_disk):
-            column[node.slot] = 0
+        del self.slots[node.id]
+        for name in _AMOUNTS:
+            getattr(self, name)[node.slot] = 0
         self.seen[node.slot] = -np.inf
         self.gpu_memory[node.slot] = -1
         self.gpu_total[node.slot] = 0
         self._spare.append(node.slot)
-        self.relabel()
+        for mask in (*(mask for mask, _ in self._labels.values()), *self._images.values()):
+            mask[node.slot] = False
 
     def refresh(self, node: Node, limits: Limits) -> bool:
         """Bring the row of *node* up to date and return whether something more fits on it now than before."""
@@ -82,45 +99,64 @@ class Columns:
             capacity = node.beat.capacity
             self.total_cpus[slot] = round(capacity.cpus * CPU_UNIT)
             self.total_memory[slot], self.total_disk[slot] = capacity.memory, capacity.disk
+            self.per_cpu[slot] = 1 / self.total_cpus[slot] if self.total_cpus[slot] else 0
+            self.per_memory[slot] = 1 / capacity.memory if capacity.memory else 0
             self.load[slot] = min(max(node.beat.usage.cpu_percent / 100, 0.0), 1.0)
             if capacity.gpus or self.gpu_total[slot].any():
                 gained = self._refresh_gpus(node, capacity.gpus) or gained
         return gained
 
     def heard(self, node: Node) -> None:
-        """Note when *node* was last heard; a lost one may be used no more."""
-        self.seen[node.slot] = -np.inf if node.is_lost or node.beat is None else node.seen
+        """Note when *node* was last heard, and whether it is to get work."""
+        self.seen[node.slot] = -np.inf if node.is_lost or node.beat is None or not node.is_fit else node.seen
+        self.closed[node.slot] = not node.is_open
 
-    def relabel(self) -> None:
-        """Forget what was derived from labels and images, because a node has changed its own."""
-        self._labels.clear()
-        self._images.clear()
+    def fleet(self) -> tuple[float, float, float]:
+        """Return what all nodes have together: CPUs in millionths, bytes of memory, GPUs."""
+        return float(self.total_cpus.sum()), float(self.total_memory.sum()), float(self.gpus.sum())
+
+    def most_free(self, rows: list[int]) -> tuple[float, float, float, float]:
+        """Return the most CPUs, memory, disk and free GPUs that one of *rows* has; not all need be on the same one."""
+        gpus = (self.gpu_memory[rows] >= 0).sum(axis=1).max()
+        return float(self.cpus[rows].max()), float(self.memory[rows].max()), float(self.disk[rows].max()), float(gpus)
+
+    def relabel(self, node: Node | None = None) -> None:
+        """Derive anew what depends on the labels and images of *node*, which has changed its own; of all if None."""
+        if node is None:
+            self._labels.clear()
+            self._images.clear()
+            return
+        for mask, check in self._labels.values():
+            mask[node.slot] = check(node.info)
+        held = frozenset(node.beat.images) if node.beat is not None else frozenset[str]()
+        for image, mask in self._images.items():
+            mask[node.slot] = image in held
 
     def with_labels(self, need: Need, check: LabelCheck) -> Mask:
         """Return which rows pass *check*, remembered for the labels of *need*."""
-        mask = self._labels.get(need.labels)
-        if mask is None:
-            mask = np.fromiter((n is not None and check(n.info) for n in self.nodes), np.bool_, len(self.nodes))
-            if len(self._labels) > 1000:
+        found = self._labels.get(need.labels)
+        if found is None:
+            if len(self._labels) >= _REMEMBERED:
                 self._labels.clear()
-            self._labels[need.labels] = mask
-        return mask
+            mask = np.fromiter((n is not None and check(n.info) for n in self.nodes), np.bool_, len(self.nodes))
+            found = self._labels[need.labels] = mask, check
+        return found[0]
 
     def with_image(self, image: str) -> Mask:
         """Return which rows hold *image*."""
         mask = self._images.get(image)
         if mask is None:
-            held = (n is not None and n.beat is not None and image in n.beat.images for n in self.nodes)
-            mask = np.fromiter(held, np.bool_, len(self.nodes))
-            if len(self._images) > 1000:
+            if len(self._images) >= _REMEMBERED:
                 self._images.clear()
-            self._images[image] = mask
+            held = (n is not None and n.beat is not None and image in n.beat.images for n in self.nodes)
+            mask = self._images[image] = np.fromiter(held, np.bool_, len(self.nodes))
         return mask
 
-    def usable_gpus(self, need: Need, limits: Limits, free: Floats) -> Mask:
-        """Return per node and GPU whether it has the free memory that *need* wants of each."""
-        wanted = float(need.gpu_memory) if need.gpu_memory else limits.gpu_free_fraction_min * self.gpu_total
-        return (free >= wanted) & (self.gpu_total > 0) & (free >= 0)
+    def usable_gpus(self, need: Need, limits: Limits, free: Floats, rows: int | slice = slice(None)) -> Mask:
+        """Return for *rows* and per GPU whether it has the free memory that *need* wants of each."""
+        free, total = free[rows], self.gpu_total[rows]
+        wanted = float(need.gpu_memory) if need.gpu_memory else limits.gpu_free_fraction_min * total
+        return (free >= wanted) & (total > 0) & (free >= 0)
 
     def _refresh_gpus(self, node: Node, gpus: tuple[Gpu, ...]) -> bool:
         more = len(gpus) - self.gpu_memory.shape[1]
@@ -130,6 +166,7 @@ class Columns:
         before = self.gpu_memory[node.slot].copy()
         self.gpu_memory[node.slot] = -1
         self.gpu_total[node.slot] = 0
+        self.gpus[node.slot] = len(gpus)
         free = {gpu.uuid: max(0, memory) for gpu, memory in node.free_gpus()}
         for index, gpu in enumerate(gpus):
             self.gpu_total[node.slot, index] = gpu.memory_total
@@ -140,9 +177,10 @@ class Columns:
         first = len(self.nodes)
         self.nodes += [None] * rows
         self._spare += range(first + rows - 1, first - 1, -1)
-        for name in ("cpus", "memory", "disk", "total_cpus", "total_memory", "total_disk", "load"):
+        for name in _AMOUNTS:
             setattr(self, name, np.pad(getattr(self, name), (0, rows)))
         self.seen = np.pad(self.seen, (0, rows), constant_values=-np.inf)
+        self.closed = np.pad(self.closed, (0, rows))
         self.gpu_memory = np.pad(self.gpu_memory, ((0, rows), (0, 0)), constant_values=-1)
         self.gpu_total = np.pad(self.gpu_total, ((0, rows), (0, 0)))
         self.relabel()

@@ -1,72 +1,287 @@
-"""The queue: jobs that may be placed now, grouped by what they need, best first in each group."""
+"""The queue: jobs that may be placed now, grouped by who wants what, so that no turn looks at each of them."""
 
 import heapq
 from collections.abc import Iterator
-from datetime import datetime
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
 
 from services.scheduler.core.need import Need
 from shared.job import Job
 
-#: Higher priority first, then who came first; the id decides between equals.
-Place = tuple[int, datetime, str]
+#: Who came first is first: when, in seconds since 1970; the id decides between equals.
+Place = tuple[float, str]
+
+
+class Block(Enum):
+    """Why no job with a need is worth a try now."""
+
+    FULL = "full"  # it fits nowhere at present
+    NEVER = "never"  # no node that is heard would do if it were empty
+    RESERVED = "reserved"  # it fits only where room is kept for another
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Room that is kept for the job at the head of the queue. Times in seconds since 1970.
+
+    Attributes:
+        job_id, priority: of the job.
+        node: where the room is.
+        since_s: since when the job is at the head.
+        free_by_s: when there will be room at the latest.
+    """
+
+    job_id: str
+    priority: int
+    node: str
+    since_s: float
+    free_by_s: float
+
+
+@dataclass(slots=True, eq=False)
+class Kind:
+    """A need and all who have it: they fit or wait together. `row` is its place among the blocked ones."""
+
+    need: Need
+    block: Block | None = None
+    groups: list["Group"] = field(default_factory=list)
+    row: int = -1
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Jobs of one owner with one need and one priority: interchangeable but for who came first.
+
+    Attributes:
+        shelf: where it is; None while it is over quota, or no node would do.
+        listed: per shelf, under which head it was put there last.
+    """
+
+    kind: Kind
+    owner: str
+    priority: int
+    places: list[Place] = field(default_factory=list)
+    is_over_quota: bool = False
+    shelf: "Shelf | None" = None
+    listed: list[Place | None] = field(default_factory=lambda: [None, None])
+
+    @property
+    def head(self) -> Place:
+        """Return the first place."""
+        return self.places[0]
+
+    def __lt__(self, other: "Group") -> bool:
+        return False  # never asked but about two entries of one job
+
+
+class Shelf:
+    """Groups by priority and owner, the one whose first job came first on top. Entries that no longer hold are lazy."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._tiers: dict[int, dict[str, list[tuple[float, str, Group]]]] = {}
+
+    def put(self, group: Group) -> None:
+        """Note that *group* is here, or that another of its jobs is the first now."""
+        if group.listed[self._number] == group.head:
+            return
+        group.listed[self._number] = group.head
+        owners = self._tiers.setdefault(group.priority, {})
+        heapq.heappush(owners.setdefault(group.owner, []), (*group.head, group))
+
+    def priorities(self) -> list[int]:
+        """Return the priorities that there may be jobs of, the highest first."""
+        return sorted(self._tiers, reverse=True)
+
+    def owners(self, priority: int) -> list[str]:
+        """Return who has jobs of *priority*."""
+        return [owner for owner in tuple(self._tiers.get(priority, ())) if self.first(priority, owner) is not None]
+
+    def first(self, priority: int, owner: str) -> Group | None:
+        """Return the group of *owner* whose first job came first."""
+        owners = self._tiers.get(priority)
+        if owners is None or (entries := owners.get(owner)) is None:
+            return None
+        while entries:
+            when, job_id, group = entries[0]
+            if group.shelf is self and group.places and group.head == (when, job_id):
+                return group
+            heapq.heappop(entries)
+            if group.listed[self._number] == (when, job_id):
+                group.listed[self._number] = None
+        del owners[owner]
+        if not owners:
+            del self._tiers[priority]
+        return None
+
+
+class Blocked:
+    """The needs that are not worth a try until something is gained; as columns too, for there may be very many."""
+
+    def __init__(self, line: "Line") -> None:
+        self._line = line
+        self._kinds: list[Kind] = []
+        self._wanted = np.zeros((4, 16))
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def __contains__(self, need: Need) -> bool:
+        return self._line.block_of(need) is not None
+
+    def add(self, kind: Kind, why: Block) -> None:
+        """Try no job of *kind* any more."""
+        if kind.row < 0:
+            kind.row = len(self._kinds)
+            self._kinds.append(kind)
+            if kind.row == self._wanted.shape[1]:
+                self._wanted = np.pad(self._wanted, ((0, 0), (0, kind.row)))
+            need = kind.need
+            self._wanted[:, kind.row] = need.ucpus, need.memory, need.disk, need.gpus
+        kind.block = why
+        self._line.shelve(kind)
+
+    def clear(self) -> None:
+        """Try all again."""
+        for kind in self._kinds:
+            kind.row, kind.block = -1, None
+            self._line.shelve(kind)
+        self._kinds.clear()
+
+    def clear_reserved(self) -> None:
+        """Try again what was kept out of reserved room."""
+        for kind in [kind for kind in self._kinds if kind.block is Block.RESERVED]:
+            self._free(kind)
+
+    def gained(self, cpus: float, memory: float, disk: float, gpus: float) -> None:
+        """Try again what wants no more of anything than some node, of those on which more is free now, has of it."""
+        wanted = self._wanted[:, : len(self._kinds)]
+        may_fit = (wanted <= np.array([[cpus], [memory], [disk], [gpus]])).all(axis=0)
+        for kind in [self._kinds[int(row)] for row in np.flatnonzero(may_fit)]:
+            self._free(kind)
+
+    def remove(self, kind: Kind) -> None:
+        """Forget a need that nobody has any more."""
+        if kind.row >= 0:
+            last = self._kinds.pop()
+            if last is not kind:
+                self._kinds[kind.row] = last
+                self._wanted[:, kind.row] = self._wanted[:, last.row]
+                last.row = kind.row
+            kind.row, kind.block = -1, None
+
+    def _free(self, kind: Kind) -> None:
+        self.remove(kind)
+        self._line.shelve(kind)
 
 
 class Line:
-    """Cost per decision does not grow with the queue: a group that does not fit is passed over as one."""
+    """Cost per decision does not grow with the queue: what does not fit is passed over as one.
+
+    Attributes:
+        ready: groups that are worth a try.
+        full: groups that fit nowhere at present: one of them is at the head of the queue.
+        blocked: the needs of those that are not worth a try.
+    """
 
     def __init__(self) -> None:
-        self._places: dict[str, tuple[Need, Place]] = {}
-        self._groups: dict[Need, list[Place]] = {}
+        self.ready = Shelf(0)
+        self.full = Shelf(1)
+        self.blocked = Blocked(self)
+        self._kinds: dict[Need, Kind] = {}
+        self._groups: dict[tuple[int, str, Need], Group] = {}
+        self._group_of: dict[str, Group] = {}
+        self._over_quota: dict[str, list[Group]] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._group_of)
 
     def __contains__(self, job_id: str) -> bool:
-        return job_id in self._places
+        return job_id in self._group_of
 
-    def add(self, job: Job, need: Need) -> bool:
-        """Put *job* into the line if it is not there, and return whether its group is new."""
-        if job.id in self._places:
-            return False
-        place = (-job.spec.priority, job.created_at, job.id)
-        self._places[job.id] = need, place
-        group = self._groups.setdefault(need, [])
-        heapq.heappush(group, place)
-        return len(group) == 1
+    def add(self, job: Job, need: Need) -> None:
+        """Put *job* into the line if it is not there."""
+        if job.id in self._group_of:
+            return
+        key = (job.spec.priority, job.owner.id, need)
+        group = self._groups.get(key)
+        if group is None:
+            kind = self._kinds.setdefault(need, Kind(need))
+            group = self._groups[key] = Group(kind, job.owner.id, job.spec.priority)
+            kind.groups.append(group)
+        self._group_of[job.id] = group
+        place = (job.created_at.timestamp(), job.id)
+        heapq.heappush(group.places, place)
+        if group.head == place:
+            self._shelve(group)
 
     def discard(self, job_id: str) -> None:
         """Take a job out, if it is there. Its place in the heap is passed over when it comes up."""
-        found = self._places.pop(job_id, None)
-        if found is not None:
-            need, place = found
-            group = self._groups[need]
-            if group[0] == place:
-                heapq.heappop(group)
-            self._tidy(need, group)
+        group = self._group_of.pop(job_id, None)
+        if group is None or group.head[1] != job_id:
+            return
+        while group.places and self._group_of.get(group.head[1]) is not group:
+            heapq.heappop(group.places)
+        if group.places:
+            self._shelve(group)
+        else:
+            self._drop(group)
 
-    def head(self, need: Need) -> Place | None:
-        """Return the first place of a group, or None if nobody waits there."""
-        group = self._groups.get(need)
-        if group is None:
-            return None
-        self._tidy(need, group)
-        return group[0] if group else None
+    def group_of(self, job_id: str) -> Group | None:
+        """Return the group of a job that waits."""
+        return self._group_of.get(job_id)
 
-    def groups(self) -> list[Need]:
-        """Return what the waiting jobs need, each once."""
-        return list(self._groups)
+    def block_of(self, need: Need) -> Block | None:
+        """Return why jobs with *need* are not worth a try; None if they are, or if there are none."""
+        kind = self._kinds.get(need)
+        return kind.block if kind is not None else None
 
-    def members(self, need: Need) -> Iterator[str]:
-        """Yield the jobs of a group, roughly the first ones first."""
-        for place in self._groups.get(need, ()):
-            if self._is_live(need, place):
-                yield place[2]
+    def over_quota(self, group: Group) -> None:
+        """Try no job of *group* until its owner holds less."""
+        if not group.is_over_quota:
+            group.is_over_quota = True
+            self._over_quota.setdefault(group.owner, []).append(group)
+            self._shelve(group)
 
-    def _is_live(self, need: Need, place: Place) -> bool:
-        return self._places.get(place[2]) == (need, place)
+    def within_quota(self, owner: str) -> None:
+        """Try the jobs of *owner* again: less is held, or more is allowed."""
+        for group in self._over_quota.pop(owner, ()):
+            group.is_over_quota = False
+            if group.places:
+                self._shelve(group)
 
-    def _tidy(self, need: Need, group: list[Place]) -> None:
-        while group and not self._is_live(need, group[0]):
-            heapq.heappop(group)
-        if not group:
-            self._groups.pop(need, None)
+    def waiting(self) -> Iterator[tuple[str, int, Place]]:
+        """Yield the owner, the priority and the place of every job, in no order: for who asks where a job stands."""
+        for group in self._groups.values():
+            for place in group.places:
+                if self._group_of.get(place[1]) is group:
+                    yield group.owner, group.priority, place
+
+    def shelve(self, kind: Kind) -> None:
+        """Put the groups of *kind* where they belong now."""
+        for group in kind.groups:
+            self._shelve(group)
+
+    def _shelve(self, group: Group) -> None:
+        block = group.kind.block
+        if group.is_over_quota:
+            group.shelf = None
+        elif block is None:
+            group.shelf = self.ready
+        else:
+            group.shelf = self.full if block is Block.FULL else None
+        if group.shelf is not None:
+            group.shelf.put(group)
+
+    def _drop(self, group: Group) -> None:
+        kind = group.kind
+        group.shelf = None
+        del self._groups[group.priority, group.owner, kind.need]
+        kind.groups.remove(group)
+        if group.is_over_quota:
+            self._over_quota[group.owner].remove(group)
+        if not kind.groups:
+            self.blocked.remove(kind)
+            del self._kinds[kind.need]

@@ -6,13 +6,16 @@ from datetime import datetime
 
 from services.scheduler.core import clocks
 from services.scheduler.core.fleet.columns import Columns
-from services.scheduler.core.fleet.line import Line
+from services.scheduler.core.fleet.line import Line, Reservation
 from services.scheduler.core.fleet.node import Key, Node
+from services.scheduler.core.fleet.roster import Roster
+from services.scheduler.core.fleet.share import Shares
 from services.scheduler.core.lifecycle import HOLDING
 from services.scheduler.core.limits import Limits, Now
 from services.scheduler.core.need import Need, need_of
 from services.scheduler.core.needs import Needs
-from shared.fleet import Heartbeat
+from services.scheduler.core.nodes import THERE, empty_from, is_fit, is_open
+from shared.fleet import Heartbeat, NodeRecord, Quota
 from shared.job import Job
 from shared.states import AttemptState, JobState
 
@@ -43,6 +46,8 @@ class State:
         position: the stream sequence up to which everything has been taken in.
         written: sequences of this scheduler's own events that have not come back on the stream yet.
         blocked: needs that were tried and fit nowhere since anything was last gained.
+        shares: what each owner holds and has had, and the quotas.
+        reservation: the room that is kept for the job at the head of the queue.
         quiet_until: until then, in monotonic seconds, nobody is declared lost.
         ticked: when the last tick was.
         retried: when everything in the queue was last tried.
@@ -56,12 +61,15 @@ class State:
         self.jobs: dict[str, Tracked] = {}
         self.nodes: dict[str, Node] = {}
         self.columns = Columns()
+        self.roster = Roster()
         self.line = Line()
         self.needs = Needs()
         self.stopping: set[str] = set()
         self.position = 0
         self.written: set[int] = set()
-        self.blocked: set[Need] = set()
+        self.blocked = self.line.blocked
+        self.shares = Shares(limits.share_half_life_s, now.at.timestamp() + limits.lease_s)
+        self.reservation: Reservation | None = None
         self.quiet_until = now.mono + limits.lease_s
         self.ticked: float | None = None
         self.retried = now.mono
@@ -78,6 +86,7 @@ class State:
             if seq <= tracked.seq:
                 return
             self._release(tracked, job)
+        self._count(tracked, job, now)
         if not clocks.waits_for_needs(job):
             self.needs.discard(job.id)
         if job.is_terminal:
@@ -150,6 +159,7 @@ class State:
         if beat.node.id != node_id:  # the subject is what the broker has checked
             beat = beat.model_copy(update={"node": beat.node.model_copy(update={"id": node_id})})
         node.beat = beat
+        node.steady = 1 if was_away else node.steady + 1
         self.columns.heard(node)
         self._dirty[node_id] = node
         if old is None or old.node != beat.node or old.images != beat.images:
@@ -158,6 +168,29 @@ class State:
         if was_away:
             self.blocked.clear()
         return True
+
+    def believe_node(self, record: NodeRecord, seq: int, now: Now) -> None:
+        """Believe what the log of the fleet holds at *seq*. A node that should be heard is missed from now on."""
+        if not self.roster.believe(record, seq):
+            return
+        node = self.nodes.get(record.id)
+        if node is None:
+            if record.forgotten or record.condition not in THERE:
+                return
+            node = self._node(record.id, now)
+        was_of_use = node.is_open and node.is_fit
+        _obey(node, record)
+        self.columns.heard(node)
+        if node.is_open and node.is_fit and not was_of_use:
+            self.blocked.clear()
+        if record.forgotten:
+            self.lose(node)
+
+    def restrict(self, record: NodeRecord) -> None:
+        """Give a node nothing new as soon as that is decided; what *record* allows it to have waits for the log."""
+        if node := self.nodes.get(record.id):
+            node.is_open, node.is_fit = node.is_open and is_open(record), node.is_fit and is_fit(record)
+            self.columns.heard(node)
 
     def lose(self, node: Node) -> None:
         """Believe that *node* is gone until it is heard again."""
@@ -170,12 +203,23 @@ class State:
         self._dirty.pop(node.id, None)
         self.columns.remove(node)
 
-    def settle(self) -> None:
-        """Bring the columns up to date. If something was gained, what did not fit is worth another try."""
-        for node in self._dirty.values():
-            if self.columns.refresh(node, self.limits):
-                self.blocked.clear()
+    def settle(self, now: Now) -> None:
+        """Bring the columns up to date. What wants no more than a node has that gained is worth another try."""
+        if not self._dirty:
+            return
+        gained = [node.slot for node in self._dirty.values() if self.columns.refresh(node, self.limits)]
         self._dirty.clear()
+        self.shares.measure(self.columns.fleet(), now.at.timestamp())
+        if gained and len(self.blocked):
+            self.blocked.gained(*self.columns.most_free(gained))
+
+    def set_quota(self, owner: str, quota: Quota | None) -> None:
+        """Believe what *owner* may have; None: all there is."""
+        if quota is None:
+            self.shares.quotas.pop(owner, None)
+        else:
+            self.shares.quotas[owner] = quota
+        self.line.within_quota(owner)
 
     @property
     def fleet_size(self) -> int:
@@ -193,6 +237,8 @@ class State:
         node = self.nodes.get(node_id)
         if node is None:
             node = self.nodes[node_id] = self.columns.add(node_id, now.mono)
+            if record := self.roster.record(node_id):
+                _obey(node, record)
             self.columns.heard(node)
         return node
 
@@ -228,6 +274,18 @@ class State:
             node.gpus[gpu] = tracked.job.id
         self._promise(node, tracked, 1)
 
+    def _count(self, tracked: Tracked | None, after: Job, now: Now) -> None:
+        """Count what the owner holds, as a job becomes *after*."""
+        held = tracked is not None and tracked.job.state in HOLDING
+        if (after.state in HOLDING) == held or after.spec.kind == "gang":
+            return  # what a gang has its members hold
+        need, at_s = tracked.need if tracked is not None else need_of(after.spec), now.at.timestamp()
+        self.shares.hold(after.owner.id, need, -1 if held else 1, at_s)
+        if held:
+            self.line.within_quota(after.owner.id)
+        elif tracked is None:
+            self.shares.held_before(after.owner.id, need, after.attempts[-1].placed_at.timestamp(), at_s)
+
     def _release(self, tracked: Tracked, after: Job) -> None:
         """Undo `_hold` for the job as it was; what is known of an attempt that goes on (*after*) is kept."""
         job = tracked.job
@@ -255,3 +313,7 @@ class State:
             node.cold_memory += sign * need.memory
             node.cold_disk += sign * need.disk
         self._dirty[node.id] = node
+
+
+def _obey(node: Node, record: NodeRecord) -> None:
+    node.is_open, node.is_fit, node.empty_from = is_open(record), is_fit(record), empty_from(record)

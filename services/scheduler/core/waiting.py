@@ -1,0 +1,46 @@
+"""Why a job in the line is not placed, as its owner is told."""
+
+from services.scheduler.core.fleet.line import Block, Reservation
+from services.scheduler.core.fleet.share import Ledger
+from services.scheduler.core.fleet.state import State, Tracked
+from services.scheduler.core.limits import Now
+from services.scheduler.core.need import Need
+from services.scheduler.core.placement import Refusal, explain
+from shared.job import PendingReason
+from shared.states import PendingCode
+
+
+def refusal(state: State, tracked: Tracked, now: Now, known: dict[Need, Refusal]) -> Refusal:
+    """Return what keeps a waiting job from being placed: its owner's quota, the nodes, reserved room, or its turn.
+
+    *known* remembers what the nodes lack, for all who need the same.
+    """
+    over = Ledger(state.shares, now.at.timestamp()).over_quota(tracked.job.owner.id, tracked.need)
+    if over is not None:
+        return _one(PendingCode.QUOTA, 0, over)
+    block = state.line.block_of(tracked.need)
+    kept = state.reservation
+    if block is Block.RESERVED and kept is not None and kept.job_id != tracked.job.id:
+        return _one(PendingCode.RESERVED, 1, _reserved(state, kept, now))
+    if block is not None:
+        found = known.get(tracked.need)
+        if found is None:
+            found = explain(state.columns, tracked.need, now.mono - state.fresh_s, state.limits)
+            known[tracked.need] = found
+        if found.reasons:
+            return found
+    return _one(PendingCode.BEHIND_OTHERS, 0, f"a node would do; {len(state.line)} jobs wait and others are before it")
+
+
+def _reserved(state: State, kept: Reservation, now: Now) -> str:
+    node = state.nodes.get(kept.node)
+    name = node.info.name if node is not None else kept.node
+    text = f"it fits on node {name} only, whose room is kept for job {kept.job_id}, which is before it"
+    wait_s = kept.free_by_s - now.at.timestamp()
+    if now.at.timestamp() - kept.since_s >= state.limits.reserve_outright_s or wait_s <= 0:
+        return text
+    return f"{text}; a job whose limits make it end within {wait_s / 60:.0f} min could start now"
+
+
+def _one(code: PendingCode, nodes: int, message: str) -> Refusal:
+    return Refusal((PendingReason(code=code, nodes=nodes, message=message),), is_possible=True)
