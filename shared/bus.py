@@ -52,6 +52,7 @@ _SWEEP_S = 0.1
 _PENDING_BYTES = 8 * 1024 * 1024
 _IN_FLIGHT_MAX = 1024
 _BATCHES_IN_FLIGHT_MAX = 16  # the server takes 50 a stream, of all clients together
+_GONE_S = 8.0  # a stream or consumer that is missing for so long has been removed
 _HEARTBEAT_S = 2.0  # of a followed stream; three missed mean that the reader is cut off
 _AUTH_REFUSALS_MAX = 3
 _CLOSE_S = 5.0
@@ -156,7 +157,13 @@ class Bus:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, settings: ServiceSettings, service: Service, *, peer: str | None = None, purpose: str = "main"
+        cls,
+        settings: ServiceSettings,
+        service: Service,
+        *,
+        peer: str | None = None,
+        purpose: str = "main",
+        wait: bool = True,
     ) -> AsyncGenerator[Self, None]:
         """Connect, waiting for a server as long as it takes.
 
@@ -165,13 +172,17 @@ class Bus:
             service: what connects; part of its name and of the source of its events.
             peer: the node's id for agents, the instance's id for gateways.
             purpose: what this connection is for, where a service has several.
+            wait: for the first connection; else it comes later, as after a loss, and a refusal sets `closed`.
 
         Raises:
             Forbidden: the credential is refused.
         """
         bus = cls(settings, service, peer, purpose)
         try:
-            await bus._open()
+            if wait:
+                await bus._open()
+            else:
+                bus._spawn(bus._open_later(), "open")
             yield bus
         finally:
             await bus._close()
@@ -213,6 +224,14 @@ class Bus:
         self._online.set()
         self._inbox = self._nc.new_inbox()
         await self._subscribe(f"{self._inbox}.*", "", self._on_answer)
+
+    async def _open_later(self) -> None:
+        try:
+            await self._open()
+        except Forbidden as error:
+            _log.critical("bus_closed", error=error.message)
+            self.closed.set()
+            self._online.set()
 
     def _next_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
         """Choose where to reconnect, and after how many seconds: 0.2 to 5, lest a fleet come back all at once."""
@@ -374,6 +393,8 @@ class Bus:
     async def send(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
         if len(body) > self._nc.max_payload:
             raise WherryError("too_large", f"{len(body)} bytes for {subject}; the broker takes {self._nc.max_payload}.")
+        if not self._inbox:
+            raise _NoAnswerError("no connection yet", sent=False)
         try:
             await self._nc.publish(subject, body, reply=reply, headers=dict(headers) if headers else None)
         except nats.errors.OutboundBufferLimitError:
@@ -800,6 +821,9 @@ class Bus:
         Yields:
             What has arrived, at most 500 at a time. Once, when all that was there at the start has been given, an
             empty list.
+
+        Raises:
+            NotFound: the stream has been removed.
         """
         return _Follower(self, stream, tuple(filters), max(1, start_seq)).run()
 
@@ -810,6 +834,9 @@ class Bus:
 
         Yields:
             What has arrived, at least one message and at most *batch*. A quiet stream yields nothing.
+
+        Raises:
+            NotFound: the consumer or its stream has been removed.
         """
         return _Puller(self, stream, durable, batch, wait_s).run()
 
@@ -948,6 +975,25 @@ class _Group:
                 stored.set_result(place)
 
 
+class _Missing:
+    """How long a stream or consumer has been missing. A server that begins may say so for a moment."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def reset(self) -> None:
+        self._since = None
+
+    def note(self, gone: NotFound) -> None:
+        """Take note that it is missing; raise *gone* when it has been for `_GONE_S` seconds: it will not come back."""
+        now = asyncio.get_running_loop().time()
+        if self._since is None:
+            self._since = now
+        _log.warning("missing", error=gone.message)
+        if now - self._since >= _GONE_S:
+            raise gone
+
+
 class _Follower:
     """Reads a stream in order through a push consumer with flow control, made anew whenever a message is missed."""
 
@@ -977,7 +1023,7 @@ class _Follower:
 
     async def _open(self, consumer: str, mailbox: "_Mailbox") -> int:
         """Make a consumer that begins where reading stopped; return how many messages lie before it."""
-        backoff = _Backoff()
+        backoff, missing = _Backoff(), _Missing()
         while True:
             try:
                 made = await self._bus.api(
@@ -985,6 +1031,9 @@ class _Follower:
                 )
             except Forbidden:
                 raise
+            except NotFound as gone:
+                missing.note(gone)
+                await asyncio.sleep(backoff.next_s())
             except WherryError as why:
                 if self._bus.closed.is_set():
                     raise
@@ -1067,7 +1116,7 @@ class _Puller:
         self._problem: str | None = None
 
     async def run(self) -> AsyncGenerator[list[Received[Any]], None]:
-        backoff = _Backoff()
+        backoff, missing = _Backoff(), _Missing()
         await self._bus.until_online()
         async with self._bus.mailbox(".*") as mailbox:
             while True:
@@ -1081,7 +1130,18 @@ class _Puller:
                         self._end("nothing heard")
                 if self._problem:
                     _log.warning("consume_failed", consumer=self._name, error=self._problem)
+                    await self._look_for_it(missing)
                     await asyncio.sleep(backoff.next_s())
+
+    async def _look_for_it(self, missing: "_Missing") -> None:
+        try:
+            await self._bus.api(f"CONSUMER.INFO.{self._name}", {}, retry_s=1)
+        except NotFound as gone:
+            missing.note(gone)
+        except WherryError:
+            missing.reset()  # nobody knows
+        else:
+            missing.reset()
 
     async def _pull(self, mailbox: _Mailbox) -> None:
         await self._bus.until_online()

@@ -31,6 +31,10 @@ async def _run_until_told(settings: StorageSettings) -> int:
         return 0
     except WherryError as problem:
         log.critical("storage_ended", error=problem.message)
+    except ExceptionGroup as problems:
+        if problems.split(WherryError)[1]:
+            raise
+        log.critical("storage_ended", error="; ".join(map(str, problems.exceptions)))
     return EXIT_RESTART_ME
 
 

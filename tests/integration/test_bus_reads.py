@@ -200,6 +200,20 @@ async def test_consuming_without_its_consumer_asks_rarely_and_goes_on_when_it_is
     assert [one.body for one in await reader] == [b"x"]
 
 
+async def test_reading_ends_when_the_stream_or_the_consumer_stays_away(bus, monkeypatch):
+    monkeypatch.setattr(bus_module, "_GONE_S", 1.0)
+    followed = bus.follow(JOBS, ["wherry.request.>"], start_seq=1)
+    assert await anext(followed) == []
+    consumed = asyncio.create_task(taken(bus, 1))
+    await bus.api(f"STREAM.DELETE.{JOBS}", {})
+    await bus.api(f"CONSUMER.DELETE.WHERRY_NOTIFY.{DURABLE}", {})
+    async with asyncio.timeout(20):
+        with pytest.raises(NotFound, match="CONSUMER.CREATE.WHERRY_JOBS"):
+            await anext(followed)
+        with pytest.raises(NotFound, match=f"CONSUMER.INFO.WHERRY_NOTIFY.{DURABLE}"):
+            await consumed
+
+
 async def test_the_feed_has_the_events_that_the_stream_took_with_their_sequence(bus):
     heard: asyncio.Queue[Received] = asyncio.Queue()
     handle = await bus.listen(channels.OUTPUT_FEED, heard.put, node_id="n1")
