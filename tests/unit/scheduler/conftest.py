@@ -7,14 +7,25 @@ from typing import Any
 
 import pytest
 
-from services.scheduler.core.facts import Input, Recorded
+from services.scheduler.core.facts import Input, LookedUp, Recorded
 from services.scheduler.core.fleet.invariants import check
 from services.scheduler.core.fleet.state import State
+from services.scheduler.core.fleet_facts import FleetFact, NodeRecorded, Wish
 from services.scheduler.core.lifecycle import Cancel, Report
 from services.scheduler.core.limits import Limits, Now
 from services.scheduler.core.machine import Batch, Beat, Effects, handle
 from shared.events import AttemptFinished, AttemptFinishing, AttemptRunning, AttemptStarting, CancelRequested
-from shared.fleet import Capacity, Gpu, Heartbeat, HeldAttempt, NodeInfo, Usage
+from shared.fleet import (
+    PROTOCOL,
+    Capacity,
+    Gpu,
+    Heartbeat,
+    HeldAttempt,
+    NodeInfo,
+    NodeRecord,
+    NodeWish,
+    Usage,
+)
 from shared.job import Failure, Job, Owner
 from shared.spec import GIB, JobSpec
 from shared.states import AttemptState, EndReason
@@ -38,6 +49,12 @@ def make_beat(
     seq: int = 1,
     session: str = "s1",
     held: tuple[tuple[str, int], ...] = (),
+    held_as: str = "running",
+    delivered: bool = False,
+    boot_id: str = "b1",
+    protocol: int = PROTOCOL,
+    leaving: bool = False,
+    problem: str = "",
     cpus: float = 4,
     memory: int = 16 * GIB,
     disk: int = 1000 * GIB,
@@ -50,12 +67,17 @@ def make_beat(
     return Heartbeat(
         node=NodeInfo(id=node, **fields),
         session=session,
-        boot_id="b1",
+        boot_id=boot_id,
         seq=seq,
         capacity=Capacity(cpus=cpus, memory=memory, disk=disk, gpus=gpus),
         usage=usage or Usage(memory_available=memory, disk_free=disk),
-        attempts=tuple(HeldAttempt(job_id=job, attempt=number, state="running") for job, number in held),
+        attempts=tuple(
+            HeldAttempt(job_id=job, attempt=number, state=held_as, delivered=delivered) for job, number in held
+        ),
         images=images,
+        protocol=protocol,
+        leaving=leaving,
+        problem=problem,
         at=START,
     )
 
@@ -96,6 +118,8 @@ class World:
         self.woken: list[str] = []
         self.latest: dict[str, Job] = {}
         self.beats = 0
+        self.fleet: list[FleetFact] = []
+        self.looked_up: tuple[LookedUp, ...] = ()
 
     def create(self, job: Job) -> Recorded:
         return self._append(lambda seq: Recorded(seq, job, 0))
@@ -109,13 +133,20 @@ class World:
     def turn(self, *facts: Recorded | Input, beats: tuple[Heartbeat, ...] = (), **batch: Any) -> Effects:
         """Handle one batch, store and believe what was decided, and check that the state is sound."""
         heard = tuple(Beat(beat.node.id, beat) for beat in beats)
+        batch = {"looked_up": self.looked_up} | batch
         effects = handle(self.state, Batch(facts=facts, beats=heard, **batch), at(self.now))
+        self.looked_up = tuple(LookedUp(job_id, self.latest.get(job_id)) for job_id in effects.lookups)
         for decision in effects.records:
             expected = self.state.jobs[decision.job.id].seq
             assert decision.expect_seq == expected
             record = self._append(lambda seq, job=decision.job: Recorded(seq, job, 1))
             self.state.believe(decision.job, record.seq, at(self.now))
             self.events.append((decision.job.id, decision.name.value))
+        for one in effects.nodes:
+            assert one.expect_seq == self.state.roster.seq(one.record.id)
+            seq = len(self.fleet) + 1
+            self.fleet.append(NodeRecorded(seq, one.record, 1))
+            self.state.believe_node(one.record, seq, at(self.now))
         self.woken += effects.wakes
         assert check(self.state) == []
         return effects
@@ -123,6 +154,17 @@ class World:
     def hear(self, node: str = "n1", **beat: Any) -> Effects:
         self.beats += 1
         return self.turn(beats=(make_beat(node, seq=self.beats, **beat),))
+
+    def wish(self, verb: str, node: str = "n1", **wish: Any) -> Effects:
+        """Let an admin want something of a node."""
+        seq = len(self.fleet) + 1
+        data = NodeWish(at=at(self.now).at, **({"by": "root"} | wish))
+        self.fleet.append(Wish(seq, node, verb, data, f"w{seq}"))
+        return self.turn(fleet=(self.fleet[-1],))
+
+    def record(self, node: str = "n1") -> NodeRecord:
+        """Return what the log of the fleet has about a node."""
+        return next(f.record for f in reversed(self.fleet) if isinstance(f, NodeRecorded) and f.record.id == node)
 
     def settle(self) -> None:
         """Take turns until nothing more is to be decided at once."""
