@@ -10,8 +10,11 @@ from services.scheduler.adapters.lease import DeposedError, Lease
 from services.scheduler.core.desired import desired_state
 from services.scheduler.core.facts import Fact, Input, LookedUp, Recorded, read_fact
 from services.scheduler.core.fleet.state import State
+from services.scheduler.core.fleet_facts import FleetFact, NodeRecorded, Wish
 from services.scheduler.core.limits import Now
 from services.scheduler.core.machine import Batch, Beat, Decision, handle
+from services.scheduler.core.membership import NodeDecision
+from services.scheduler.fleet_log import FleetLog
 from services.scheduler.recovery import Standby, read_facts
 from services.scheduler.settings import SchedulerSettings
 from shared import observe
@@ -58,6 +61,7 @@ class Scheduler:
     async def _wait_and_lead(self, term: "_Term") -> None:
         crew = _Crew()
         crew.start(term.standby.follow(), "standby")
+        crew.start(term.fleet_log.follow(), "fleet")
         crew.start(self._lead(term, crew), "term")
         try:
             await crew.until_one_ends()
@@ -69,6 +73,7 @@ class Scheduler:
 
     async def _lead(self, term: "_Term", crew: "_Crew") -> None:
         await term.standby.caught_up()  # whoever is further with the log leads before
+        await term.fleet_log.caught_up()
         await self._lease.acquire()
         crew.start(self._lease.keep(), "lease")
         await term.run(crew)
@@ -126,6 +131,7 @@ class _Term:
         self._lease = lease
         self._state: State | None = None
         self._inbox = _Inbox()
+        self.fleet_log = FleetLog(bus, self.standby.letters, self._inbox.some)
         self._looked_up: tuple[LookedUp, ...] = ()  # what the turn before had asked the log for
         self._retry: list[Input] = []  # inputs of jobs that had moved on when their decision was to be recorded
         self._conflicts = 0
@@ -141,7 +147,9 @@ class _Term:
         """
         with metrics.TAKEOVER.time():
             replayed = await self.standby.take_over()
-        self._lease.claim(replayed.epoch)  # the lease may have been lost where the log was not
+            await self.fleet_log.reach_end()
+        # The lease may have been lost where the log was not.
+        self._lease.claim(max(replayed.epoch, self.fleet_log.epoch))
         state = self._state = State(self._settings.limits(), _now())
         state.position = self._position = replayed.position
         metrics.LEADER.set(1)
@@ -149,7 +157,7 @@ class _Term:
         crew.start(self._read(self.standby.rest()), "read")
         crew.start(self._tick(), "tick")
         crew.start(self._save_regularly(), "save")
-        again = await self._turn(state, Batch(facts=replayed.facts()), [])
+        again = await self._turn(state, Batch(facts=replayed.facts(), fleet=self.fleet_log.take()), [])
         serving = asyncio.create_task(
             self._bus.serve(HEARTBEAT, self._hear, queue=None, concurrency=_HEARTBEATS_AT_ONCE), name="serve"
         )
@@ -216,7 +224,8 @@ class _Term:
         facts, unreadable = read_facts(inbox.messages)
         if unreadable:
             self.standby.letters.begin(JOBS, unreadable)
-        self._check_epochs(facts)
+        fleet = self.fleet_log.take()
+        self._check_epochs((*facts, *fleet))
         beats = inbox.beats
         batch = Batch(
             facts=(*self._retry, *facts),
@@ -224,15 +233,16 @@ class _Term:
             tick=inbox.tick,
             was_cut_off=inbox.was_cut_off,
             looked_up=self._looked_up,
+            fleet=fleet,
         )
         self._retry, self._looked_up = [], ()
         inbox.messages, inbox.beats, inbox.tick, inbox.was_cut_off = [], [], False, False
         inbox.room.set()
         return batch, [answer for _, answer in beats]
 
-    def _check_epochs(self, facts: list[Fact]) -> None:
+    def _check_epochs(self, facts: tuple[Fact | FleetFact, ...]) -> None:
         """Stop leading where the log shows that a later leader works; leading again will be above its epoch."""
-        highest = max((fact.epoch for fact in facts if isinstance(fact, Recorded)), default=0)
+        highest = max((fact.epoch for fact in facts if isinstance(fact, Recorded | NodeRecorded)), default=0)
         if highest > self._lease.epoch:
             self._lease.claim(highest)
             raise DeposedError(f"epoch {highest} has written")
@@ -244,6 +254,7 @@ class _Term:
         with metrics.TURNS.time():
             effects = handle(state, batch, _now())
             await self._record(state, effects.records, batch.facts)
+            await self._record_nodes(state, effects.nodes, batch.fleet)
             for node_id in effects.wakes:
                 await self._bus.publish(WAKE, Wake(), node_id=node_id)
             self._answer(state, batch.beats, answers)
@@ -261,7 +272,7 @@ class _Term:
         now = _now()
         for beat, answer in zip(beats, answers, strict=True):
             if not answer.done():
-                answer.set_result(desired_state(state, beat.node_id, self._lease.epoch, now))
+                answer.set_result(desired_state(state, beat.node_id, self._lease.epoch, now, beat.heartbeat.session))
 
     async def _record(self, state: State, decisions: tuple[Decision, ...], facts: tuple[Fact, ...]) -> None:
         if not decisions:
@@ -315,6 +326,33 @@ class _Term:
         state.refused(job_id, last.seq if last else 0, _now())
         self._retry += [fact for fact in facts if isinstance(fact, Input) and fact.job_id == job_id]
 
+    async def _record_nodes(
+        self, state: State, decisions: tuple[NodeDecision, ...], facts: tuple[FleetFact, ...]
+    ) -> None:
+        if not decisions:
+            return
+        outcomes = await self._store([self.fleet_log.to_record(one, self._lease.epoch) for one in decisions])
+        for decision, outcome in zip(decisions, outcomes, strict=True):
+            node_id = decision.record.id
+            if isinstance(outcome, Stored):
+                state.believe_node(decision.record, outcome.seq, _now())
+                _log.info("node_changed", node_id=node_id, **_told(decision))
+            elif isinstance(outcome, Conflict):
+                await self._reload_node(state, node_id)
+                self.fleet_log.put_back(one for one in facts if isinstance(one, Wish) and one.node_id == node_id)
+            else:
+                raise outcome
+
+    async def _reload_node(self, state: State, node_id: str) -> None:
+        """Believe what the log holds of a node after all."""
+        metrics.CONFLICTS.inc()
+        seq, found = await self.fleet_log.last(node_id)
+        _log.warning("node_conflict", node_id=node_id, seq=seq)
+        if found is not None:
+            self._check_epochs((found,))
+            state.believe_node(found.record, seq, _now())
+        state.roster.refused(node_id, seq)
+
     async def _look_up(self, job_id: str) -> LookedUp:
         """Return what the log holds last of a job that is not active."""
         last = await self._bus.last(JOBS, job_filter(job_id))
@@ -326,6 +364,11 @@ class _Term:
         new = self._events - events
         interval_s = self._settings.scheduler_snapshot_interval_s
         return new >= self._settings.scheduler_snapshot_events or (new > 0 and monotonic() - when >= interval_s)
+
+
+def _told(decision: NodeDecision) -> dict[str, str]:
+    last = decision.record.history[-1]
+    return {"what": last.what, "by": last.by, "reason": last.reason}
 
 
 def _now() -> Now:

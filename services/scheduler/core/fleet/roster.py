@@ -36,6 +36,11 @@ class Roster:
         self.listed[record.id] = Listed(record, seq)
         return True
 
+    def refused(self, node_id: str, last_seq: int) -> None:
+        """Take note that a record was not stored, because the log's last one about the node is at *last_seq*."""
+        if known := self.listed.get(node_id):
+            self.listed[node_id] = Listed(known.record, last_seq)
+
     def grant(self, owner: str, quota: Quota | None, seq: int) -> bool:
         """Believe what the log holds at *seq* about an owner's quota. Return False for what is not newer."""
         if seq <= self._quota_seqs.get(owner, 0):
