@@ -45,10 +45,10 @@ class Snapshots:
         self._bus = bus
         self._next = 0
 
-    async def save(self, position: int, jobs: list[tuple[Job, int]]) -> None:
+    async def save(self, position: int, jobs: list[tuple[Job, int]], carried: snapshot.Carried) -> None:
         """Keep a snapshot in place of the older one. The head goes last: without it the parts are nothing."""
         slot = _SLOTS[self._next]
-        head, parts = await asyncio.to_thread(snapshot.encode, position, jobs)
+        head, parts = await asyncio.to_thread(snapshot.encode, position, jobs, carried)
         for number, part in enumerate(parts):
             await self._bus.put(_part(slot, number), part, deadline_s=15)
         await self._bus.put(_head(slot), head, deadline_s=15)
@@ -59,6 +59,11 @@ class Snapshots:
         """Write the next snapshot in place of the older one, also if others have written some since `load`."""
         if heads := await self._heads():
             self._next = 1 - _SLOTS.index(heads[0][2])
+
+    async def carried(self) -> snapshot.Carried:
+        """Return what the newest snapshot carries beside the jobs."""
+        heads = await self._heads()
+        return snapshot.read_carried(heads[0][3]) if heads else snapshot.Carried()
 
     async def load(self) -> snapshot.Snapshot | None:
         """Return the newest whole snapshot that the log reaches, or None."""

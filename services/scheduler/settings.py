@@ -27,6 +27,8 @@ class SchedulerSettings(ServiceSettings):
     scheduler_finishing_s: float = Field(3600.0, ge=1)
     scheduler_finishing_grace_s: float = Field(60.0, ge=1)
     scheduler_gpu_free_fraction_min: float = Field(0.5, ge=0, le=1)
+    scheduler_share_half_life_s: float = Field(86400.0, ge=1)
+    scheduler_reserve_outright_s: float = Field(600.0, ge=0)
     scheduler_snapshot_interval_s: float = Field(30.0, ge=0.1, le=3600)
     scheduler_snapshot_events: int = Field(20_000, ge=1)
 
@@ -43,6 +45,8 @@ class SchedulerSettings(ServiceSettings):
             obey_s=self.scheduler_obey_s,
             finishing_s=self.scheduler_finishing_s,
             finishing_grace_s=self.scheduler_finishing_grace_s,
+            share_half_life_s=self.scheduler_share_half_life_s,
+            reserve_outright_s=self.scheduler_reserve_outright_s,
             lease_s=self.scheduler_node_lease_s,
             interval_s=self.scheduler_heartbeat_interval_s,
             heartbeats_per_s_max=self.scheduler_heartbeats_per_s_max,

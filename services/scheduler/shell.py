@@ -148,10 +148,12 @@ class _Term:
         with metrics.TAKEOVER.time():
             replayed = await self.standby.take_over()
             await self.fleet_log.reach_end()
+            carried = await self.standby.snapshots.carried()
         # The lease may have been lost where the log was not.
         self._lease.claim(max(replayed.epoch, self.fleet_log.epoch))
         state = self._state = State(self._settings.limits(), _now())
         state.position = self._position = replayed.position
+        state.restore(carried)
         metrics.LEADER.set(1)
         metrics.EPOCH.set(self._lease.epoch)
         crew.start(self._read(self.standby.rest()), "read")
@@ -178,7 +180,7 @@ class _Term:
         self._saved = (self._events, monotonic())
         jobs = [(tracked.job, tracked.seq) for tracked in self._state.jobs.values()]
         try:
-            await self.standby.snapshots.save(self._position, jobs)
+            await self.standby.snapshots.save(self._position, jobs, self._state.carried(_now()))
         except WherryError as problem:
             _log.warning("snapshot_failed", error=problem.message)
 

@@ -59,7 +59,7 @@ class Membership:
                     self.state.believe_node(record, seq, self.now)
                 case QuotaGiven(seq, owner, quota):
                     if roster.grant(owner, quota, seq):
-                        self.state.blocked.clear()
+                        self.state.set_quota(owner, quota)
                 case Wish():
                     wishes.append(fact)
         for wish in sorted(wishes, key=lambda one: one.seq):

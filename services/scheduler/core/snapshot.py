@@ -7,10 +7,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shared.job import Job
+from shared.model import Message
 
 #: Bytes of JSON in a part, before compression: also what does not compress fits the broker's 1 MiB.
 PART_BYTES_MAX = 600 * 1024
+#: Rises when a reader of the version before would misunderstand. Fields of the head that it may ignore do not count:
+#: a standby that is one release older must be able to take over.
 _VERSION = 1
+
+
+class HeadOfLine(Message):
+    """The job for which room is kept, on which node, and since when, in seconds since 1970."""
+
+    job_id: str
+    priority: int
+    node: str
+    since_s: float
+
+
+class Carried(Message):
+    """What no event tells and a new leader should know all the same; at its defaults in a snapshot that lacks it.
+
+    `lately` is the mean share that each owner has had up to `at_s`, in seconds since 1970.
+    """
+
+    at_s: float = 0.0
+    lately: dict[str, float] = {}
+    head: HeadOfLine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +44,7 @@ class Snapshot:
     jobs: tuple[tuple[Job, int], ...]
 
 
-def encode(position: int, jobs: Iterable[tuple[Job, int]]) -> tuple[bytes, list[bytes]]:
+def encode(position: int, jobs: Iterable[tuple[Job, int]], carried: Carried | None = None) -> tuple[bytes, list[bytes]]:
     """Return the head, which is to be stored last, and the parts."""
     parts: list[bytes] = []
     lines: list[bytes] = []
@@ -36,6 +59,8 @@ def encode(position: int, jobs: Iterable[tuple[Job, int]]) -> tuple[bytes, list[
     if lines:
         parts.append(zlib.compress(b"\n".join(lines), 1))
     head = {"version": _VERSION, "position": position, "parts": [hashlib.sha256(part).hexdigest() for part in parts]}
+    if carried is not None:
+        head["carried"] = carried.model_dump(exclude_defaults=True)
     return json.dumps(head).encode(), parts
 
 
@@ -46,6 +71,14 @@ def read_head(head: bytes) -> tuple[int, int] | None:
         return (int(said["position"]), len(said["parts"])) if said["version"] == _VERSION else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def read_carried(head: bytes) -> Carried:
+    """Return what a readable *head* carries; nothing, if an older release has written it."""
+    try:
+        return Carried.model_validate(json.loads(head).get("carried", {}))
+    except ValueError:  # of a later release: worth less than going on
+        return Carried()
 
 
 def decode(head: bytes, parts: Sequence[bytes]) -> Snapshot | None:

@@ -15,6 +15,7 @@ from services.scheduler.core.limits import Limits, Now
 from services.scheduler.core.need import Need, need_of
 from services.scheduler.core.needs import Needs
 from services.scheduler.core.nodes import THERE, empty_from, is_fit, is_open
+from services.scheduler.core.snapshot import Carried, HeadOfLine
 from shared.fleet import Heartbeat, NodeRecord, Quota
 from shared.job import Job
 from shared.states import AttemptState, JobState
@@ -103,6 +104,21 @@ class State:
         else:
             self._enqueue(tracked, now)
         self._watch_deadline(tracked, now)
+
+    def carried(self, now: Now) -> Carried:
+        """Return what a snapshot keeps beside the jobs."""
+        kept, at_s = self.reservation, now.at.timestamp()
+        head = None
+        if kept is not None:
+            head = HeadOfLine(job_id=kept.job_id, priority=kept.priority, node=kept.node, since_s=kept.since_s)
+        return Carried(at_s=at_s, lately=self.shares.carried(at_s), head=head)
+
+    def restore(self, carried: Carried) -> None:
+        """Begin with what a snapshot has kept, before any job is believed."""
+        self.shares.restore(carried.lately, carried.at_s)
+        if carried.head is not None:
+            head = carried.head
+            self.reservation = Reservation(head.job_id, head.priority, head.node, head.since_s, head.since_s)
 
     def believe(self, job: Job, seq: int, now: Now) -> None:
         """Believe an event that this scheduler itself has just recorded at *seq*."""
