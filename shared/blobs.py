@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 from shared.bus import Bus, Raw
-from shared.channels import BLOB_ABORT, BLOB_CHUNK, BLOB_COMMIT, BLOB_OPEN, BLOB_PUT, BLOB_READ, Channel
+from shared.channels import BLOB_ABORT, BLOB_CHUNK, BLOB_COMMIT, BLOB_OPEN, BLOB_PUT, BLOB_READ, INPUT_LIST, Channel
 from shared.clock import monotonic
 from shared.errors import WherryError
 from shared.ids import new_id
@@ -25,6 +25,8 @@ from shared.requests import (
     BlobRead,
     BlobScope,
     Committed,
+    InputQuery,
+    OutputPage,
     UploadAbort,
     UploadCommit,
     UploadOpen,
@@ -124,6 +126,14 @@ class BlobClient:
             await _cancel(window)
         if digest is not None and digest.hexdigest() != target.sha256:
             raise WherryError("corrupt", "The bytes that came are not those that the blob's SHA-256 names.")
+
+    async def input_page(self, query: InputQuery, *, patience_s: float = 60) -> OutputPage:
+        """Return a page of what an input of a job consists of.
+
+        Raises:
+            WherryError: ``not_found``, ``forbidden`` or ``unavailable``.
+        """
+        return await self._ask(INPUT_LIST, query, patience_s)
 
     async def size(self, target: BlobRead, *, patience_s: float = 60) -> int:
         """Return the blob's length in bytes.

@@ -12,3 +12,8 @@ def utc_now() -> datetime:
 def monotonic() -> float:
     """Return seconds that never jump, for leases and limits."""
     return time.monotonic()
+
+
+def boottime() -> float:
+    """Return seconds that never jump and also pass while the machine is suspended, for leases."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from pydantic import ValidationError
@@ -91,8 +91,30 @@ def run(context: typer.Context) -> None:
     observe.configure(settings, "node_agent")
     observe.serve_metrics(settings.node_agent_metrics_port)
     settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is an agent to leave
     with _alone(settings.folder):
         raise typer.Exit(asyncio.run(serve(settings)))
+
+
+@app.command()
+def leave(context: typer.Context) -> None:
+    """Take this machine out for good: the agent that runs here gets nothing new, and ends with its last job."""
+    settings: AgentSettings = context.obj
+    path = settings.folder / "lock"
+    try:
+        with path.open() as lock:
+            if not _is_held(lock):
+                typer.echo(f"wherry-agent: no agent works in {settings.folder}", err=True)
+                raise typer.Exit(1)
+            os.kill(int(lock.read()), signal.SIGUSR1)
+            typer.echo(
+                f"The agent of {settings.node} gets nothing new, and ends when its last job has; waiting for it."
+            )
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except (OSError, ValueError) as error:
+        typer.echo(f"wherry-agent: the agent in {settings.folder} cannot be told: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo("It has ended.")
 
 
 @app.command()
@@ -126,14 +148,16 @@ async def serve(settings: AgentSettings) -> int:
 async def _serve(settings: AgentSettings) -> int:
     node = settings.node
     async with (
-        Bus.connect(settings, Service.NODE_AGENT, peer=node) as bus,
-        Bus.connect(settings, Service.NODE_AGENT, peer=node, purpose="blobs") as blob_bus,
+        # Not waited for: what runs here is taken up, and ends, also while there is no network.
+        Bus.connect(settings, Service.NODE_AGENT, peer=node, wait=False) as bus,
+        Bus.connect(settings, Service.NODE_AGENT, peer=node, purpose="blobs", wait=False) as blob_bus,
     ):
         storage = Storage(BlobClient(blob_bus, "node", node), patience_s=settings.upload_patience_s)
         journal = Journal(settings.folder / "journal.sqlite")
         try:
             agent = Agent(settings, bus, storage, journal, runtimes(settings), NvmlGpus())
             _log.info("agent_started", node_id=node, name=settings.name, folder=str(settings.folder))
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, agent.leave)
             running = asyncio.create_task(agent.run())
             closed = [asyncio.create_task(one.closed.wait()) for one in (bus, blob_bus)]
             try:
@@ -142,9 +166,7 @@ async def _serve(settings: AgentSettings) -> int:
                 for task in (running, *closed):
                     task.cancel()
                 await asyncio.wait({running, *closed})
-            if not running.cancelled() and (error := running.exception()) is not None:
-                raise error
-            return EXIT_RESTART_ME
+            return EXIT_RESTART_ME if running.cancelled() else running.result()
         finally:
             journal.close()
 
@@ -235,13 +257,23 @@ async def _controller_answers(settings: AgentSettings) -> bool:
 @contextmanager
 def _alone(folder: Path) -> Generator[None]:
     """Hold the data folder: two agents on one journal would run everything twice."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+    with (folder / "lock").open("a+") as lock:
+        if _is_held(lock):
             typer.echo(f"wherry-agent: another agent works in {folder}", err=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(1)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))  # for `leave`
+        lock.flush()
         yield
+
+
+def _is_held(lock: TextIO) -> bool:
+    """Return whether another process holds *lock*; else this one does from now on."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 def main() -> None:

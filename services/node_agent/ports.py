@@ -41,6 +41,13 @@ class Chunk:
 
 
 Sink = Callable[[Chunk], None]
+#: Brings files to the agent's disk when they are wanted; None where there are none.
+Fetch = Callable[[], Awaitable[Path | None]]
+
+
+async def nothing() -> Path | None:
+    """Fetch nothing."""
+    return None
 
 
 class Following(Protocol):
@@ -103,8 +110,15 @@ class Runtime(Protocol):
         """Bring the image; *tell* hears a fraction and words. Raises ``image_not_found``, ``image_pull_failed``."""
         ...
 
-    async def stage(self, order: Order, image: Image, source: Callable[[], Awaitable[Path | None]]) -> str:
-        """Put files in place, make the container ready to be started, and return its handle."""
+    async def images(self) -> tuple[str, ...]:
+        """Return names and digests of the images on the machine."""
+        ...
+
+    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Fetch = nothing) -> str:
+        """Put files in place, make the container ready to be started, and return its handle.
+
+        *source* gives a zip, *inputs* a folder with a file or a folder for each input.
+        """
         ...
 
     async def start(self, key: Key, handle: str) -> None:

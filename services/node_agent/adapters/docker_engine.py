@@ -25,7 +25,7 @@ from services.node_agent.core import archive, container
 from services.node_agent.core.container import Key, Place
 from services.node_agent.core.ending import Outcome
 from services.node_agent.core.frames import FrameParser, LogPosition, moment
-from services.node_agent.ports import Chunk, Found, Image, Output, RuntimeFacts, Sink
+from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, RuntimeFacts, Sink, nothing
 from shared.errors import NotFound, Unavailable, WherryError
 from shared.fleet import Order
 from shared.job import Failure
@@ -34,10 +34,13 @@ from shared.states import EndReason
 
 T = TypeVar("T")
 _TAR_PIECE_BYTES = 256 * 1024
-_QUICK_TIMEOUT_S = 5
+_QUICK_TIMEOUT_S = 10
+#: How many times the time for an answer a pull may be silent: large layers are unpacked without a word.
+_SILENT_TIMES = 5
 _KILLED = 137
 _OOM_NEWS_S = (0.05, 0.15, 0.4)
 _LONG_THREADS = 64
+_UNSEEN_END = "The program is gone, and the engine did not see its end."
 
 
 class DockerRuntime:
@@ -70,6 +73,7 @@ class DockerRuntime:
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(threads, "docker")
         self._long_pool = ThreadPoolExecutor(_LONG_THREADS, "docker-long")
+        self._look_pool = ThreadPoolExecutor(1, "docker-look")  # its own: whether the engine answers never has to queue
         self._starts = asyncio.Semaphore(starts)
         self._client: docker.APIClient | None = None
         self._connecting = threading.Lock()
@@ -84,7 +88,7 @@ class DockerRuntime:
         Raises:
             Unavailable: no engine answers; the message says where it was looked for.
         """
-        return await self._call(self._describe)
+        return await self._call(self._describe, pool=self._look_pool)
 
     async def find_image(self, order: Order) -> Image | None:
         """Return the image if the engine has it: by the digest that an earlier attempt ran, else by its name."""
@@ -92,6 +96,10 @@ class DockerRuntime:
             with suppress(NotFound):
                 return _image(await self._call(self._api().inspect_image, reference), order)
         return None
+
+    async def images(self) -> tuple[str, ...]:
+        """Return names and digests of the images that the engine has."""
+        return tuple(container.image_names(await self._call(self._api().images)))
 
     async def pull_image(self, order: Order, tell: Callable[[float, str], None]) -> Image:
         """Pull the image.
@@ -113,7 +121,7 @@ class DockerRuntime:
 
     # --- one attempt ---
 
-    async def stage(self, order: Order, image: Image, source: Callable[[], Awaitable[Path | None]]) -> str:
+    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Fetch = nothing) -> str:
         """Create the container and fill its volumes, in four calls of which three overlap with the download."""
         if not container.has_command(order, image.config):
             raise WherryError(
@@ -125,9 +133,11 @@ class DockerRuntime:
         job = container.job_container(self._place, order, image.id, pids_limit=self._pids_limit)
         async with _all_or_none() as group:
             path = group.create_task(_awaited(source()))
+            given = group.create_task(_awaited(inputs()))
             filled = group.create_task(self._create(staging, f"{name}-staging"))
             created = group.create_task(self._create(job, name))
-        await self._call(partial(self._fill, filled.result(), order, path.result()), pool=self._long_pool)
+        files = _staged(order, path.result(), given.result())
+        await self._call(partial(self._fill, filled.result(), files), pool=self._long_pool)
         return created.result()
 
     async def start(self, key: Key, handle: str) -> None:
@@ -153,6 +163,8 @@ class DockerRuntime:
         state = await self._state(handle)
         if state["Status"] in ("created", "running", "paused", "restarting", "removing"):
             return None
+        if state.get("FinishedAt", "").startswith("0001-"):  # it went down with the machine, and the engine with it
+            return Outcome(None, failure=Failure(reason=EndReason.AGENT_LOST_CONTAINER, message=_UNSEEN_END))
         code = state["ExitCode"]
         for pause_s in _OOM_NEWS_S:  # on its own way through a busy engine, and may come after the exit code
             if code != _KILLED or state["OOMKilled"]:
@@ -241,6 +253,7 @@ class DockerRuntime:
             await asyncio.wait(self._background, timeout=self._timeout_s)
         self._pool.shutdown(wait=True)
         self._long_pool.shutdown(wait=False, cancel_futures=True)
+        self._look_pool.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             self._client.close()
 
@@ -253,7 +266,7 @@ class DockerRuntime:
                 return self._facts
             client, facts = self._client, self._facts
         try:
-            client.ping()
+            client.get(f"{client.base_url}/_ping", timeout=_QUICK_TIMEOUT_S).raise_for_status()
         except (docker.errors.DockerException, OSError):
             with self._connecting:
                 self._client = self._facts = None
@@ -289,9 +302,9 @@ class DockerRuntime:
         except docker.errors.APIError as error:
             raise _pull_error(reference, str(error.explanation or error)) from error
 
-    def _fill(self, staging: str, order: Order, source: Path | None) -> None:
+    def _fill(self, staging: str, files: Iterator[bytes]) -> None:
         with _translated("putting files into the container"):
-            self._api().put_archive(staging, "/", _joined(_staged(order, source)))
+            self._api().put_archive(staging, "/", _joined(files))
 
     def _read_log(self, handle: str, position: LogPosition, sink: Sink, reader: ReaderThread) -> None:
         """Follow the log to its end, then read what is left of it.
@@ -370,7 +383,7 @@ class DockerRuntime:
             if "already in progress" not in error.message:
                 raise
             with suppress(NotFound):  # till then its volumes are in use
-                await self._call(partial(self._api().wait, name, condition="removed"))
+                await self._call(partial(self._api().wait, name, timeout=int(self._timeout_s), condition="removed"))
 
     async def _remove_quietly(self, name: str) -> None:
         with suppress(WherryError):  # `clear` comes by again
@@ -392,6 +405,15 @@ class DockerRuntime:
             raise
 
 
+class _Client(docker.APIClient):
+    """An engine's client that waits for nothing without end: docker's own does so for a pull, which may be silent."""
+
+    def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if kwargs.get("timeout") is None:
+            kwargs["timeout"] = self.timeout if "timeout" not in kwargs else _SILENT_TIMES * self.timeout
+        return kwargs
+
+
 def _client(endpoint: Endpoint, timeout_s: float) -> docker.APIClient:
     tls: docker.tls.TLSConfig | bool = False
     if (folder := endpoint.certificates) is not None:
@@ -406,7 +428,7 @@ def _client(endpoint: Endpoint, timeout_s: float) -> docker.APIClient:
         with socket.socket(socket.AF_UNIX) as probe:  # says why not, in few words, and leaves no socket open
             probe.connect(endpoint.url.removeprefix("unix://"))
     # No version: it is negotiated. The first answer must come soon, or nothing else is tried.
-    client: Any = docker.APIClient(endpoint.url, timeout=_QUICK_TIMEOUT_S, tls=tls, use_ssh_client=True)
+    client: Any = _Client(endpoint.url, timeout=_QUICK_TIMEOUT_S, tls=tls, use_ssh_client=True)
     client.timeout = timeout_s
     return client
 
@@ -443,7 +465,7 @@ def _start_error(error: WherryError) -> WherryError:
     return error
 
 
-def _staged(order: Order, source: Path | None) -> Iterator[bytes]:
+def _staged(order: Order, source: Path | None, inputs: Path | None) -> Iterator[bytes]:
     """Give the tar that fills all volumes of an attempt at once."""
     params = json.dumps(order.spec.params).encode()
     yield archive.folder("workspace")
@@ -453,7 +475,25 @@ def _staged(order: Order, source: Path | None) -> Iterator[bytes]:
     yield params + archive.padding(len(params))
     if source is not None:
         yield from source_zip.tar_of(source_zip.members(source, bytes_max=order.spec.resources.disk), "workspace")
+    if inputs is not None:
+        yield archive.folder("inputs")
+        yield from _tree(inputs, "inputs")
     yield archive.END
+
+
+def _tree(folder: Path, name: str) -> Iterator[bytes]:
+    """Give what is in *folder* as parts of a tar: only files and folders, for nothing else is put there."""
+    for path in sorted(folder.iterdir()):
+        status, inner = path.stat(), f"{name}/{path.name}"
+        if path.is_dir():
+            yield archive.folder(inner, 0o755, int(status.st_mtime))
+            yield from _tree(path, inner)
+            continue
+        yield archive.file(inner, status.st_size, status.st_mode & 0o777, int(status.st_mtime))
+        with path.open("rb") as file:
+            while piece := file.read(_TAR_PIECE_BYTES):
+                yield piece
+        yield archive.padding(status.st_size)
 
 
 def _joined(parts: Iterator[bytes]) -> Iterator[bytes]:

@@ -1,11 +1,13 @@
 """GPUs, as NVIDIA's driver reports them. No driver is no error: the machine has none."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import pynvml
 
+from services.node_agent.adapters.reader_thread import in_daemon_thread
 from shared.fleet import Gpu
 
 T = TypeVar("T")
@@ -62,3 +64,36 @@ def _or(default: T, ask: Callable[[], T]) -> T:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+class PatientGpus:
+    """Reads GPUs in a thread of its own: a driver that hangs holds up that thread and nothing else.
+
+    Args:
+        gpus: the driver.
+        limit_s: how long to wait for it; then what it said before is given.
+    """
+
+    def __init__(self, gpus: NvmlGpus, limit_s: float = 2.0) -> None:
+        self._gpus = gpus
+        self._limit_s = limit_s
+        self._last: tuple[Gpu, ...] = ()
+        self._reading: asyncio.Future[tuple[Gpu, ...]] | None = None
+        self.problem = ""
+
+    async def read(self) -> tuple[Gpu, ...]:
+        """Return every GPU, as of now or (`problem` says so) of the last time that the driver answered."""
+        if self._reading is None:
+            self._reading = in_daemon_thread("nvml", self._gpus.read)
+        done, _ = await asyncio.wait({self._reading}, timeout=self._limit_s)
+        if done:
+            reading, self._reading, self.problem = self._reading, None, ""
+            self._last = reading.result()
+        else:
+            self.problem = f"the driver has not answered for {self._limit_s:g} s"
+        return self._last
+
+    def close(self) -> None:
+        """Let go of the driver, unless it hangs."""
+        if self._reading is None:
+            self._gpus.close()

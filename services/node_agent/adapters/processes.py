@@ -7,7 +7,7 @@ import shutil
 import signal as signals
 import stat
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +19,7 @@ from services.node_agent.adapters.reader_thread import ReaderThread
 from services.node_agent.adapters.storage import pieces_of
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
-from services.node_agent.ports import Chunk, Found, Image, Output, RuntimeFacts, Sink
+from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, RuntimeFacts, Sink, nothing
 from shared.clock import monotonic, utc_now
 from shared.errors import NotFound, WherryError
 from shared.fleet import Order
@@ -60,11 +60,17 @@ class ProcessRuntime:
         del order, tell
         return Image("", None)
 
-    async def stage(self, order: Order, image: Image, source: Callable[[], Awaitable[Path | None]]) -> str:
-        """Unpack the source and write down what to run."""
+    async def images(self) -> tuple[str, ...]:
+        """Return nothing: there are no images here."""
+        return ()
+
+    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Fetch = nothing) -> str:
+        """Unpack the source, take the inputs over, and write down what to run."""
         del image
         folder = self._of(Key(order.job_id, order.attempt))
         await asyncio.to_thread(_unpack, folder, order, await source(), self._inherited)
+        if (given := await inputs()) is not None:
+            await asyncio.to_thread(_take_inputs, given, folder / "inputs")
         return folder.name
 
     async def start(self, key: Key, handle: str) -> None:
@@ -177,6 +183,16 @@ def _unpack(folder: Path, order: Order, source: Path | None, inherited: Mapping[
         "cwd": str(folder / "workspace"),
     }
     (folder / "order.json").write_text(json.dumps(what), "utf-8")
+
+
+def _take_inputs(given: Path, inputs: Path) -> None:
+    """Move a folder here, for nobody to write to. It comes from the agent's own folder: the same disk."""
+    given.rename(inputs)
+    for parent, _, names in os.walk(inputs, topdown=False):
+        for name in names:
+            path = Path(parent, name)
+            path.chmod(path.stat().st_mode & 0o555)
+        Path(parent).chmod(0o555)
 
 
 def _make(path: Path, member: source_zip.Member) -> None:

@@ -4,6 +4,9 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar, cast
+
+T = TypeVar("T")
 
 
 class ReaderThread:
@@ -61,3 +64,29 @@ class ReaderThread:
         else:
             self._done.set_exception(error)
             self._done.exception()  # seen: a waiter that has left is no reason for a warning
+
+
+def in_daemon_thread(name: str, call: Callable[[], T]) -> asyncio.Future[T]:
+    """Run *call*, which may hang for good, in a thread that keeps no program from ending."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def end(value: T | None, error: Exception | None) -> None:
+        if result.done():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(cast("T", value))
+
+    def run() -> None:
+        value, error = None, None
+        try:
+            value = call()
+        except Exception as caught:  # noqa: BLE001 - given to whoever waits
+            error = caught
+        with suppress(RuntimeError):  # the loop is gone: so is everybody who waited
+            loop.call_soon_threadsafe(end, value, error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return result

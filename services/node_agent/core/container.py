@@ -1,6 +1,6 @@
 """What the Docker engine is asked for: one hardened container per attempt, as a value of the Engine API."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,10 +52,11 @@ def key_of(labels: Mapping[str, str]) -> Key | None:
     return Key(job, int(attempt)) if job and attempt.isdigit() else None
 
 
-def volumes(place: Place, key: Key) -> dict[str, str]:
-    """Return an attempt's volumes by where they are mounted."""
+def volumes(place: Place, key: Key, *, with_inputs: bool = True) -> dict[str, str]:
+    """Return an attempt's volumes by where they are mounted. Only a job that has inputs has one for them."""
     name = place.name(key)
-    return {WORKSPACE: f"{name}-workspace", OUTPUTS: f"{name}-outputs", RUN: f"{name}-run"}
+    found = {WORKSPACE: f"{name}-workspace", OUTPUTS: f"{name}-outputs", RUN: f"{name}-run"}
+    return found | ({INPUTS: f"{name}-inputs"} if with_inputs else {})
 
 
 def has_command(order: Order, image_config: Mapping[str, Any]) -> bool:
@@ -85,9 +86,7 @@ def job_container(place: Place, order: Order, image: str, *, pids_limit: int) ->
         "NetworkDisabled": True,  # beside NetworkMode none: saves the engine 0.1 s of network set-up
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGTERM",
-        "HostConfig": _limits(order, pids_limit)
-        | _walls(order)
-        | {"Mounts": _mounts(place, order, run_read_only=True)},
+        "HostConfig": _limits(order, pids_limit) | _walls(order) | {"Mounts": _mounts(place, order, is_job=True)},
     }
 
 
@@ -103,7 +102,7 @@ def staging_container(place: Place, order: Order, image: str) -> dict[str, Any]:
         "Cmd": [],
         "Labels": place.labels(key, order.owner_id) | {"wherry.role": "staging"},
         "NetworkDisabled": True,
-        "HostConfig": {"NetworkMode": "none", "Mounts": _mounts(place, order, run_read_only=False)},
+        "HostConfig": {"NetworkMode": "none", "Mounts": _mounts(place, order, is_job=False)},
     }
 
 
@@ -152,7 +151,9 @@ def _walls(order: Order) -> dict[str, Any]:
         "SecurityOpt": ["no-new-privileges:true"],
         "Privileged": False,
         "ReadonlyRootfs": True,
-        "Tmpfs": {"/tmp": f"rw,{tmp_exec},nosuid,nodev,mode=1777,size={max(spec.resources.tmp, _TMP_BYTES_MIN)}"},  # noqa: S108
+        "Tmpfs": {"/tmp": f"rw,{tmp_exec},nosuid,nodev,mode=1777,size={max(spec.resources.tmp, _TMP_BYTES_MIN)}"}  # noqa: S108
+        # Always there: programs may look into it without asking first.
+        | ({} if spec.inputs else {INPUTS: f"ro,noexec,nosuid,nodev,mode=555,size={_TMP_BYTES_MIN}"}),
         "NetworkMode": "none",
         "IpcMode": "private",
         "Init": True,
@@ -161,7 +162,7 @@ def _walls(order: Order) -> dict[str, Any]:
     }
 
 
-def _mounts(place: Place, order: Order, *, run_read_only: bool) -> list[dict[str, Any]]:
+def _mounts(place: Place, order: Order, *, is_job: bool) -> list[dict[str, Any]]:
     key = Key(order.job_id, order.attempt)
     labels = place.labels(key, order.owner_id)
     return [
@@ -169,9 +170,20 @@ def _mounts(place: Place, order: Order, *, run_read_only: bool) -> list[dict[str
             "Type": "volume",
             "Target": target,
             "Source": source,
-            "ReadOnly": run_read_only and target == RUN,
+            "ReadOnly": is_job and target in (RUN, INPUTS),
             # NoCopy: what the image has at these paths stays out of the job's own folders.
             "VolumeOptions": {"NoCopy": True, "Labels": labels},
         }
-        for target, source in volumes(place, key).items()
+        for target, source in volumes(place, key, with_inputs=bool(order.spec.inputs)).items()
     ]
+
+
+def image_names(images: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Give the names under which jobs may ask for *images*: tags (``latest`` also without it) and digests."""
+    for image in images:
+        for tag in image.get("RepoTags") or ():
+            if tag != "<none>:<none>":
+                yield tag
+                yield tag.removesuffix(":latest")
+        yield from (digest for digest in image.get("RepoDigests") or () if not digest.startswith("<none>"))
+        yield image["Id"]

@@ -4,56 +4,51 @@ import asyncio
 import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
 
 from prometheus_client import Counter, Gauge
 
 from services.node_agent.adapters import host_psutil
-from services.node_agent.adapters.gpu_nvml import NvmlGpus
+from services.node_agent.adapters.gpu_nvml import NvmlGpus, PatientGpus
 from services.node_agent.adapters.journal import Journal, Kept, Outgoing, Write
+from services.node_agent.adapters.lease_note import LeaseNote
 from services.node_agent.adapters.processes import remove_tree
 from services.node_agent.adapters.storage import Storage
 from services.node_agent.core import machine as m
 from services.node_agent.core.capacity import Share
 from services.node_agent.core.container import Key
+from services.node_agent.core.problems import problem
 from services.node_agent.ports import Runtime, RuntimeFacts
 from services.node_agent.settings import AgentSettings
 from services.node_agent.shell.attempts import Attempts, Doing
 from services.node_agent.shell.outbox import Outbox, event_of
+from services.node_agent.shell.watch import Watch
 from shared import observe
 from shared.bus import Bus
 from shared.channels import HEARTBEAT, OUTPUT, WAKE
-from shared.clock import monotonic, utc_now
-from shared.errors import WherryError
+from shared.clock import boottime, monotonic, utc_now
+from shared.errors import Unavailable, WherryError
 from shared.events import OutputBatch
-from shared.fleet import Capacity, DesiredState, Gpu, Heartbeat, NodeInfo
+from shared.fleet import PROTOCOL, Capacity, DesiredState, Gpu, Heartbeat, NodeInfo
 from shared.ids import new_id
 from shared.states import AttemptEventName
 
 _TICK_S = 0.25
-_WATCH_S = 5.0
-_SWEEP_EVERY = 6  # watches
+_FIRST_LOOK_S = 5.0  # for the runtimes to answer, before the first heartbeat says that they do not
+_FIRST_CONNECTION_S = 10.0  # for which output waits; without one by then it is not seen live
 _HEARTBEAT_TIMEOUT_S = 5.0
 _INTERVAL_MAX_S = 60.0
+_RETRY_S = 2.0  # after a heartbeat that was not answered, or a tenth of the lease where that is longer
 _EXIT_GRACE_S = 5.0
+#: What the agent exits with when another one has this node's identity: it must not come back by itself.
+EXIT_EVICTED = 78
 _log = observe.logger("agent")
 
 ATTEMPTS = Gauge("wherry_agent_attempts", "Attempts in the journal.", ["phase"])
 OUTBOX = Gauge("wherry_agent_outbox", "Reports that the log has not acknowledged.")
 HEARTBEATS = Counter("wherry_agent_heartbeats_total", "Heartbeats sent.", ["outcome"])
 ENDED = Counter("wherry_agent_attempts_ended_total", "Attempts that ended here.", ["state"])
-
-
-@dataclass(slots=True)
-class _Watched:
-    """What is known of a runtime. `facts` is None while it does not answer; `problem` says why."""
-
-    runtime: Runtime
-    facts: RuntimeFacts | None = None
-    problem: str = ""
 
 
 class SteadyClock:
@@ -68,7 +63,7 @@ class SteadyClock:
 
 
 class Agent:
-    """One node. `run` returns only by being cancelled.
+    """One node, with or without a connection: what it holds goes on, and is told when there is one.
 
     Args:
         settings: of this agent.
@@ -91,20 +86,32 @@ class Agent:
         self._settings = settings
         self._bus = bus
         self._journal = journal
-        self._gpus = gpus
-        self._watched = {runtime.name: _Watched(runtime) for runtime in runtimes}
+        self._gpus = PatientGpus(gpus)
         self._clock = SteadyClock()
         self._facts: asyncio.Queue[m.Fact] = asyncio.Queue()
         self._wake = asyncio.Event()
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._is_leaving, self._was_online = False, False
+        self._connected_by = monotonic() + _FIRST_CONNECTION_S
+        self._refused = ""
+        self._problem = ""
         self._session, self._heartbeats = new_id("s"), 0
         self._host = host_psutil.machine(settings.folder)
-        self._lease_until = 0.0
+        self._lease_note = LeaseNote(settings.folder / "lease.json", self._host.boot_id)
         kept = journal.load()
-        self._machine = m.Machine({held.key: held for held in kept.held}, kept.epoch)
+        self._machine = m.Machine(
+            {held.key: held for held in kept.held},
+            kept.epoch,
+            boot_id=self._host.boot_id,
+            lease=self._lease_note.read(),
+        )
+        self._watch = Watch(
+            runtimes, settings.stray_age_s, lambda: set(self._machine.held), self._facts.put_nowait, self._wake.set
+        )
         self._outbox = Outbox(bus, settings.node, journal, self._delivered)
         self._attempts = Attempts(
             Doing(
-                runtimes={name: watched.runtime for name, watched in self._watched.items()},
+                runtimes=self._watch.runtimes,
                 storage=storage,
                 folder=settings.folder / "attempts",
                 post=self._facts.put_nowait,
@@ -114,22 +121,30 @@ class Agent:
         )
         self._resume(kept)
 
-    @property
-    def has_lease(self) -> bool:
-        """Return whether the scheduler's word from the last heartbeat still holds."""
-        return monotonic() < self._lease_until
+    async def run(self) -> int:
+        """Work until cancelled, or return the exit code once the node has left or another has its identity.
 
-    async def run(self) -> None:
-        """Work until cancelled. Containers run on, or are stopped where the setting says so."""
-        woken = await self._bus.listen(WAKE, lambda _: self._wake.set(), node_id=self._settings.node)
+        Containers run on, or are stopped where the setting says so.
+        """
+        self._facts.put_nowait(m.Tick(boottime()))  # a lease that ran out meanwhile counts before anything is started
         try:
-            await self._watch_once(sweep=True)
             async with asyncio.TaskGroup() as tasks:
-                for work in (self._turns(), self._heartbeat_loop(), self._ticks(), self._watch()):
-                    tasks.create_task(work)
+                works = (
+                    self._turns(), self._ticks(), self._watch.run(), self._listen(), self._heartbeat_loop()
+                )  # fmt: skip
+                running = [tasks.create_task(work) for work in works]
+                code = await self._ended
+                for task in running:
+                    task.cancel()
+            return code
         finally:
-            await woken.stop()
             await self._shut_down()
+
+    def leave(self) -> None:
+        """Ask for nothing new, and end once nothing is left here."""
+        _log.info("node_leaving", attempts=len(self._machine.held))
+        self._is_leaving = True
+        self._wake.set()
 
     # --- turns: decide, write down, act ---
 
@@ -165,6 +180,8 @@ class Agent:
                     ENDED.labels(str(getattr(effect.data, "state", ""))).inc()
             case m.Drop(key):
                 self._outbox.drop(key)
+            case m.NoteLease(lease):
+                self._lease_note.write(lease)
             case m.Save() | m.SaveEpoch():
                 pass
             case m.HeartbeatNow():
@@ -191,13 +208,15 @@ class Agent:
     async def _publish(self, key: Key, batch: OutputBatch) -> None:
         node = self._settings.node
         with suppress(WherryError):  # the whole log comes home later
+            if not self._was_online:  # after a first connection the bus itself keeps what does not get through
+                await self._bus.until_online(max(0.0, self._connected_by - monotonic()))
             await self._bus.publish(OUTPUT, batch, node_id=node, job_id=key.job_id, attempt=str(key.attempt))
 
     async def _ticks(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
             if self._machine.held:
-                self._facts.put_nowait(m.Tick())
+                self._facts.put_nowait(m.Tick(boottime()))
 
     def _count(self) -> None:
         phases = [held.phase for held in self._machine.held.values()]
@@ -205,84 +224,74 @@ class Agent:
             ATTEMPTS.labels(phase.value).set(phases.count(phase))
         OUTBOX.set(len(self._outbox))
 
-    # --- runtimes: do they answer, and what do they hold? ---
-
-    async def _watch(self) -> None:
-        turn = 0
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            turn += 1
-            await self._watch_once(sweep=turn % _SWEEP_EVERY == 0)
-
-    async def _watch_once(self, *, sweep: bool) -> None:
-        for watched in self._watched.values():
-            try:
-                facts = await watched.runtime.describe()
-                if watched.runtime.name not in self._machine.recovered or sweep:
-                    await self._reconcile(watched.runtime)
-            except Exception as error:  # noqa: BLE001 - whatever an engine does, the node lives on without it
-                problem = error.message if isinstance(error, WherryError) else repr(error)
-                if watched.facts is not None or watched.problem != problem:
-                    _log.warning("runtime_away", runtime=watched.runtime.name, error=problem)
-                    self._wake.set()
-                watched.facts, watched.problem = None, problem
-            else:
-                if watched.facts is None:
-                    _log.info("runtime_there", runtime=watched.runtime.name, found=facts.text)
-                    self._wake.set()
-                watched.facts, watched.problem = facts, ""
-
-    async def _reconcile(self, runtime: Runtime) -> None:
-        """Tell the machine once what a runtime holds; remove what is ours, unknown, and not just being made."""
-        found = await runtime.found()
-        if runtime.name not in self._machine.recovered:
-            held: dict[Key, tuple[str, Literal["created", "started"]]] = {
-                one.key: (one.handle, one.condition) for one in found if one.handle
-            }
-            self._facts.put_nowait(m.Recovered(runtime.name, held))
-        oldest = utc_now() - timedelta(seconds=self._settings.stray_age_s)
-        for key in {one.key for one in found if one.created_at < oldest} - set(self._machine.held):
-            _log.warning("stray_removed", runtime=runtime.name, job_id=key.job_id, attempt=key.attempt)
-            await runtime.clear(key)
-
     # --- heartbeats ---
 
+    async def _listen(self) -> None:
+        """Hear wake-ups, from the first connection on."""
+        while True:
+            try:
+                await self._bus.until_online()
+                self._was_online = True
+                await self._bus.listen(WAKE, lambda _: self._wake.set(), node_id=self._settings.node)
+            except Unavailable as error:
+                if self._bus.closed.is_set():
+                    raise
+                _log.warning("not_listening", error=error.message)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
+
     async def _heartbeat_loop(self) -> None:
-        interval_s = 2.0
+        await self._watch.until_asked(_FIRST_LOOK_S)
+        interval_s = pause_s = _RETRY_S
         while True:
             self._wake.clear()
-            asked_at = monotonic()
+            beat, asked_at = await self._heartbeat(), boottime()
             try:
                 desired = await self._bus.ask(
-                    HEARTBEAT,
-                    await self._heartbeat(),
-                    timeout_s=_HEARTBEAT_TIMEOUT_S,
-                    retry_s=0,
-                    node_id=self._settings.node,
+                    HEARTBEAT, beat, timeout_s=_HEARTBEAT_TIMEOUT_S, retry_s=0, node_id=self._settings.node
                 )
             except WherryError as error:
                 HEARTBEATS.labels("failed").inc()
                 _log.debug("heartbeat_failed", error=error.message)
+                pause_s = min(interval_s, max(_RETRY_S, self._lease_s / 10))
             else:
                 HEARTBEATS.labels("answered").inc()
-                self._lease_until = asked_at + desired.lease_s
-                interval_s = min(max(desired.interval_s, 0.1), _INTERVAL_MAX_S)
-                self._take(desired)
+                pause_s = interval_s = min(max(desired.interval_s, 0.1), _INTERVAL_MAX_S)
+                self._take(beat, desired, asked_at)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), interval_s)
+                await asyncio.wait_for(self._wake.wait(), pause_s)
 
-    def _take(self, desired: DesiredState) -> None:
-        if desired.epoch < self._machine.epoch:
-            # One beat of it is a scheduler that was deposed. For good, it is a log that was wiped or restored.
+    @property
+    def _lease_s(self) -> float:
+        return self._machine.lease.length_s if self._machine.lease else 0.0
+
+    def _take(self, beat: Heartbeat, desired: DesiredState, asked_at: float) -> None:
+        if desired.evicted:
+            _log.critical("evicted", node_id=self._settings.node, why="another agent has this node's identity now")
+            self._end(EXIT_EVICTED)
+            return
+        if desired.refused != self._refused:
+            self._refused = desired.refused
+            _log.warning("refused" if desired.refused else "taken_again", why=desired.refused)
+        if desired.epoch < self._machine.epoch and self._machine.older is None:
             _log.warning("older_scheduler_ignored", epoch=desired.epoch, highest_seen=self._machine.epoch)
-        if desired.assignments or desired.epoch != self._machine.epoch:
-            self._facts.put_nowait(m.Desired(desired))
+        # Also without assignments: it is what renews the lease.
+        self._facts.put_nowait(m.Desired(desired, asked_at))
         if desired.more:
             self._wake.set()
+        is_empty = not beat.attempts and not self._machine.held
+        if beat.leaving and is_empty and not desired.assignments:
+            _log.info("node_left", node_id=self._settings.node)
+            self._end(0)
+
+    def _end(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
 
     async def _heartbeat(self) -> Heartbeat:
         self._heartbeats += 1
-        gpus = await asyncio.to_thread(self._gpus.read)
+        gpus = await self._gpus.read()
         return Heartbeat(
             node=self._info(),
             session=self._session,
@@ -291,14 +300,28 @@ class Agent:
             capacity=self._capacity(gpus),
             usage=host_psutil.usage(self._settings.folder),
             attempts=self._machine.attempts(),
+            images=self._watch.images,
             epoch=self._machine.epoch,
+            protocol=PROTOCOL,
+            leaving=self._is_leaving,
+            problem=self._problem_now(),
             at=utc_now(),
         )
 
+    def _problem_now(self) -> str:
+        machine, now = self._machine, boottime()
+        found = problem(
+            machine.held.values(), self._watch.problems, machine.older, machine.epoch, now, self._gpus.problem
+        )
+        if found != self._problem:
+            self._problem = found
+            (_log.error if found else _log.info)("node_problem" if found else "node_well", problem=found)
+        return found
+
     def _info(self) -> NodeInfo:
-        there = {name: watched.facts for name, watched in self._watched.items() if watched.facts is not None}
-        docker = self._watched.get("docker")
-        arch = (docker and docker.facts and docker.facts.arch) or self._host.arch
+        there, problems = self._watch.facts, self._watch.problems
+        docker = there.get("docker")
+        arch = (docker and docker.arch) or self._host.arch
         settings = self._settings
         return NodeInfo(
             id=settings.node,
@@ -309,32 +332,28 @@ class Agent:
             os=self._host.os,
             agent_version=_version(),
             runtimes=tuple(there),
-            engine="; ".join(facts.text for facts in there.values())
-            if docker is None or docker.facts
-            else docker.problem,
+            engine=problems.get("docker") or "; ".join(facts.text for facts in there.values()),
         )
 
     def _capacity(self, gpus: tuple[Gpu, ...]) -> Capacity:
-        facts = [watched.facts for watched in self._watched.values() if watched.facts is not None]
-        return offered(self._host, facts, self._settings.share, gpus)
+        return offered(self._host, self._watch.facts.values(), self._settings.share, gpus)
 
     # --- the end ---
 
     async def _shut_down(self) -> None:
         await self._attempts.close()
-        if self._settings.stop_jobs_on_exit:
+        is_evicted = self._ended.done() and not self._ended.cancelled() and self._ended.result() == EXIT_EVICTED
+        if self._settings.stop_jobs_on_exit and not is_evicted:  # what is here is the other agent's
             await asyncio.gather(*(self._stop_job(held) for held in self._machine.held.values()))
         await self._outbox.close()
-        for watched in self._watched.values():
-            await watched.runtime.close()
+        await self._watch.close()
         self._gpus.close()
 
     async def _stop_job(self, held: m.Held) -> None:
         """End a program and remove it, results included: the stack goes down with its data kept elsewhere."""
-        watched = self._watched.get(held.order.spec.runtime)
-        if watched is None:
+        runtime, give_up_at = self._watch.runtimes.get(held.order.spec.runtime), monotonic() + _EXIT_GRACE_S
+        if runtime is None:
             return
-        runtime, give_up_at = watched.runtime, monotonic() + _EXIT_GRACE_S
         with suppress(WherryError):
             if held.phase in (m.Phase.STARTING, m.Phase.RUNNING):
                 await runtime.kill(held.key, held.handle, "SIGTERM")

@@ -33,6 +33,9 @@ _LINGER_S = 15.0
 #: The end of a log shows a little before the engine knows the exit code.
 _SETTLE_S = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.2, 0.5)
 _REFUSALS_MAX = 5
+_UNKILLABLE_S = 60.0
+#: Between two tries to bring results home: storage may be away for hours.
+_COLLECT_PAUSE_MAX_S = 60.0
 _PULL_TELL_S = 1.0
 _log = observe.logger("attempts")
 
@@ -75,7 +78,8 @@ class Attempts:
             case m.Follow(held):
                 self._spawn(held.key, "run", self._follow(held))
             case m.Stop(held, grace_s):
-                self._spawn(held.key, "stop", self._stop(held, grace_s))
+                self._cancel(held.key, "stop")  # one that leaves more time
+                self._after(held.key, "stop", self._stop(held, grace_s))
             case m.Abort(key):
                 self._cancel(key, "run")
             case m.Collect(held):
@@ -136,7 +140,7 @@ class Attempts:
                 self._do.post(m.ImageMissing(key))
                 image = await runtime.pull_image(order, self._teller(key))
             self._do.post(m.ImageFound(key, image.digest))
-            handle = await runtime.stage(order, image, partial(self._source, order))
+            handle = await runtime.stage(order, image, partial(self._source, order), partial(self._inputs, order))
             self._do.post(m.Staged(key, handle))
         except WherryError as error:
             _log.warning("prepare_failed", job_id=key.job_id, attempt=key.attempt, error=error.message)
@@ -146,6 +150,7 @@ class Attempts:
             self._do.post(m.Failed(key, Failure(reason=EndReason.RUNTIME_ERROR, message=repr(error))))
         finally:
             self._source_path(key).unlink(missing_ok=True)
+            await asyncio.to_thread(remove_tree, self._inputs_path(key))
 
     async def _source(self, order: Order) -> Path | None:
         if order.spec.source is None:
@@ -154,6 +159,17 @@ class Attempts:
         path.parent.mkdir(parents=True, exist_ok=True)
         await self._do.storage.fetch_source(order, path)
         return path
+
+    async def _inputs(self, order: Order) -> Path | None:
+        if not order.spec.inputs:
+            return None
+        folder = self._inputs_path(Key(order.job_id, order.attempt))
+        await asyncio.to_thread(remove_tree, folder)
+        await self._do.storage.fetch_inputs(order, folder)
+        return folder
+
+    def _inputs_path(self, key: Key) -> Path:
+        return self.folder(key) / "inputs"
 
     def _source_path(self, key: Key) -> Path:
         return self.folder(key) / "source.zip"
@@ -268,14 +284,22 @@ class Attempts:
     async def _stop(self, held: m.Held, grace_s: float) -> None:
         runtime = self._do.runtimes[held.order.spec.runtime]
         running = self._tasks.get((held.key, "run"))
-        await until_done(partial(runtime.kill, held.key, held.handle, "SIGTERM"), _try_again)
-        if running is not None:
-            await asyncio.wait({running}, timeout=grace_s)
-        else:
-            await asyncio.sleep(grace_s)
+        if grace_s > 0:
+            # Beside the grace, not before it: an engine that is slow to answer does not make it longer.
+            term = asyncio.create_task(until_done(partial(runtime.kill, held.key, held.handle, "SIGTERM"), _try_again))
+            try:
+                await (asyncio.sleep(grace_s) if running is None else asyncio.wait({running}, timeout=grace_s))
+            finally:
+                term.cancel()
+        killed_at: float | None = None
         while running is None or not running.done():
             await until_done(partial(runtime.kill, held.key, held.handle, "SIGKILL"), _try_again)
             if running is None:
+                return
+            killed_at = killed_at or monotonic()
+            if monotonic() - killed_at > _UNKILLABLE_S:
+                _log.error("unkillable", job_id=held.key.job_id, attempt=held.key.attempt)
+                self._do.post(m.Unkillable(held.key))
                 return
             await asyncio.wait({running}, timeout=1.0)
 
@@ -298,7 +322,7 @@ class Attempts:
 
         self.folder(key).mkdir(parents=True, exist_ok=True)
         try:
-            await until_done(bring, judge)
+            await until_done(bring, judge, last_s=_COLLECT_PAUSE_MAX_S)
         except Exception as error:  # noqa: BLE001 - reported as the attempt's end
             failure = Failure(reason=EndReason.UPLOAD_FAILED, message=f"The results could not be stored: {error}")
             self._do.post(m.Collected(key, None, failure=failure))

@@ -75,13 +75,14 @@ async def collect(
     manifest = _ManifestFile(path, key)
     files = _Files(storage, key, manifest)
     try:
+        # First, for it is on this disk already: while storage is away, the engine is not kept reading.
+        logs = {name: await storage.keep_file(key, folder / name) for name in NAMES.values()}
         try:
             async for output in runtime.outputs(key, handle):
                 await files.take(output)
             await files.end()
         except NotFound:
             files.remarks.add("the outputs are gone with their container")
-        logs = {name: await storage.keep_file(key, folder / name) for name in NAMES.values()}
         manifest.end(logs, files.remarks.all())
     finally:
         await files.cancel()

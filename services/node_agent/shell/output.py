@@ -63,6 +63,7 @@ class OutputPump:
         self._loop = asyncio.get_running_loop()
         self._wake, self._full = asyncio.Event(), asyncio.Event()
         self._room = threading.Condition()
+        self._flushing = asyncio.Lock()
         self._held = _Held()
         self._told = (False, False)  # whether the loop knows that something is held, and that it is much
         self._is_finished = False
@@ -124,6 +125,10 @@ class OutputPump:
             self._full.set()
 
     async def _flush(self) -> None:
+        async with self._flushing:  # the last one waits for what another is publishing still
+            await self._publish_held()
+
+    async def _publish_held(self) -> None:
         with self._room:
             held, self._held, self._told = self._held, _Held(), (False, False)
             state = json.dumps(

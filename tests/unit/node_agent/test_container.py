@@ -66,7 +66,10 @@ def test_the_golden_container() -> None:
             "SecurityOpt": ["no-new-privileges:true"],
             "Privileged": False,
             "ReadonlyRootfs": True,
-            "Tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,mode=1777,size=268435456"},
+            "Tmpfs": {
+                "/tmp": "rw,noexec,nosuid,nodev,mode=1777,size=268435456",
+                "/inputs": "ro,noexec,nosuid,nodev,mode=555,size=4096",
+            },
             "NetworkMode": "none",
             "IpcMode": "private",
             "Init": True,
@@ -134,7 +137,8 @@ def test_whether_there_is_anything_to_run(command: str | None, config: dict[str,
 
 def test_the_staging_container_has_the_same_volumes_and_could_not_run() -> None:
     staging = staging_container(PLACE, order(), "i")
-    assert {mount["Source"] for mount in staging["HostConfig"]["Mounts"]} == set(volumes(PLACE, Key("j1", 2)).values())
+    expected = volumes(PLACE, Key("j1", 2), with_inputs=False)
+    assert {mount["Source"] for mount in staging["HostConfig"]["Mounts"]} == set(expected.values())
     assert not any(mount["ReadOnly"] for mount in staging["HostConfig"]["Mounts"])
     assert staging["Entrypoint"] == ["/never-started"]
     assert staging["HostConfig"]["NetworkMode"] == "none"
