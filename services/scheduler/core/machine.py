@@ -162,7 +162,7 @@ class _Turn:
             if isinstance(fact, Input):
                 tracked = self.state.jobs.get(fact.job_id)
                 if tracked is not None and fact.seq > tracked.job.input_seq:
-                    self._step(tracked, self._dated(fact.event), fact.cause)
+                    self._step(tracked, self._dated(tracked, fact.event), fact.cause)
 
     def hear(self, beat: Beat) -> None:
         """Take in a heartbeat. An attempt that its node should know and twice in a row does not is lost.
@@ -203,7 +203,7 @@ class _Turn:
                 needs.ended(one.job_id, one.job.state if one.job else None)
         for job_id, verdict in needs.take_due():
             tracked = self.state.jobs[job_id]
-            if not isinstance(verdict, lifecycle.Waiting) or _codes(tracked.job.pending) != {PendingCode.NEEDS}:
+            if not isinstance(verdict, lifecycle.Waiting) or PendingCode.NEEDS not in _codes(tracked.job.pending):
                 self._step(tracked, verdict)
 
     def is_followed(self, decision: Decision) -> bool:
@@ -297,12 +297,12 @@ class _Turn:
         node = self.state.nodes[tracked.job.attempts[-1].node]
         return watch.stop_reason(tracked, node, self.now, self.state.limits)
 
-    def _dated(self, event: lifecycle.Event) -> lifecycle.Event:
+    def _dated(self, tracked: Tracked, event: lifecycle.Event) -> lifecycle.Event:
         """Return *event*; of a reboot that a node reports, with when the node had last been heard before."""
         match event:
             case lifecycle.Report(node_id, AttemptFinished(error=Failure(reason=EndReason.NODE_REBOOTED))):
                 node = self.state.nodes.get(node_id)
-                return replace(event, heard_at=watch.died_at(node, self.now) if node else None)
+                return replace(event, heard_at=watch.died_at(node, tracked, self.now) if node else None)
             case _:
                 return event
 

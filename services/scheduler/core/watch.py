@@ -124,12 +124,21 @@ def _rebooted(state: State, node: Node, beat: Heartbeat, now: Now) -> Follows:
         is_gone = key not in held and not was_only_placed
         if is_gone or held.get(key) == AttemptState.RUNNING:
             message = f"node {node.info.name} has rebooted"
-            yield tracked, Lost(tracked.job.attempt, EndReason.NODE_REBOOTED, message, heard_at=died_at(node, now))
+            yield (
+                tracked,
+                Lost(tracked.job.attempt, EndReason.NODE_REBOOTED, message, heard_at=died_at(node, tracked, now)),
+            )
 
 
-def died_at(node: Node, now: Now) -> datetime | None:
-    """Return when *node* was last heard before it rebooted, or None if it did not since it is known."""
-    return None if node.died is None else now.at - timedelta(seconds=now.mono - node.died)
+def died_at(node: Node, tracked: Tracked, now: Now) -> datetime | None:
+    """Return when *node* was last heard before the reboot that ended its attempt of a job; None: it never was."""
+    if node.beat is None:
+        return None
+    placed_at = tracked.job.attempts[-1].placed_at if tracked.job.attempts else now.at
+    died = None if node.died is None else now.at - timedelta(seconds=now.mono - node.died)
+    if died is not None and died >= placed_at:
+        return died
+    return now.at - timedelta(seconds=now.mono - node.seen)  # its report has come before its first heartbeat
 
 
 def _undelivered(state: State, node: Node, beat: Heartbeat, now: Now) -> Follows:
