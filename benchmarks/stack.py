@@ -79,10 +79,10 @@ class BenchStack:
 
     def run(self, module: str, *, user: str, wait: bool = False, **env: str) -> None:
         """Start ``python -m module``; its log is in the folder."""
-        log = (self.home / f"{module}-{user}.log").open("ab")
-        process = subprocess.Popen(
-            [sys.executable, "-m", module], cwd=ROOT, env=self.env(user, **env), stdout=log, stderr=log
-        )
+        with (self.home / f"{module}-{user}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module], cwd=ROOT, env=self.env(user, **env), stdout=log, stderr=log
+            )
         if wait:
             if process.wait(60) != 0:
                 raise RuntimeError((self.home / f"{module}-{user}.log").read_text()[-2000:])
