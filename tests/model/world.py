@@ -18,7 +18,7 @@ from shared.job import Job, Owner
 from shared.spec import GIB, JobSpec, Resources
 from tests.simulation.agent import Agent, Container, TaskId
 from tests.simulation.leader import Deposed, Leader, Snapshot
-from tests.simulation.log import Log
+from tests.simulation.log import FleetLog, Log
 from tests.simulation.oracle import Oracle, Violation
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,6 +40,22 @@ LIMITS = Limits(
     stall_s=2.5,
     mass_loss_patience_s=20,
     retry_all_s=2,
+    killer_within_s=0,
+    accept_s=10,
+    clock_slack_s=4,
+    obey_s=8,
+    finishing_s=20,
+    finishing_grace_s=5,
+    orphan_s=12,
+    fence_kill_s=0.5,
+    fence_unknown_s=LEASE_S,
+    delivered_s=2,
+    condition_hold_s=3,
+    flap_window_s=6,
+    steady_beats=2,
+    trouble_window_s=20,
+    share_half_life_s=60,
+    reserve_outright_s=20,
 )
 _SPEC = JobSpec(
     runtime="process", command="true", resources=Resources(cpus=1, memory=GIB, disk=GIB), max_attempts=2
@@ -87,11 +103,12 @@ class World:
     beats: list[tuple[str, Heartbeat]] = field(default_factory=list)  # on their way
     answers: list[tuple[str, Heartbeat, DesiredState]] = field(default_factory=list)
     log: Log = field(init=False)
+    fleet: FleetLog = field(init=False)
     slots: list[Slot] = field(default_factory=lambda: [Slot() for _ in range(LEADERS)])
     nodes: list[Node] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.log = Log(self.oracle.watch)
+        self.log, self.fleet = Log(self.oracle.watch), FleetLog()
         capacity = Capacity(cpus=2, memory=64 * GIB, disk=1000 * GIB)
         make = lambda node: Agent(node, capacity, self.log, self.oracle.started, self.oracle.ended_program)  # noqa: E731
         self.nodes = [Node(make(node)) for node in NODES]
@@ -124,7 +141,7 @@ class World:
         """Let a scheduler believe to lead from now on, whatever the other believes."""
         self.epochs += 1
         self.oracle.elected[self.epochs] = self.log.end
-        self.slots[k] = Slot(Leader.elect(self.log, LIMITS, self.epochs, self.now, self.snapshot))
+        self.slots[k] = Slot(Leader.elect(self.log, self.fleet, LIMITS, self.epochs, self.now, self.snapshot))
 
     def kill_scheduler(self, k: int) -> None:
         """Kill a scheduler between any two of its parts."""
@@ -136,8 +153,7 @@ class World:
 
     def decide(self, k: int, reads: int | None) -> None:
         """Begin a scheduler's turn with what it has heard and the next *reads* entries of the log."""
-        if (leader := self._leading(k)) is not None and not leader.is_deciding:
-            leader.decide(self.now, reads=reads)
+        self._decide(k, reads)
 
     def record(self, k: int, until: int | None) -> None:
         """Let a scheduler record what it has decided, or the first part of it."""
@@ -164,9 +180,18 @@ class World:
     def keep_snapshot(self, k: int) -> None:
         """Let a scheduler keep what it believes; of two the later position counts."""
         if (leader := self._leading(k)) is not None and not leader.is_deciding:
-            kept = leader.snapshot()
+            kept = leader.snapshot(self.now)
             if self.snapshot is None or kept.position >= self.snapshot.position:
                 self.snapshot = kept
+
+    def _decide(self, k: int, reads: int | None, *, tick: bool = False) -> None:
+        leader = self._leading(k)
+        if leader is None or leader.is_deciding:
+            return
+        try:
+            leader.decide(self.now, reads=reads, tick=tick)
+        except Deposed:
+            self.kill_scheduler(k)
 
     def _leading(self, k: int) -> Leader | None:
         slot = self.slots[k]
@@ -338,7 +363,7 @@ class World:
     def _tick(self, k: int) -> None:
         leader = self._leading(k)
         if leader is not None and not leader.is_deciding:
-            leader.decide(self.now, reads=0, tick=True)
+            self._decide(k, 0, tick=True)
             self.answer(k)
 
     def _agent_second(self, n: int) -> None:

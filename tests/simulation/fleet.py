@@ -23,7 +23,7 @@ from shared.spec import GIB
 from tests.simulation.agent import Agent, Container, Running, TaskId, Tempo
 from tests.simulation.jobs import Program, make_job, programs_of
 from tests.simulation.leader import Deposed, Leader, Snapshot
-from tests.simulation.log import Log
+from tests.simulation.log import FleetLog, Log
 from tests.simulation.oracle import Oracle, Violation
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -83,6 +83,7 @@ class Fleet:
         self._events = 0
         self.oracle = Oracle(self.limits)
         self.log = Log(self.oracle.watch)
+        self.fleet_log = FleetLog()
         self.sites: dict[str, Site] = {}
         self.leaders: list[Leader] = []
         self.paused: set[int] = set()  # epochs
@@ -175,7 +176,7 @@ class Fleet:
         """Let a new leader begin, whatever others believe."""
         self._epochs += 1
         self.oracle.elected[self._epochs] = self.log.end
-        leader = Leader.elect(self.log, self.limits, self._epochs, self.now, self._snapshot)
+        leader = Leader.elect(self.log, self.fleet_log, self.limits, self._epochs, self.now, self._snapshot)
         self.leaders.append(leader)
         self._plan_turn(leader)
 
@@ -200,8 +201,8 @@ class Fleet:
             self._turns.discard(leader.epoch)
         if leader not in self.leaders or leader.epoch in self.paused:
             return
-        effects = leader.decide(self.now, tick=tick)
         try:
+            effects = leader.decide(self.now, tick=tick)
             stored = leader.record(self.now)
         except Deposed:
             self.report.seen["deposed schedulers"] += 1
@@ -218,7 +219,7 @@ class Fleet:
     def _keep_snapshot(self) -> None:
         self.at(SNAPSHOT_S, self._keep_snapshot)
         if self.leaders:
-            self._snapshot = self.leaders[-1].snapshot()
+            self._snapshot = self.leaders[-1].snapshot(self.now)
 
     def _log_grew(self) -> None:
         for leader in self.leaders:

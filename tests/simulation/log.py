@@ -1,9 +1,11 @@
-"""The log in memory, with JetStream's promises: one order, compare-and-set on a job, each record whole or not at all."""
+"""The logs in memory, with JetStream's promises: one order, compare-and-set, each record whole or not at all."""
 
 from collections.abc import Callable
 
 from services.scheduler.core.facts import Fact, Input, Recorded
+from services.scheduler.core.fleet_facts import FleetFact, NodeRecorded, Wish
 from services.scheduler.core.lifecycle import Cancel, Report
+from shared.fleet import NodeRecord, NodeWish
 from shared.job import Job
 
 #: Hears of every fact once it is durable.
@@ -48,3 +50,33 @@ class Log:
     def _store(self, fact: Fact) -> None:
         self._watch(fact)
         self.facts.append(fact)
+
+
+class FleetLog:
+    """The same for the nodes' records and what admins wish of nodes."""
+
+    def __init__(self) -> None:
+        self.facts: list[FleetFact] = []
+        self.nodes: dict[str, NodeRecorded] = {}  # the last record of each node
+
+    @property
+    def end(self) -> int:
+        """Return the last sequence."""
+        return len(self.facts)
+
+    def record(self, record: NodeRecord, expect: int, epoch: int) -> NodeRecorded | None:
+        """Store a node's record and return it, or None if the node's last one is not at *expect*."""
+        if not self.follows(record.id, expect):
+            return None
+        fact = self.nodes[record.id] = NodeRecorded(self.end + 1, record, epoch)
+        self.facts.append(fact)
+        return fact
+
+    def follows(self, node_id: str, expect: int) -> bool:
+        """Return whether the last record of a node is at *expect*; 0 is none."""
+        last = self.nodes.get(node_id)
+        return expect == (last.seq if last else 0)
+
+    def wish(self, node_id: str, verb: str, wish: NodeWish) -> None:
+        """Store what an admin wants."""
+        self.facts.append(Wish(self.end + 1, node_id, verb, wish, f"wish-{self.end + 1}"))

@@ -333,7 +333,11 @@ class Machine:
         """Return what the heartbeat says of the attempts."""
         return tuple(
             HeldAttempt(
-                job_id=held.key.job_id, attempt=held.key.attempt, state=state.value, delivered=held.is_delivered
+                job_id=held.key.job_id,
+                attempt=held.key.attempt,
+                state=state.value,
+                delivered=held.is_delivered,
+                seq=held.order.seq,
             )
             for held in self.held.values()
             if (state := _state(held)) is not None

@@ -6,7 +6,7 @@ from services.scheduler.core.lifecycle import pinned_image
 from services.scheduler.core.limits import Now
 from services.scheduler.core.nodes import refusal
 from services.scheduler.core.watch import stop_reason
-from shared.fleet import PROTOCOL, Assignment, DesiredState, Order
+from shared.fleet import PROTOCOL, Assignment, DesiredState, HeldAttempt, Order
 from shared.states import AttemptState, EndReason, JobState
 
 
@@ -36,7 +36,7 @@ def desired_state(state: State, node_id: str, epoch: int, now: Now, session: str
 
 
 def _assignments(state: State, node: Node, now: Now) -> tuple[tuple[Assignment, ...], bool]:
-    held = {(a.job_id, a.attempt): a.state for a in node.beat.attempts} if node.beat else {}
+    held = {(a.job_id, a.attempt): a for a in node.beat.attempts} if node.beat else {}
     found = [_of_held(state, node, key, held[key], now) for key in sorted(held)]
     room = state.limits.answer_bytes_max
     for job_id in node.jobs:
@@ -55,14 +55,16 @@ def _assignments(state: State, node: Node, now: Now) -> tuple[tuple[Assignment, 
     return tuple(found), False
 
 
-def _of_held(state: State, node: Node, key: Key, held_as: str, now: Now) -> Assignment:
+def _of_held(state: State, node: Node, key: Key, held: HeldAttempt, now: Now) -> Assignment:
     job_id, attempt = key
+    if held.seq > state.position:  # ordered by another scheduler a moment ago: what it wrote is still to be read
+        return Assignment(job_id=job_id, attempt=attempt, action="keep")
     tracked = state.jobs.get(job_id)
     if tracked is None or job_id not in node.jobs or tracked.job.attempt != attempt:
         return Assignment(job_id=job_id, attempt=attempt, action="forget")
     reason = stop_reason(tracked, node, now, state.limits)
     # The program has just ended, and the report of it is on its way: to stop it now would drop what it left.
-    is_ahead = held_as == AttemptState.FINISHING and tracked.job.state is not JobState.FINISHING
+    is_ahead = held.state == AttemptState.FINISHING and tracked.job.state is not JobState.FINISHING
     if reason is None or is_ahead:
         return Assignment(job_id=job_id, attempt=attempt, action="keep")
     return _stop(key, reason)

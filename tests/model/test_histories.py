@@ -1,0 +1,32 @@
+"""Histories that once broke a promise, step by step."""
+
+from tests.model.world import World
+
+
+def work(world: World) -> None:
+    while world.with_facts() or world.tasks():
+        world.agent_turn(0, None)
+        world.agent_task(0)
+
+
+def test_a_scheduler_that_reads_slowly_has_nothing_forgotten_that_another_has_just_placed() -> None:
+    """It is told of an attempt by the node before it has read that it was placed. Forgotten, it would start again."""
+    world = World()
+    world.elect(1)
+    world.submit("plain")
+    world.send_beat(0)
+    world.deliver_beat(0, again=False)
+    world.decide(0, None)
+    world.answer(0)
+    world.deliver_answer(0)
+    work(world)
+    assert world.oracle.starts
+    world.send_beat(0)
+    world.deliver_beat(0, again=False)
+    world.decide(1, 0)
+    world.answer(1)
+    [*_, (_, _, answer)] = world.answers
+    assert [one.action for one in answer.assignments] == ["keep"]
+    world.deliver_answer(len(world.answers) - 1)
+    work(world)
+    world.heal()
