@@ -309,12 +309,72 @@ class Client:
         return self._driver.run(scripts.get_artifact(artifact_id, Path(path), progress, self._patience_s))
 
     def nodes(self) -> list[models.Node]:
-        """Return every machine of the fleet."""
-        return self._driver.run(scripts.ask_list(models.Node, "nodes", protocol.simple("/nodes"), self._patience_s))
+        """Return every machine of the fleet, by name."""
+        return self._driver.run(scripts.nodes(self._patience_s))
 
     def node(self, node: str) -> models.Node:
         """Return a machine by its id or name."""
         return self._driver.run(scripts.ask(models.Node, protocol.node(node), self._patience_s))
+
+    def clusters(self) -> list[models.Cluster]:
+        """Return every cluster with its machines and what they offer together."""
+        return self._driver.run(
+            scripts.ask_list(models.Cluster, "clusters", protocol.simple("/clusters"), self._patience_s)
+        )
+
+    def drain(self, node: str, *, deadline: float | str | None = None, reason: str = "") -> models.Node:
+        """Ask for a machine to be emptied (administrators only); return it as it was.
+
+        Args:
+            node: its id or name.
+            deadline: seconds, or text such as ``10m``, after which what still runs is moved; None: it may end.
+            reason: for people.
+
+        """
+        order = {"deadline": deadline, "reason": reason}
+        return self._driver.run(scripts.ask(models.Node, protocol.node_order(node, "drain", order), self._patience_s))
+
+    def undrain(self, node: str, *, reason: str = "") -> models.Node:
+        """Ask for a machine to get work again (administrators only); return it as it was."""
+        order = {"reason": reason}
+        return self._driver.run(scripts.ask(models.Node, protocol.node_order(node, "undrain", order), self._patience_s))
+
+    def cordon(self, node: str, *, reason: str = "") -> models.Node:
+        """Ask for a machine to get nothing new (administrators only); return it as it was."""
+        order = {"reason": reason}
+        return self._driver.run(scripts.ask(models.Node, protocol.node_order(node, "cordon", order), self._patience_s))
+
+    def forget_node(self, node: str, *, reason: str = "") -> models.Node:
+        """Ask for a machine that is lost or has left to be forgotten (administrators only); return it as it was."""
+        return self._driver.run(scripts.ask(models.Node, protocol.forget_node(node, reason), self._patience_s))
+
+    def explain(self, job_id: str) -> models.Explanation:
+        """Return why a job waits and what would let it start, why it is where it is, or how it ended."""
+        return self._driver.run(scripts.ask(models.Explanation, protocol.job(job_id, "/explain"), self._patience_s))
+
+    def plan(self, spec: Mapping[str, Any]) -> models.Explanation:
+        """Return where a job of *spec* would go now, or why it would wait. Nothing is handed in."""
+        return self._driver.run(scripts.ask(models.Explanation, protocol.plan(spec), self._patience_s))
+
+    def quota(self, user: str = "me") -> models.Quota:
+        """Return a user's quota, and how many jobs of theirs wait or run; others' for administrators."""
+        return self._driver.run(scripts.ask(models.Quota, protocol.quota(user), self._patience_s))
+
+    def set_quota(self, user: str, limits: Mapping[str, Any]) -> models.Quota:
+        """Set a user's quota, all of it: what *limits* leave out is no limit (administrators only)."""
+        return self._driver.run(scripts.ask(models.Quota, protocol.quota(user, "PUT", limits), self._patience_s))
+
+    def remove_quota(self, user: str) -> None:
+        """Take a user's quota away (administrators only)."""
+        self._driver.run(scripts.done(protocol.quota(user, "DELETE"), self._patience_s))
+
+    def dead_letters(self, *, reader: str | None = None, limit: int = 50) -> list[models.DeadLetter]:
+        """Return what services could not take in, newest first (administrators only)."""
+        return self._driver.run(scripts.dead_letters(reader, limit, self._patience_s))
+
+    def replay(self, letter_id: str) -> models.DeadLetter:
+        """Hand a dead letter to its reader again (administrators only)."""
+        return self._driver.run(scripts.ask(models.DeadLetter, protocol.replay(letter_id), self._patience_s))
 
     def status(self) -> models.Status:
         """Return the system at a glance."""

@@ -73,11 +73,22 @@ class Attempt(Answer):
     number: int
     node: str = ""
     state: str = ""
+    phase: str | None = None  # pull or stage_in, while it starts
+    score: dict[str, float] = {}  # why this node
     exit_code: int | None = None
     error: Failure | None = None
     placed_at: datetime | None = None
+    starting_at: datetime | None = None
     running_at: datetime | None = None
+    finishing_at: datetime | None = None
     ended_at: datetime | None = None
+
+
+class Need(Answer):
+    """A job that has to end first: with success (ok), in any way but by a cancel (any), or in any way (always)."""
+
+    job: str
+    on: str = "ok"
 
 
 class Job(Answer):
@@ -94,6 +105,9 @@ class Job(Answer):
     created_at: datetime | None = None
     updated_at: datetime | None = None
     ended_at: datetime | None = None
+    not_before: datetime | None = None  # a pause before the next try
+    cancel_requested_at: datetime | None = None
+    needs: tuple[Need, ...] = ()
     pending: tuple[Pending, ...] = ()
     outputs: Totals | None = None
     error: Failure | None = None
@@ -171,17 +185,143 @@ class End(Answer):
 JobOutput = LogLine | Progress | Metric | Gap | End
 
 
+class NodeChange(Answer):
+    """One line of a machine's history."""
+
+    at: datetime | None = None
+    what: str = ""
+    by: str = ""
+    reason: str = ""
+
+
 class Node(Answer):
-    """A machine of the fleet, with what it has and uses."""
+    """A machine of the fleet, with what it has and uses.
+
+    `condition` says whether it is heard: online, suspect, lost, left; `duty` whether it is to get work: active,
+    cordoned, draining, drained; `reason` why not.
+    """
 
     id: str = ""
     name: str = ""
     cluster: str = ""
     tags: tuple[str, ...] = ()
     online: bool = True
+    condition: str = ""
+    since: datetime | None = None
+    duty: str = ""
+    reason: str = ""
+    deadline: datetime | None = None  # of a drain
+    refused: str = ""  # why its agent gets nothing new
+    problem: str = ""  # what is wrong with it, in its own words
     seen_at: datetime | None = None
     capacity: dict[str, Any] = {}
     usage: dict[str, Any] = {}
+    running: int = 0
+    attempts: tuple[dict[str, Any], ...] | None = None
+    history: tuple[NodeChange, ...] | None = None
+
+
+class NodePage(Answer):
+    """Some machines; `cursor` asks for the next."""
+
+    nodes: tuple[Node, ...] = ()
+    cursor: str | None = None
+
+
+class Cluster(Answer):
+    """A cluster's machines, and what those of them offer together that are online. Sizes in bytes."""
+
+    name: str = ""
+    nodes: tuple[Node, ...] = ()
+    online: int = 0
+    cpus: float = 0
+    memory: int = 0
+    gpus: int = 0
+    running: int = 0
+
+
+class Lack(Answer):
+    """What one machine lacks, in the units of the spec."""
+
+    code: str = ""
+    wanted: float = 0
+    free: float = 0
+    total: float = 0
+
+
+class Fit(Answer):
+    """How close a machine comes."""
+
+    node: str = ""
+    name: str = ""
+    lacks: tuple[Lack, ...] = ()
+    message: str = ""
+
+
+class Suggestion(Answer):
+    """One change of the spec that would let the job start: `set` maps fields (dotted) to values."""
+
+    set: dict[str, Any] = {}
+    message: str = ""
+
+
+class Explanation(Answer):
+    """Why a job waits, or why it is where it is; `text` says all of it as a paragraph.
+
+    `would_start`: it fits now, or is placed already. `never`: no machine could run it even if it were empty.
+    """
+
+    job_id: str | None = None
+    state: str = ""
+    would_start: bool = False
+    never: bool = False
+    node: str | None = None
+    score: dict[str, float] = {}
+    reasons: tuple[Pending, ...] = ()
+    closest: tuple[Fit, ...] = ()
+    ahead: int | None = None
+    queue_length: int = 0
+    suggestion: Suggestion | None = None
+    nodes_considered: int = 0
+    text: str = ""
+
+
+class Limits(Answer):
+    """The most that one user's jobs may hold or wait with at a time; None is no limit. Memory in bytes."""
+
+    cpus: float | None = None
+    memory: int | None = None
+    gpus: int | None = None
+    running: int | None = None
+    queued: int | None = None
+    share: float = 1.0
+
+
+class Quota(Answer):
+    """A user's quota (None: no limits), and how many jobs of theirs wait or run."""
+
+    user: str = ""
+    quota: Limits | None = None
+    by_state: dict[str, int] = {}
+
+
+class DeadLetter(Answer):
+    """A message that a service could not take in, and why. `body` is its text."""
+
+    id: str = ""
+    reader: str = ""
+    subject: str = ""
+    reason: str = ""
+    at: datetime | None = None
+    replayed_at: datetime | None = None
+    body: str = ""
+
+
+class DeadLetterPage(Answer):
+    """Some dead letters; `cursor` asks for the next."""
+
+    dead_letters: tuple[DeadLetter, ...] = ()
+    cursor: str | None = None
 
 
 class Status(Answer):

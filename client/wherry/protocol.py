@@ -156,6 +156,43 @@ def node(node: str) -> Request:
     return Request("GET", f"/nodes/{_segment(node)}")
 
 
+def nodes(cursor: str | None) -> Request:
+    """Ask for a page of machines."""
+    return Request("GET", "/nodes", query={"limit": "500"} | ({"cursor": cursor} if cursor else {}))
+
+
+def node_order(node: str, verb: str, order: Mapping[str, Any]) -> Request:
+    """Ask for a machine to be drained, undrained or cordoned."""
+    given = {name: value for name, value in order.items() if value is not None}
+    return Request("POST", f"/nodes/{_segment(node)}/{verb}", json=given)
+
+
+def forget_node(node: str, reason: str) -> Request:
+    """Ask for a machine to be forgotten."""
+    return Request("DELETE", f"/nodes/{_segment(node)}", query={"reason": reason} if reason else {})
+
+
+def plan(spec: Mapping[str, Any]) -> Request:
+    """Ask where a job would go."""
+    return Request("POST", "/jobs/plan", json=dict(spec))
+
+
+def quota(user: str, method: str = "GET", limits: Mapping[str, Any] | None = None) -> Request:
+    """Ask for a user's quota, or set or remove it."""
+    return Request(method, f"/users/{_segment(user)}/quota", json=None if limits is None else dict(limits))
+
+
+def dead_letters(reader: str | None, cursor: str | None, limit: int) -> Request:
+    """Ask for a page of dead letters."""
+    given = {"limit": str(limit), "reader": reader, "cursor": cursor}
+    return Request("GET", "/dead-letters", query={name: value for name, value in given.items() if value is not None})
+
+
+def replay(letter_id: str) -> Request:
+    """Ask for a dead letter to be handed to its reader again."""
+    return Request("POST", f"/dead-letters/{_segment(letter_id)}/replay")
+
+
 def submit(spec: Mapping[str, Any], key: str, body: Body | None) -> Request:
     """Hand in a job; the key makes it safe to repeat."""
     headers = {"Idempotency-Key": key}

@@ -129,6 +129,32 @@ def jobs(filters: Mapping[str, str | Sequence[str] | None], limit: int | None, p
             return
 
 
+def nodes(patience_s: float) -> Script[list[models.Node]]:
+    """Return every machine, by name."""
+    found: list[models.Node] = []
+    cursor: str | None = None
+    while True:
+        page = yield from ask(models.NodePage, protocol.nodes(cursor), patience_s)
+        found += page.nodes
+        cursor = page.cursor
+        if not cursor or not page.nodes:
+            return found
+
+
+def dead_letters(reader: str | None, limit: int, patience_s: float) -> Script[list[models.DeadLetter]]:
+    """Return dead letters, newest first, at most *limit* of them."""
+    found: list[models.DeadLetter] = []
+    cursor: str | None = None
+    while len(found) < limit:
+        request = protocol.dead_letters(reader, cursor, min(limit - len(found), PAGE))
+        page = yield from ask(models.DeadLetterPage, request, patience_s)
+        found += page.dead_letters
+        cursor = page.cursor
+        if not cursor or not page.dead_letters:
+            break
+    return found
+
+
 def wait(job_id: str, timeout_s: float | None, patience_s: float) -> Script[models.Job]:
     """Return the job once it has ended: told by its events, or found by asking where they cannot be had.
 

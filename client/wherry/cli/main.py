@@ -6,16 +6,18 @@ Exit codes: 0 done; 1 the job did not succeed; 2 wrong usage; 3 the server canno
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from client.wherry import config, models
-from client.wherry.cli import tables
+from client.wherry import __version__, config, models
+from client.wherry.cli import admin, nodes, tables
 from client.wherry.cli.console import Output, as_json, now
 from client.wherry.cli.follow import follow
+from client.wherry.cli.session import LONG_PATIENCE_S, PATIENCE_S, connect
 from client.wherry.cli.spec import SpecOptions, build_spec, read_spec
 from client.wherry.cli.words import cancelled_note, plain, plural, size
 from client.wherry.client import Client
@@ -23,8 +25,6 @@ from client.wherry.errors import WherryError
 from client.wherry.source import ProgressCallback
 
 EXIT_JOB, EXIT_UNREACHABLE, EXIT_REFUSED, EXIT_OTHER, EXIT_INTERRUPTED = 1, 3, 4, 5, 130
-#: How long commands go on trying, in seconds: one answer is soon missed, a job that is watched is worth waiting for.
-PATIENCE_S, LONG_PATIENCE_S = 10.0, 120.0
 
 _HINTS = {
     "unreachable": "Is it up? `make up` starts a local one; `wherry login URL` or WHERRY_URL chooses another.",
@@ -81,7 +81,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(nodes.app, name="nodes")
+app.add_typer(admin.users, name="users")
+app.add_typer(admin.letters, name="dead-letters")
+
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
+
+
+def _say_version(*, wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"wherry {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -89,16 +99,12 @@ def options(
     ctx: typer.Context,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_say_version)
+    ] = False,
 ) -> None:
     """Hand jobs to wherry, watch them, and bring their results home."""
     ctx.obj = Output(json=as_json)
-
-
-def _connect(*, patience_s: float = PATIENCE_S) -> Client:
-    known = config.load(os.environ)
-    if known.token is None:
-        raise WherryError("not_logged_in", f"you are not logged in to {known.url}")
-    return Client(known.url, known.token, patience_s=patience_s)
 
 
 @app.command()
@@ -137,7 +143,7 @@ def _ask(what: str, *, hidden: bool = False) -> str:
 def logout(ctx: typer.Context) -> None:
     """End the session, here and on the server."""
     output: Output = ctx.obj
-    with _connect() as client:
+    with connect() as client:
         client.logout()
     config.forget(os.environ)
     if output.json:
@@ -149,7 +155,7 @@ def logout(ctx: typer.Context) -> None:
 def whoami(ctx: typer.Context) -> None:
     """Say who you are there."""
     output: Output = ctx.obj
-    with _connect() as client:
+    with connect() as client:
         identity = client.whoami()
     if output.json:
         output.document(identity)
@@ -158,7 +164,9 @@ def whoami(ctx: typer.Context) -> None:
     output.out.print(f"{identity.user} ({identity.role}{address}) on {client.url}", markup=False)
 
 
-@app.command()
+@app.command("plan", short_help="Say where a job would go, or why it would wait; nothing is handed in.")
+@app.command("run", short_help="The same as submit.")
+@app.command("submit")
 def submit(  # noqa: PLR0913 - each option of the command is one
     ctx: typer.Context,
     path: Annotated[
@@ -187,6 +195,22 @@ def submit(  # noqa: PLR0913 - each option of the command is one
     timeout: Annotated[str | None, typer.Option(help="The longest it may run, e.g. 2h.")] = None,
     priority: Annotated[int | None, typer.Option(help="0 to 100; 50 if not given.")] = None,
     attempts: Annotated[int | None, typer.Option(help="How often it is tried if it fails; 1 if not given.")] = None,
+    need: Annotated[
+        list[str] | None,
+        typer.Option(help="A job that has to end first, JOB[:any|always]; with success if nothing is said."),
+    ] = None,
+    input_: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Another job's output as NAME=job:JOB/PATH, or all of them without /PATH."),
+    ] = None,
+    on_disconnect: Annotated[
+        str | None, typer.Option(help="keep or stop: what a node that is cut off does with it.")
+    ] = None,
+    replace_after: Annotated[
+        str | None, typer.Option(help="How long a silent node is waited for before another takes over, e.g. 10m.")
+    ] = None,
+    exclusive: Annotated[bool, typer.Option("--exclusive", help="Never two attempts at a time.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say where it would go; nothing is handed in.")] = False,
     key: Annotated[str | None, typer.Option(help="The same key is the same job, however often it is sent.")] = None,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Watch it until it has ended.")] = False,
 ) -> None:
@@ -196,9 +220,15 @@ def submit(  # noqa: PLR0913 - each option of the command is one
         name, image, command, runtime, cpus, memory, gpus, gpu_memory, timeout, priority, attempts,
         tuple(tag or ()), tuple(env or ()), tuple(param or ()), tuple(label or ()),
         tuple(notify_email or ()), tuple(notify_webhook or ()),
+        tuple(need or ()), tuple(input_ or ()), on_disconnect, replace_after, exclusive or None,
     )  # fmt: skip
     whole = build_spec(read_spec(spec), typed, path.resolve().stem if path else None)
-    with _connect() as client, output.transfer() as bar:
+    if plan or ctx.info_name == "plan":  # `wherry plan` takes what `wherry submit` takes
+        if follow_it:
+            raise typer.BadParameter("nothing is handed in, so there is nothing to follow: leave --follow out")
+        _explained(output, lambda client: client.plan(whole), planned=True)
+        return
+    with connect() as client, output.transfer() as bar:
         submitted = client.submit(whole, path, key=key, progress=_reporter(bar, "sending") if path else None)
     if not follow_it:
         _submitted(output, submitted)
@@ -207,6 +237,15 @@ def submit(  # noqa: PLR0913 - each option of the command is one
         output.document({"event": "submitted", **as_json(submitted)})
     output.note(f"job {submitted.job_id}")
     _follow_to_end(output, submitted.job_id)
+
+
+def _explained(output: Output, ask: Callable[[Client], models.Explanation], *, planned: bool = False) -> None:
+    with connect() as client:
+        found = ask(client)
+    if output.json:
+        output.document(found)
+    else:
+        output.out.print(tables.explanation(found, planned=planned))
 
 
 def _reporter(bar: Any, what: str) -> ProgressCallback:
@@ -230,7 +269,7 @@ def _follow_to_end(output: Output, job_id: str) -> None:
 
     """
     try:
-        with _connect(patience_s=LONG_PATIENCE_S) as client:
+        with connect(patience_s=LONG_PATIENCE_S) as client:
             job = follow(client, job_id, output)
     except KeyboardInterrupt:
         output.note(f"job {job_id} goes on\n  watch it: wherry logs -f {job_id}\n  stop it:  wherry cancel {job_id}")
@@ -251,7 +290,7 @@ def jobs(
 ) -> None:
     """List jobs, newest first."""
     output: Output = ctx.obj
-    with _connect() as client:
+    with connect() as client:
         found = list(client.jobs(states=state or (), name=name, label=label, owner=owner, limit=limit))
     if output.json:
         output.document({"jobs": [as_json(job) for job in found]})
@@ -263,14 +302,20 @@ def jobs(
 
 @app.command()
 def show(ctx: typer.Context, job: JobId) -> None:
-    """Show a job: where it is, why it waits or failed, and its attempts."""
+    """Show a job: where it is, why it waits or failed, step by step what became of it, and its attempts."""
     output: Output = ctx.obj
-    with _connect() as client:
+    with connect() as client:
         found = client.job(job)
     if output.json:
         output.document(found)
     else:
         output.out.print(tables.job(found, now()))
+
+
+@app.command()
+def explain(ctx: typer.Context, job: JobId) -> None:
+    """Say why a job waits and what would let it start, why it went where it went, or how it ended."""
+    _explained(ctx.obj, lambda client: client.explain(job))
 
 
 @app.command()
@@ -289,7 +334,7 @@ def logs(
             raise typer.BadParameter("--follow shows everything from the beginning: leave --stream and --tail out")
         _follow_to_end(output, job)
         return
-    with _connect() as client:
+    with connect() as client:
         for line in client.logs(job, stream=stream, tail=tail):
             if output.json:
                 output.document({"text": line})
@@ -308,7 +353,7 @@ def get(
     """Download what a job left, bit for bit. A download that broke goes on where it was."""
     output: Output = ctx.obj
     target = folder or Path(job)
-    with _connect() as client, output.transfer() as bar:
+    with connect() as client, output.transfer() as bar:
         files = client.download(job, target, path, progress=_reporter(bar, "getting"))
     if output.json:
         output.document({"job_id": job, "folder": str(target), "files": [str(file) for file in files]})
@@ -321,7 +366,7 @@ def get(
 def cancel(ctx: typer.Context, job: JobId) -> None:
     """Stop a job. Safe to repeat."""
     output: Output = ctx.obj
-    with _connect() as client:
+    with connect() as client:
         answer = client.cancel(job)
     if output.json:
         output.document(answer)
@@ -337,7 +382,7 @@ def rerun(
 ) -> None:
     """Hand in the same job again, as a new one."""
     output: Output = ctx.obj
-    with _connect() as client:
+    with connect() as client:
         submitted = client.rerun(job)
     _submitted(output, submitted)
     if follow_it:
@@ -345,24 +390,10 @@ def rerun(
 
 
 @app.command()
-def nodes(ctx: typer.Context) -> None:
-    """List the machines: what each has, and how busy it is."""
-    output: Output = ctx.obj
-    with _connect() as client:
-        found = client.nodes()
-    if output.json:
-        output.document({"nodes": [as_json(node) for node in found]})
-    elif found:
-        output.out.print(tables.nodes(found, now()))
-    else:
-        output.note("no machines have joined yet; `wherry-agent` adds one")
-
-
-@app.command()
 def status(ctx: typer.Context) -> None:
     """Show the system at a glance."""
     output: Output = ctx.obj
-    with _connect() as client:
+    with connect() as client:
         found = client.status()
     if output.json:
         output.document(found)
@@ -374,7 +405,7 @@ def status(ctx: typer.Context) -> None:
 def notifications(ctx: typer.Context, job: JobId) -> None:
     """Show who was told of a job's end, and how that went."""
     output: Output = ctx.obj
-    with _connect() as client:
+    with connect() as client:
         found = client.notifications(job)
     if output.json:
         output.document({"notifications": [as_json(item) for item in found]})

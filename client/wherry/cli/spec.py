@@ -8,6 +8,11 @@ from typing import Any
 
 import typer
 
+#: Options that are fields of the spec as they are.
+_PLAIN = (
+    "name", "image", "command", "runtime", "priority", "max_attempts", "on_disconnect", "replace_after", "exclusive",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class SpecOptions:
@@ -30,6 +35,11 @@ class SpecOptions:
     labels: tuple[str, ...] = ()
     notify_email: tuple[str, ...] = ()
     notify_webhook: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    on_disconnect: str | None = None
+    replace_after: str | None = None
+    exclusive: bool | None = None
 
 
 def build_spec(base: dict[str, Any], options: SpecOptions, default_name: str | None) -> dict[str, Any]:
@@ -42,7 +52,7 @@ def build_spec(base: dict[str, Any], options: SpecOptions, default_name: str | N
     spec = dict(base)
     if options.runtime == "process":
         spec.pop("image", None)
-    for field in ("name", "image", "command", "runtime", "priority", "max_attempts"):
+    for field in _PLAIN:
         _put(spec, field, getattr(options, field))
     if default_name:
         spec.setdefault("name", default_name)
@@ -50,6 +60,8 @@ def build_spec(base: dict[str, Any], options: SpecOptions, default_name: str | N
     _merge(spec, "timeouts", {"run": options.timeout})
     _merge(spec, "env", dict(_pair(text, "--env") for text in options.env))
     _merge(spec, "params", {key: _value(text) for key, text in (_pair(text, "--param") for text in options.params)})
+    _merge(spec, "inputs", dict(_pair(text, "--input") for text in options.inputs))
+    _extend(spec, "needs", [_need(text) for text in options.needs])
     if options.tags:
         placement = dict(spec.get("placement", {}))
         spec["placement"] = {**placement, "tags": [*placement.get("tags", []), *options.tags]}
@@ -101,6 +113,12 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     if not key or not equals:
         raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
     return key, value
+
+
+def _need(text: str) -> str | dict[str, str]:
+    """Return a need: JOB alone, or JOB:ok, JOB:any or JOB:always."""
+    job, colon, on = text.partition(":")
+    return {"job": job, "on": on} if colon else job
 
 
 def _value(text: str) -> object:

@@ -9,10 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from client.wherry import models
-from client.wherry.cli.words import STATE_STYLES, ago, between, plain, plural, size
+from client.wherry.cli.timeline import timeline, why
+from client.wherry.cli.words import STATE_STYLES, ago, between, duration, plain, plural, size
 
 #: What must be whole, on however narrow a terminal: it is typed or copied.
 _MIN_WIDTHS = {"JOB": 26, "STATE": 9}
+#: How a needed job has to end.
+_NEEDED = {"ok": "with success", "any": "however, but for a cancel", "always": "however"}
 
 
 def state(name: str) -> Text:
@@ -42,13 +45,24 @@ def job(found: models.Job, now: datetime) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(found, now):
         facts.add_row(Text(name, style="dim"), value if isinstance(value, Text) else Text(plain(value)))
-    return Group(facts, "", _attempts(found)) if found.attempts else facts
+    parts: list[RenderableType] = [facts, "", _timeline(found, now)]
+    return Group(*parts, "", _attempts(found)) if found.attempts else Group(*parts)
+
+
+def _timeline(job: models.Job, now: datetime) -> Table:
+    table = _table("AFTER", "FOR", "WHAT")
+    for step in timeline(job, now):
+        table.add_row(duration(step.after_s), step.lasted, Text(plain(step.what)))
+    return table
 
 
 def _facts(job: models.Job, now: datetime) -> list[tuple[str, str | Text]]:
     facts: list[tuple[str, str | Text]] = [("job", job.job_id), ("name", job.name), ("state", state(job.state))]
     if job.error:
-        facts.append(("why", f"{job.error.message} ({job.error.reason})"))
+        facts.append(("why", why(job.error)))
+    facts += [("needs", f"{need.job} ({_NEEDED.get(need.on, need.on)})") for need in job.needs]
+    if job.not_before and job.not_before > now and not job.is_terminal:
+        facts.append(("next try", f"in {duration((job.not_before - now).total_seconds())} at the earliest"))
     facts += [("waits for", f"{reason.message} ({plural(reason.nodes, 'node')})") for reason in job.pending]
     if job.progress:
         facts.append(("progress", f"{job.progress.fraction:.0%} {job.progress.message}".strip()))
@@ -71,27 +85,157 @@ def _attempts(job: models.Job) -> Table:
             state(attempt.state),
             "" if attempt.exit_code is None else str(attempt.exit_code),
             between(attempt.running_at, attempt.ended_at),
-            Text(plain(attempt.error.message if attempt.error else "")),
+            Text(plain(why(attempt.error))),
         )
     return table
 
 
 def nodes(found: Iterable[models.Node], now: datetime) -> Table:
     """Return one line a machine."""
-    table = _table("NODE", "ID", "STATE", "CPUS", "MEMORY", "GPUS", "BUSY", "RUNNING", "TAGS", "SEEN")
+    table = _table(
+        "NODE", "ID", "CONDITION", "DUTY", "CPUS", "MEMORY", "GPUS", "BUSY", "RUNNING", "TAGS", "SEEN", "WHY"
+    )
     for node in found:
         table.add_row(
             Text(plain(node.name)),
             node.id,
-            Text("online", "green") if node.online else Text("offline", "red"),
+            _condition(node),
+            Text(node.duty, "" if node.duty == "active" else "yellow"),
             f"{node.capacity.get('cpus', 0):g}",
             size(node.capacity.get("memory", 0)),
             _gpus(node.capacity.get("gpus") or []),
             f"{node.usage.get('cpu_percent', 0):.0f} %",
-            str((node.model_extra or {}).get("running", "")),
+            str(node.running),
             Text(plain(", ".join(node.tags))),
             ago(node.seen_at, now),
+            Text(plain(_why_not(node))),
         )
+    return table
+
+
+def node(found: models.Node, now: datetime) -> RenderableType:
+    """Return all that is worth knowing about a machine."""
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _node_facts(found, now):
+        facts.add_row(Text(name, style="dim"), value if isinstance(value, Text) else Text(plain(value)))
+    parts: list[RenderableType] = [facts]
+    if found.attempts:
+        runs = _table("JOB", "ATTEMPT", "STATE")
+        for held in found.attempts:
+            runs.add_row(Text(plain(str(held.get("job_id")))), str(held.get("attempt")), state(str(held.get("state"))))
+        parts += ["", runs]
+    if found.history:
+        lines = _table("WHEN", "WHAT", "BY", "WHY")
+        for line in found.history:
+            lines.add_row(ago(line.at, now), *(Text(plain(text)) for text in (line.what, line.by, line.reason)))
+        parts += ["", lines]
+    return Group(*parts)
+
+
+def _node_facts(node: models.Node, now: datetime) -> list[tuple[str, str | Text]]:
+    capacity, usage, extra = node.capacity, node.usage, node.model_extra or {}
+    facts: list[tuple[str, str | Text]] = [
+        ("node", node.name),
+        ("id", node.id),
+        ("cluster", node.cluster),
+        ("tags", ", ".join(node.tags)),
+        ("condition", _condition(node)),
+        ("since", ago(node.since, now)),
+        ("duty", node.duty),
+        ("why", _why_not(node)),
+        ("seen", ago(node.seen_at, now)),
+        ("cpus", f"{capacity.get('cpus', 0):g}, {usage.get('cpu_percent', 0):.0f} % busy"),
+        ("memory", f"{size(capacity.get('memory', 0))}, {size(usage.get('memory_available', 0))} free"),
+        ("disk", f"{size(capacity.get('disk', 0))}, {size(usage.get('disk_free', 0))} free"),
+        ("gpus", _gpus(capacity.get("gpus") or [])),
+        ("runs", plural(node.running, "attempt")),
+        ("engine", str(extra.get("engine", ""))),
+        ("agent", str(extra.get("agent_version", ""))),
+    ]
+    if node.deadline and node.duty == "draining":
+        left = (node.deadline - now).total_seconds()
+        facts.append(("deadline", f"in {duration(left)}" if left > 0 else "now"))
+    return [(name, value) for name, value in facts if value]
+
+
+def _condition(node: models.Node) -> Text:
+    name = node.condition or ("online" if node.online else "offline")
+    return Text(name, {"online": "green", "suspect": "yellow", "left": "dim"}.get(name, "red"))
+
+
+def _why_not(node: models.Node) -> str:
+    return "; ".join(text for text in (node.reason, node.refused, node.problem) if text)
+
+
+def explanation(found: models.Explanation, *, planned: bool) -> RenderableType:
+    """Return why a job waits or is where it is; *planned*: of one that is not handed in."""
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _explained(found, planned=planned):
+        facts.add_row(Text(name, style="dim"), value if isinstance(value, Text) else Text(plain(value)))
+    return Group(Text(plain(found.text)), "", facts) if found.text else facts
+
+
+def _explained(found: models.Explanation, *, planned: bool) -> list[tuple[str, str | Text]]:
+    facts: list[tuple[str, str | Text]] = (
+        [("would start", _verdict(found))] if planned else [("state", state(found.state))]
+    )
+    facts.append(("node", found.node or ""))
+    facts += [("score", ", ".join(f"{name} {value:.3g}" for name, value in sorted(found.score.items())))]
+    facts += [("waits for", f"{one.message} ({plural(one.nodes, 'node')})") for one in found.reasons]
+    facts += [("closest", f"{one.name or one.node}: {_lacks(one)}") for one in found.closest]
+    if found.ahead is not None:
+        facts.append(("queue", f"{plural(found.ahead, 'job')} before it, of {found.queue_length}"))
+    if found.suggestion:
+        changes = ", ".join(f"{field} = {value}" for field, value in found.suggestion.set.items())
+        facts.append(("try", f"{found.suggestion.message} ({changes})" if changes else found.suggestion.message))
+    return [(name, value) for name, value in facts if value]
+
+
+def _verdict(found: models.Explanation) -> Text:
+    if found.would_start:
+        return Text("now", "green")
+    return Text("never, on any machine that is there", "red") if found.never else Text("later", "yellow")
+
+
+def _lacks(fit: models.Fit) -> str:
+    """Return what a machine lacks: its own words, else by how much."""
+    return fit.message or ", ".join(f"{lack.code}: wants {lack.wanted:g}, free {lack.free:g}" for lack in fit.lacks)
+
+
+def users(found: Iterable[models.User]) -> Table:
+    """Return one line a user."""
+    table = _table("USER", "ROLE", "EMAIL", "")
+    for user in found:
+        table.add_row(
+            Text(plain(user.name)), user.role, Text(plain(user.email or "")), "locked" if user.disabled else ""
+        )
+    return table
+
+
+def quota(found: models.Quota) -> Table:
+    """Return a user's limits, and what they hold."""
+    facts = Table.grid(padding=(0, 2))
+    limits = found.quota
+    rows = [("user", plain(found.user))]
+    if limits is None:
+        rows.append(("limits", "none"))
+    else:
+        amounts = {"cpus": limits.cpus, "gpus": limits.gpus, "running": limits.running, "queued": limits.queued}
+        rows += [(name, "no limit" if value is None else f"{value:g}") for name, value in amounts.items()]
+        rows.insert(2, ("memory", "no limit" if limits.memory is None else size(limits.memory)))
+        rows.append(("share", f"{limits.share:g}"))
+    held = ", ".join(f"{count} {name}" for name, count in sorted(found.by_state.items()))
+    for name, value in (*rows, ("jobs now", held or "none")):
+        facts.add_row(Text(name, style="dim"), value)
+    return facts
+
+
+def dead_letters(found: Iterable[models.DeadLetter], now: datetime) -> Table:
+    """Return one line a dead letter."""
+    table = _table("ID", "READER", "SUBJECT", "WHEN", "REPLAYED", "WHY")
+    for one in found:
+        texts = (one.id, one.reader, one.subject, ago(one.at, now), ago(one.replayed_at, now), one.reason)
+        table.add_row(*(Text(plain(text)) for text in texts))
     return table
 
 

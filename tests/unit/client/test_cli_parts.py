@@ -36,6 +36,18 @@ def test_options_win_over_the_file_and_lists_are_added_to():
     }
 
 
+def test_needs_inputs_and_what_happens_when_a_node_is_cut_off_go_into_the_spec():
+    options = SpecOptions(
+        needs=("j1", "j2:any"), inputs=("model=job:j1/best.pt",), on_disconnect="stop", replace_after="10m",
+        exclusive=True,
+    )  # fmt: skip
+    assert build_spec({"needs": ["j0"], "inputs": {"data": "job:j0"}}, options, None) == {
+        "needs": ["j0", "j1", {"job": "j2", "on": "any"}],
+        "inputs": {"data": "job:j0", "model": "job:j1/best.pt"},
+        "on_disconnect": "stop", "replace_after": "10m", "exclusive": True,
+    }  # fmt: skip
+
+
 def test_what_was_not_said_is_not_sent():
     assert build_spec({}, SpecOptions(command="ls"), "folder") == {"command": "ls", "name": "folder"}
 

@@ -1,0 +1,115 @@
+"""``wherry nodes``: the machines, and what administrators want of them."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from client.wherry import models
+from client.wherry.cli import tables
+from client.wherry.cli.console import Output, as_json, now
+from client.wherry.cli.session import LONG_PATIENCE_S, connect
+from client.wherry.cli.words import plain
+from client.wherry.client import Client
+
+_LOOK_S = 0.5
+#: Where a machine is once it is what was asked for, and what ends the waiting besides.
+_DONE = {"drain": "drained", "cordon": "cordoned", "undrain": "active"}
+
+app = typer.Typer(help="List the machines: what each has, whether it gets work, and why not.")
+
+NodeName = Annotated[str, typer.Argument(metavar="NODE", help="The machine's id or name.", show_default=False)]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever looks at it.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when it is done.")]
+
+
+@app.callback(invoke_without_command=True)
+def listed(ctx: typer.Context) -> None:
+    """List the machines: what each has, whether it gets work, and why not."""
+    if ctx.invoked_subcommand is not None:
+        return
+    output: Output = ctx.obj
+    with connect() as client:
+        found = client.nodes()
+    if output.json:
+        output.document({"nodes": [as_json(node) for node in found]})
+    elif found:
+        output.out.print(tables.nodes(found, now()))
+    else:
+        output.note("no machines have joined yet; `wherry-agent` adds one")
+
+
+@app.command()
+def show(ctx: typer.Context, node: NodeName) -> None:
+    """Show a machine: what it has, uses and runs, whether it gets work and why not, and its history."""
+    output: Output = ctx.obj
+    with connect() as client:
+        found = client.node(node)
+    if output.json:
+        output.document(found)
+    else:
+        output.out.print(tables.node(found, now()))
+
+
+@app.command()
+def drain(
+    ctx: typer.Context,
+    node: NodeName,
+    *,
+    deadline: Annotated[
+        str | None, typer.Option(help="After so long (10m) what still runs is moved; else it may run to its end.")
+    ] = None,
+    reason: Reason = "",
+    wait: Wait = False,
+) -> None:
+    """Empty a machine: nothing new, and what still runs at the deadline starts again elsewhere."""
+    with connect(patience_s=LONG_PATIENCE_S) as client:
+        asked = client.drain(node, deadline=deadline, reason=reason)
+        _report(ctx.obj, client, asked, "drain", wait=wait)
+
+
+@app.command()
+def undrain(ctx: typer.Context, node: NodeName, *, reason: Reason = "", wait: Wait = False) -> None:
+    """Let a machine that was drained or cordoned get work again."""
+    with connect(patience_s=LONG_PATIENCE_S) as client:
+        _report(ctx.obj, client, client.undrain(node, reason=reason), "undrain", wait=wait)
+
+
+@app.command()
+def cordon(ctx: typer.Context, node: NodeName, *, reason: Reason = "", wait: Wait = False) -> None:
+    """Give a machine nothing new; what it runs goes on."""
+    with connect(patience_s=LONG_PATIENCE_S) as client:
+        _report(ctx.obj, client, client.cordon(node, reason=reason), "cordon", wait=wait)
+
+
+@app.command()
+def forget(ctx: typer.Context, node: NodeName, *, reason: Reason = "") -> None:
+    """Forget a machine that is lost or has left. One that comes back joins anew."""
+    output: Output = ctx.obj
+    with connect() as client:
+        asked = client.forget_node(node, reason=reason)
+    if output.json:
+        output.document(asked)
+    output.note(f"node {plain(asked.name)} is forgotten")
+
+
+def _report(output: Output, client: Client, asked: models.Node, verb: str, *, wait: bool) -> None:
+    if wait:
+        asked = _until(client, asked, _DONE[verb], output)
+    if output.json:
+        output.document(asked)
+    elif wait:
+        output.note(f"node {plain(asked.name)} is {asked.duty}")
+    else:
+        output.note(f"asked for; see `wherry nodes show {asked.id}`")
+
+
+def _until(client: Client, node: models.Node, duty: str, output: Output) -> models.Node:
+    """Return the machine once its duty is *duty*, saying how many jobs it still runs."""
+    said = -1
+    while (node := client.node(node.id)).duty != duty:
+        if node.duty == "draining" and node.running != said:
+            said = node.running
+            output.note(f"{plain(node.name)} still runs {said} of its jobs")
+        time.sleep(_LOOK_S)
+    return node
