@@ -49,7 +49,6 @@ class FleetLog:
             self._feed(messages)
             self._seen = messages[-1].seq
             self._moved.set()
-            self._some.set()
 
     async def caught_up(self) -> None:
         """Return once all has been taken in that the log had at the start."""
@@ -90,7 +89,15 @@ class FleetLog:
         expect = (NODE_CHANGED.subject(node_id=node_id), decision.expect_seq)
         return Record(NODE_CHANGED, {"node_id": node_id}, event, expect=expect)
 
+    def replay(self, message: Received[Any]) -> str | None:
+        """Take in a dead letter as if it had just come; return why that still cannot be, or None."""
+        return next((why for _, why in self._read([message])), None)
+
     def _feed(self, messages: list[Received[Any]]) -> None:
+        if unreadable := self._read(messages):
+            self._letters.begin(FLEET, unreadable)
+
+    def _read(self, messages: list[Received[Any]]) -> list[tuple[Received[Any], str]]:
         unreadable: list[tuple[Received[Any], str]] = []
         for message in messages:
             fact = read_fleet_fact(message.subject, message.seq, message.event) if message.event is not None else None
@@ -105,8 +112,8 @@ class FleetLog:
                     self._quotas[fact.owner] = fact
                 case None:
                     unreadable.append((message, message.problem or "it contradicts its subject"))
-        if unreadable:
-            self._letters.begin(FLEET, unreadable)
+        self._some.set()
+        return unreadable
 
     def _settle(self, fact: NodeRecorded) -> None:
         """Drop the wishes that the record holds already."""

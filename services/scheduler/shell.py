@@ -15,11 +15,12 @@ from services.scheduler.core.limits import Now
 from services.scheduler.core.machine import Batch, Beat, Decision, handle
 from services.scheduler.core.membership import NodeDecision
 from services.scheduler.fleet_log import FleetLog
+from services.scheduler.questions import Questions
 from services.scheduler.recovery import Standby, read_facts
 from services.scheduler.settings import SchedulerSettings
 from shared import observe
-from shared.bus import Bus, Received, Record, Stored, job_filter
-from shared.channels import HEARTBEAT, JOB_CHANGED, JOBS, WAKE
+from shared.bus import Bus, Handle, Received, Record, Stored, job_filter
+from shared.channels import FLEET, HEARTBEAT, JOB_CHANGED, JOBS, WAKE
 from shared.clock import monotonic, utc_now
 from shared.errors import Conflict, NotFound, Unavailable, WherryError
 from shared.events import JobChanged
@@ -132,6 +133,8 @@ class _Term:
         self._state: State | None = None
         self._inbox = _Inbox()
         self.fleet_log = FleetLog(bus, self.standby.letters, self._inbox.some)
+        self._questions = Questions(self._inbox.some)
+        self._replayed: list[Fact] = []  # from dead letters
         self._looked_up: tuple[LookedUp, ...] = ()  # what the turn before had asked the log for
         self._retry: list[Input] = []  # inputs of jobs that had moved on when their decision was to be recorded
         self._conflicts = 0
@@ -160,18 +163,25 @@ class _Term:
         crew.start(self._tick(), "tick")
         crew.start(self._save_regularly(), "save")
         again = await self._turn(state, Batch(facts=replayed.facts(), fleet=self.fleet_log.take()), [])
-        serving = asyncio.create_task(
-            self._bus.serve(HEARTBEAT, self._hear, queue=None, concurrency=_HEARTBEATS_AT_ONCE), name="serve"
-        )
+        serving = asyncio.create_task(self._open_doors(), name="serve")
         try:
             # nats-py's flush must not be cancelled: the PONG that then finds nobody ends its read loop.
             await asyncio.shield(serving)
             while True:
                 again = await self._turn(state, *await self._take(wait=not again))
         finally:
-            await (await asyncio.shield(serving)).stop()
+            for door in await asyncio.shield(serving):
+                await door.stop()
+            self._questions.close()
             for _, answer in self._inbox.beats:
                 answer.cancel()
+
+    async def _open_doors(self) -> list[Handle]:
+        return [
+            await self._bus.serve(HEARTBEAT, self._hear, queue=None, concurrency=_HEARTBEATS_AT_ONCE),
+            *await self._questions.serve(self._bus),
+            await self.standby.letters.listen(self._replay),
+        ]
 
     async def save(self) -> None:
         """Keep a snapshot of what is believed, if anything was decided since the last."""
@@ -194,6 +204,15 @@ class _Term:
             while len(inbox.messages) > _WAITING_MAX:
                 inbox.room.clear()
                 await inbox.room.wait()
+
+    async def _replay(self, message: Received[Any]) -> str | None:
+        """Take in a dead letter, as an admin wants, at its old place in the log: the usual fences hold."""
+        if message.channel is not None and message.channel.stream == FLEET:
+            return self.fleet_log.replay(message)
+        facts, unreadable = read_facts([message])
+        self._replayed += facts
+        self._inbox.some.set()
+        return next((why for _, why in unreadable), None)
 
     async def _save_regularly(self) -> None:
         while True:
@@ -230,14 +249,14 @@ class _Term:
         self._check_epochs((*facts, *fleet))
         beats = inbox.beats
         batch = Batch(
-            facts=(*self._retry, *facts),
+            facts=(*self._retry, *self._replayed, *facts),
             beats=tuple(beat for beat, _ in beats),
             tick=inbox.tick,
             was_cut_off=inbox.was_cut_off,
             looked_up=self._looked_up,
             fleet=fleet,
         )
-        self._retry, self._looked_up = [], ()
+        self._retry, self._replayed, self._looked_up = [], [], ()
         inbox.messages, inbox.beats, inbox.tick, inbox.was_cut_off = [], [], False, False
         inbox.room.set()
         return batch, [answer for _, answer in beats]
@@ -260,6 +279,7 @@ class _Term:
             for node_id in effects.wakes:
                 await self._bus.publish(WAKE, Wake(), node_id=node_id)
             self._answer(state, batch.beats, answers)
+            self._questions.answer(state, _now())
             self._looked_up = tuple(await asyncio.gather(*map(self._look_up, effects.lookups)))
         if not self._retry:
             self._position = state.position
