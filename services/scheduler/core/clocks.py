@@ -99,7 +99,11 @@ def next_deadline(job: Job, now: datetime, limits: Limits) -> datetime | None:
     if job.is_terminal:
         return None
     times: list[datetime] = []
-    if job.state is JobState.QUEUED:
+    if job.spec.gang is not None and job.state is not JobState.QUEUED:
+        times.append(overdue_at(job))
+        if (start := gang_limit_at(job)) is not None:
+            times.append(start)
+    elif job.state is JobState.QUEUED:
         times.append(overdue_at(job))
         if job.not_before is not None:
             times.append(job.not_before)
@@ -108,6 +112,13 @@ def next_deadline(job: Job, now: datetime, limits: Limits) -> datetime | None:
     else:
         times += (stop.at for stop in stops(job, limits))
     return min((time for time in times if time > now), default=None)
+
+
+def gang_limit_at(job: Job) -> datetime | None:
+    """Return when all members of a gang must run; None for what is no gang, or one that does run."""
+    if job.spec.gang is None or job.state not in (JobState.PLACED, JobState.STARTING) or not job.members:
+        return None
+    return job.members[0].placed_at + timedelta(seconds=job.spec.gang.deadline)
 
 
 def say(reason: EndReason, timeouts: Timeouts, limits: Limits) -> str:

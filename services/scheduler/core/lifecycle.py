@@ -253,11 +253,11 @@ def _step(job: Job, event: Event, now: datetime, limits: Limits) -> Change | Non
             return Change(job.model_copy(update={"ready_at": now, "pending": ()}), JobEventName.PENDING)
         case NeedFailed() if clocks.waits_for_needs(job):
             failure = Failure(reason=EndReason.NEEDS_FAILED, message=event.message)
-            return _end(job, JobState.CANCELLED if event.is_cancel else JobState.FAILED, failure, now)
+            return end(job, JobState.CANCELLED if event.is_cancel else JobState.FAILED, failure, now)
         case Cancel():
             return _cancel(job, now)
         case Remarked(text) if job.state in HOLDING:
-            return _remarked(job, text)
+            return with_remark(job, text)
         case Expired() if job.state is JobState.QUEUED:
             return _expired(job, now)
         case Report() if (attempt := _current(job, event.data.attempt)) and attempt.node == event.node:
@@ -308,10 +308,11 @@ def _expired(job: Job, now: datetime) -> Change | None:
     if limit_at is None or now < limit_at:
         return None
     message = f"no node was found within {job.spec.timeouts.queue:g} s"
-    return _end(job, JobState.TIMED_OUT, Failure(reason=EndReason.QUEUE_TIMEOUT, message=message), now)
+    return end(job, JobState.TIMED_OUT, Failure(reason=EndReason.QUEUE_TIMEOUT, message=message), now)
 
 
-def _remarked(job: Job, text: str) -> Change | None:
+def with_remark(job: Job, text: str) -> Change | None:
+    """Return the job with a remark, or None if it has that already, or has enough of them."""
     # What is seen again and again is told once; the room is for other remarks too.
     if job.remarks[-1:] == (text,) or len(job.remarks) >= REMARKS_KEPT:
         return None
@@ -370,10 +371,10 @@ def _finished(
     if report.remarks:
         job = job.model_copy(update={"remarks": (*job.remarks, *report.remarks)[:REMARKS_KEPT]})
     if report.state is AttemptState.SUCCEEDED:
-        return _end(job.model_copy(update={"tries": job.tries + 1}), JobState.SUCCEEDED, None, now)
+        return end(job.model_copy(update={"tries": job.tries + 1}), JobState.SUCCEEDED, None, now)
     failure = report.error or _failure_of(ended)
     if failure.reason in INFRASTRUCTURE_REASONS or report.state in (AttemptState.LOST, AttemptState.CANCELLED):
-        return _attempt_lost(job, failure, now, limits, may_run=failure.reason is EndReason.UNKILLABLE)
+        return after_loss(job, failure, now, limits, may_run=failure.reason is EndReason.UNKILLABLE)
     return _attempt_failed(job, ended, failure, now, limits)
 
 
@@ -383,7 +384,7 @@ def _lost(job: Job, attempt: Attempt, event: Lost, now: datetime, limits: Limits
     ended = attempt.model_copy(update=update)
     job = _with_attempt(job, ended)
     if event.reason in INFRASTRUCTURE_REASONS:
-        return _attempt_lost(job, failure, now, limits, may_run=event.may_run)
+        return after_loss(job, failure, now, limits, may_run=event.may_run)
     return _attempt_failed(job, ended, failure, now, limits, may_run=event.may_run)
 
 
@@ -398,37 +399,41 @@ def _failure_of(attempt: Attempt) -> Failure:
 def _attempt_failed(
     job: Job, attempt: Attempt, failure: Failure, now: datetime, limits: Limits, *, may_run: bool = False
 ) -> Change:
-    if stopped := _stopped(job, now):
-        return stopped
+    if over := stopped(job, now):
+        return over
     job = job.model_copy(update={"tries": job.tries + 1})
     is_wanted = job.tries < job.spec.max_attempts and retry.is_wanted(job.spec.retry_on, attempt, failure)
     if is_wanted and not (may_run and job.spec.exclusive):
-        return _requeue(job, failure, retry.wait_after_failure(job, limits), now)
-    return _end(job, JobState.TIMED_OUT if retry.is_timeout(attempt, failure) else JobState.FAILED, failure, now)
+        return requeue(job, failure, retry.wait_after_failure(job, limits), now)
+    return end(job, JobState.TIMED_OUT if retry.is_timeout(attempt, failure) else JobState.FAILED, failure, now)
 
 
-def _attempt_lost(job: Job, failure: Failure, now: datetime, limits: Limits, *, may_run: bool = False) -> Change:
-    if stopped := _stopped(job, now):
-        return stopped
+def after_loss(job: Job, failure: Failure, now: datetime, limits: Limits, *, may_run: bool = False) -> Change:
+    """Return what follows when an attempt came to nothing through no fault of the job."""
+    if over := stopped(job, now):
+        return over
     if killer := retry.node_killer(job, limits):
-        return _end(job, JobState.FAILED, killer, now)
+        return end(job, JobState.FAILED, killer, now)
     if failure.reason is EndReason.NODE_DRAINED:  # somebody's wish, and nobody's fault: neither charged nor waited for
-        return _requeue(job, failure, 0.0, now)
+        return requeue(job, failure, 0.0, now)
     job = job.model_copy(update={"losses": job.losses + 1})
     # Never two of an exclusive job at a time: while one may still run, there is no other.
     if job.losses > limits.losses_max or (may_run and job.spec.exclusive):
-        return _end(job, JobState.FAILED, failure, now)
-    return _requeue(job, failure, retry.wait_after_loss(job, failure, limits), now)
+        return end(job, JobState.FAILED, failure, now)
+    return requeue(job, failure, retry.wait_after_loss(job, failure, limits), now)
 
 
-def _stopped(job: Job, now: datetime) -> Change | None:
+def stopped(job: Job, now: datetime) -> Change | None:
     """Return the end of a job that was to be stopped, however its attempt ended."""
     if job.cancel_requested_at is not None:
         return _cancelled(job, now)
     return _overdue(job, now) if clocks.is_overdue(job, now) else None
 
 
-def _requeue(job: Job, failure: Failure, wait_s: float, now: datetime) -> Change:
+def requeue(job: Job, failure: Failure, wait_s: float, now: datetime) -> Change:
+    """Put the job back into the queue for another attempt in *wait_s* seconds. A gang's member ends: its gang decides."""
+    if job.member_of is not None:
+        return end(job, JobState.FAILED, failure, now)
     wait = PendingReason(
         code=PendingCode.BACKOFF, nodes=0, message=f"tried again in {wait_s:g} s; the last attempt: {failure.message}"
     )
@@ -438,15 +443,18 @@ def _requeue(job: Job, failure: Failure, wait_s: float, now: datetime) -> Change
 
 def _cancelled(job: Job, now: datetime) -> Change:
     failure = Failure(reason=EndReason.CANCELLED_BY_USER, message="cancelled as was asked for")
-    return _end(job, JobState.CANCELLED, failure, now)
+    if job.member_of is not None:
+        failure = Failure(reason=EndReason.GANG_FAILED, message="stopped with the other members of its gang")
+    return end(job, JobState.CANCELLED, failure, now)
 
 
 def _overdue(job: Job, now: datetime) -> Change:
     failure = Failure(reason=EndReason.TOTAL_TIMEOUT, message=f"not done within {job.spec.timeouts.total:g} s in all")
-    return _end(job, JobState.TIMED_OUT, failure, now)
+    return end(job, JobState.TIMED_OUT, failure, now)
 
 
-def _end(job: Job, state: JobState, failure: Failure | None, now: datetime) -> Change:
+def end(job: Job, state: JobState, failure: Failure | None, now: datetime) -> Change:
+    """End the job for good."""
     attempt = job.current
     update = {
         "state": state,

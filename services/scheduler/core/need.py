@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from shared.spec import JobSpec
+from shared.spec import JobSpec, Resources
 
 #: CPUs are counted in millionths, so that ten times 0.1 is 1.
 CPU_UNIT = 1_000_000
@@ -27,6 +27,24 @@ class Need(NamedTuple):
     node: str | None
     policy: str
     lasts_s: float = math.inf
+    #: Of a gang: what its members need, by rank; all of them at once. Everything else here is then the largest of them.
+    members: tuple["Need", ...] = ()
+
+    @property
+    def jobs(self) -> int:
+        """Return how many attempts this stands for."""
+        return len(self.members) or 1
+
+    def whole(self) -> "Need":
+        """Return the same with what all members of a gang need together."""
+        if not self.members:
+            return self
+        return self._replace(
+            ucpus=sum(member.ucpus for member in self.members),
+            memory=sum(member.memory for member in self.members),
+            disk=sum(member.disk for member in self.members),
+            gpus=sum(member.gpus for member in self.members),
+        )
 
     @property
     def labels(self) -> tuple[str, str | None, tuple[str, ...], str | None, str | None]:
@@ -36,7 +54,22 @@ class Need(NamedTuple):
 
 def need_of(spec: JobSpec) -> Need:
     """Return what an attempt of *spec* needs."""
-    resources, placement, timeouts = spec.resources, spec.placement, spec.timeouts
+    if spec.gang is None:
+        return _one(spec, spec.resources)
+    roles = zip(spec.members(), spec.gang.roles.values(), strict=True)
+    members = [_one(spec, full.resources or spec.resources) for full, role in roles for _ in range(role.count)]
+    return members[0]._replace(
+        ucpus=max(member.ucpus for member in members),
+        memory=max(member.memory for member in members),
+        disk=max(member.disk for member in members),
+        gpus=max(member.gpus for member in members),
+        gpu_memory=max(member.gpu_memory for member in members),
+        members=tuple(members),
+    )
+
+
+def _one(spec: JobSpec, resources: Resources) -> Need:
+    placement, timeouts = spec.placement, spec.timeouts
     return Need(
         ucpus=round(resources.cpus * CPU_UNIT),
         memory=resources.memory,

@@ -37,7 +37,7 @@ class Holding:
         self.ucpus += sign * need.ucpus
         self.memory += sign * need.memory
         self.gpus += sign * need.gpus
-        self.jobs += sign
+        self.jobs += sign * need.jobs
 
 
 class Shares:
@@ -126,7 +126,7 @@ class Ledger:
 
     def charge(self, owner: str, need: Need) -> None:
         """Count an attempt with *need* as held by *owner*."""
-        self._of(owner)[0].change(need, 1)
+        self._of(owner)[0].change(need.whole(), 1)
 
     def rank(self, owner: str) -> float:
         """Return how much *owner* has and has had, by weight: the smallest goes first."""
@@ -138,8 +138,8 @@ class Ledger:
         quota = self._shares.quotas.get(owner)
         if quota is None:
             return None
-        held = self._of(owner)[0]
-        if quota.running is not None and held.jobs >= quota.running:
+        held, need = self._of(owner)[0], need.whole()
+        if quota.running is not None and held.jobs + need.jobs > quota.running:
             return f"the quota is {quota.running} job(s) at a time, and {held.jobs} are on nodes"
         if quota.cpus is not None and held.ucpus + need.ucpus > round(quota.cpus * CPU_UNIT):
             return _beyond("cpus", quota.cpus, held.ucpus / CPU_UNIT, need.ucpus / CPU_UNIT)

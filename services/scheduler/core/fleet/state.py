@@ -6,6 +6,7 @@ from datetime import datetime
 
 from services.scheduler.core import clocks
 from services.scheduler.core.fleet.columns import Columns
+from services.scheduler.core.fleet.gangs import Gangs
 from services.scheduler.core.fleet.line import Line, Reservation
 from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.roster import Roster
@@ -53,6 +54,7 @@ class State:
         ticked: when the last tick was.
         retried: when everything in the queue was last tried.
         needs: the queued jobs that are not in the line, because others have to end first.
+        gangs: members by gang, and the gangs that are to be looked at.
         stopping: jobs whose current attempt was to be stopped by now.
     """
 
@@ -65,6 +67,7 @@ class State:
         self.roster = Roster()
         self.line = Line()
         self.needs = Needs()
+        self.gangs = Gangs()
         self.stopping: set[str] = set()
         self.position = 0
         self.written: set[int] = set()
@@ -88,6 +91,7 @@ class State:
                 return
             self._release(tracked, job)
         self._count(tracked, job, now)
+        self.gangs.assign(job)
         if not clocks.waits_for_needs(job):
             self.needs.discard(job.id)
         if job.is_terminal:
@@ -151,6 +155,8 @@ class State:
             if tracked.job.state is JobState.QUEUED:
                 self._enqueue(tracked, now)
                 self.needs.again(job_id)
+            if tracked.job.spec.gang is not None:
+                self.gangs.touch(job_id)
 
     def counts(self) -> dict[JobState, int]:
         """Return how many active jobs are in each state."""
@@ -283,6 +289,8 @@ class State:
             heapq.heapify(self._deadlines)
 
     def _hold(self, tracked: Tracked, now: Now) -> None:
+        if tracked.job.spec.gang is not None:
+            return  # its members are what is held
         attempt = tracked.job.attempts[-1]
         node = self._node(attempt.node, now)
         node.jobs[tracked.job.id] = None
@@ -305,7 +313,7 @@ class State:
     def _release(self, tracked: Tracked, after: Job) -> None:
         """Undo `_hold` for the job as it was; what is known of an attempt that goes on (*after*) is kept."""
         job = tracked.job
-        if job.state not in HOLDING:
+        if job.state not in HOLDING or job.spec.gang is not None:
             return
         attempt = job.attempts[-1]
         node = self.nodes[attempt.node]

@@ -1,0 +1,228 @@
+"""Gangs: members that start together or not at all, and end together.
+
+Each member is a job of its own, so it is placed, followed, stopped, logged and stored as any other; its gang decides
+whether there is another try. The gang's record is the truth about a round: a member that it does not name, because a
+scheduler died between recording the two, is stopped.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+
+from services.scheduler.core import clocks, lifecycle, retry
+from services.scheduler.core.limits import Limits
+from services.scheduler.core.placement import Placement
+from shared.ids import keyed_id
+from shared.job import ATTEMPTS_KEPT, Attempt, Failure, GangMember, GangPlace, Job
+from shared.spec import GangRole, JobSpec
+from shared.states import (
+    INFRASTRUCTURE_REASONS,
+    JOB_TERMINAL,
+    AttemptState,
+    EndReason,
+    JobEventName,
+    JobState,
+)
+
+#: Not a secret: the same round of a gang has the same members whoever decides it.
+_ID_KEY = b"wherry gang"
+_ORDER = (JobState.PLACED, JobState.STARTING, JobState.RUNNING, JobState.FINISHING)
+_EVENT = {
+    JobState.STARTING: JobEventName.STARTING,
+    JobState.RUNNING: JobEventName.RUNNING,
+    JobState.FINISHING: JobEventName.FINISHING,
+}
+_STARTED = frozenset({JobState.RUNNING, JobState.FINISHING})
+_ATTEMPT_STATE = {
+    JobState.FAILED: AttemptState.FAILED,
+    JobState.CANCELLED: AttemptState.CANCELLED,
+    JobState.TIMED_OUT: AttemptState.TIMED_OUT,
+}
+
+
+def member_specs(spec: JobSpec) -> tuple[JobSpec, ...]:
+    """Return what each member runs, by rank."""
+    size = spec.gang.size if spec.gang else 0
+    return tuple(_member_spec(spec, name, index, rank, size, role) for rank, (name, index, role) in _ranks(spec))
+
+
+def place(gang: Job, places: Sequence[Placement], now: datetime, limits: Limits) -> tuple[lifecycle.Change, list[Job]]:
+    """Return the gang with a new round, and that round's members, each on its place (by rank)."""
+    number = gang.attempt + 1
+    jobs: list[Job] = []
+    members: list[GangMember] = []
+    seats = zip(_ranks(gang.spec), member_specs(gang.spec), places, strict=True)
+    for (rank, (role, index, _)), spec, found in seats:
+        where = GangPlace(gang_id=gang.id, round=number, role=role, index=index, rank=rank, size=len(places))
+        new = Job(
+            id=keyed_id("j", _ID_KEY, gang.id, str(number), str(rank)),
+            owner=gang.owner,
+            spec=spec,
+            created_at=now,
+            updated_at=now,
+            member_of=where,
+        )
+        change = lifecycle.step(new, lifecycle.Placed(found.node, found.gpus, found.score), now, limits)
+        assert change is not None  # noqa: S101 - a new job may always be placed
+        jobs.append(change.job)
+        members.append(
+            GangMember(
+                job_id=new.id, role=role, index=index, node=found.node, state=JobState.PLACED, placed_at=now
+            )
+        )
+    update = {
+        "state": JobState.PLACED,
+        "attempt": number,
+        "members": tuple(members),
+        "pending": (),
+        "not_before": None,
+        "updated_at": now,
+    }
+    return lifecycle.Change(gang.model_copy(update=update), JobEventName.PLACED), jobs
+
+
+def follow(
+    gang: Job, changed: Mapping[str, Job], missing: frozenset[str], now: datetime, limits: Limits
+) -> lifecycle.Change | None:
+    """Return what the gang becomes when members have changed, or None if that changes nothing worth an event.
+
+    Args:
+        gang: placed at least.
+        changed: members as they are now, by id.
+        missing: members that the log does not know: they were never recorded, so they will not run.
+        now: the time.
+        limits: of retries.
+    """
+    before = gang.members
+    members = tuple(_seen(one, changed.get(one.job_id), one.job_id in missing) for one in before)
+    gang = gang.model_copy(update={"members": members, "updated_at": now})
+    if all(one.state in JOB_TERMINAL for one in members):
+        return _over(gang, now, limits)
+    state = min((one.state for one in members if one.state not in JOB_TERMINAL), key=_ORDER.index)
+    ended = [now_ for was, now_ in zip(before, members, strict=True) if _has_failed(now_) and not _has_failed(was)]
+    if ended:
+        told = lifecycle.with_remark(gang, f"{_name(ended[0])} {_why(ended[0])}; the others are stopped")
+        return told or lifecycle.Change(gang, JobEventName.REMARKED)
+    if _ORDER.index(state) > _ORDER.index(gang.state):
+        return lifecycle.Change(gang.model_copy(update={"state": state}), _EVENT[state])
+    return None
+
+
+def is_to_stop(gang: Job, now: datetime) -> bool:
+    """Return whether the members that still run are to be stopped."""
+    return clocks.is_unwanted(gang, now) or any(_has_failed(one) for one in gang.members) or _is_late(gang, now)
+
+
+def belongs(member: GangPlace, gang: Job | None) -> bool:
+    """Return whether a member is of the round that its gang is in."""
+    return gang is not None and gang.state in lifecycle.HOLDING and gang.attempt == member.round
+
+
+def _ranks(spec: JobSpec) -> Iterator[tuple[int, tuple[str, int, GangRole]]]:
+    names = spec.gang.roles if spec.gang else {}
+    roles = zip(names, spec.members(), strict=True)
+    return enumerate((name, index, role) for name, role in roles for index in range(role.count))
+
+
+def _member_spec(spec: JobSpec, name: str, index: int, rank: int, size: int, role: GangRole) -> JobSpec:
+    place = {"WHERRY_ROLE": name, "WHERRY_INDEX": str(index), "WHERRY_RANK": str(rank), "WHERRY_GANG_SIZE": str(size)}
+    update = {
+        "name": f"{spec.name[:90]}.{name}-{index}",
+        "kind": "run",
+        "gang": None,
+        "image": role.image,
+        "command": role.command,
+        "resources": role.resources,
+        "env": {**role.env, **place},
+        "needs": (),
+        "notify": (),
+        "max_attempts": 1,
+        "idempotency_key": None,
+        "timeouts": spec.timeouts.model_copy(update={"queue": None}),
+    }
+    return spec.model_copy(update=update)
+
+
+def _seen(member: GangMember, job: Job | None, is_missing: bool) -> GangMember:
+    if member.state in JOB_TERMINAL:
+        return member
+    if is_missing:
+        failure = Failure(reason=EndReason.NODE_LOST, message="it was never recorded")
+        return member.model_copy(update={"state": JobState.FAILED, "error": failure})
+    if job is None:
+        return member
+    last = job.attempts[-1] if job.attempts else None
+    return member.model_copy(
+        update={
+            "state": job.state,
+            "error": job.error,
+            "exit_code": last.exit_code if last else None,
+            "outputs": job.outputs,
+        }
+    )
+
+
+def _has_failed(member: GangMember) -> bool:
+    return member.state in JOB_TERMINAL and member.state is not JobState.SUCCEEDED
+
+
+def _is_late(gang: Job, now: datetime) -> bool:
+    limit = clocks.gang_limit_at(gang)
+    return limit is not None and now >= limit
+
+
+def _over(gang: Job, now: datetime, limits: Limits) -> lifecycle.Change:
+    if all(one.state is JobState.SUCCEEDED for one in gang.members):
+        # What a gang leaves is what its first member leaves; the others' outputs are under their own ids.
+        change = lifecycle.end(gang.model_copy(update={"tries": gang.tries + 1}), JobState.SUCCEEDED, None, now)
+        job = change.job.model_copy(update={"outputs": gang.members[0].outputs})
+        return lifecycle.Change(job, change.name)
+    cause = min((one for one in gang.members if _is_cause(one)), key=_is_fault_of_job, default=None)
+    failure = _failure(gang, cause)
+    attempt = Attempt(
+        number=gang.attempt,
+        node=cause.node if cause else gang.members[0].node,
+        state=_ATTEMPT_STATE[cause.state] if cause else AttemptState.CANCELLED,
+        placed_at=gang.members[0].placed_at,
+        ended_at=now,
+        exit_code=cause.exit_code if cause else None,
+        error=failure,
+    )
+    gang = gang.model_copy(update={"attempts": (*gang.attempts, attempt)[-ATTEMPTS_KEPT:]})
+    if failure.reason in INFRASTRUCTURE_REASONS:
+        return lifecycle.after_loss(gang, failure, now, limits)
+    if over := lifecycle.stopped(gang, now):
+        return over
+    gang = gang.model_copy(update={"tries": gang.tries + 1})
+    if gang.tries < gang.spec.max_attempts and _is_restarted(gang.spec, attempt, failure):
+        return lifecycle.requeue(gang, failure, retry.wait_after_failure(gang, limits), now)
+    state = JobState.TIMED_OUT if retry.is_timeout(attempt, failure) else JobState.FAILED
+    return lifecycle.end(gang, state, failure, now)
+
+
+def _is_restarted(spec: JobSpec, attempt: Attempt, failure: Failure) -> bool:
+    return spec.gang is not None and spec.gang.on_failure == "restart" and retry.is_wanted(spec.retry_on, attempt, failure)
+
+
+def _is_cause(member: GangMember) -> bool:
+    return _has_failed(member) and member.state is not JobState.CANCELLED
+
+
+def _is_fault_of_job(member: GangMember) -> bool:
+    # Whoever loses a peer fails too: if a machine was at fault anywhere, it was the machine.
+    return member.error is None or member.error.reason not in INFRASTRUCTURE_REASONS
+
+
+def _failure(gang: Job, cause: GangMember | None) -> Failure:
+    if cause is not None and cause.error is not None:
+        return Failure(reason=cause.error.reason, message=f"{_name(cause)}: {cause.error.message}")
+    if gang.state in _STARTED:
+        return Failure(reason=EndReason.GANG_FAILED, message="a member was cancelled")
+    return Failure(reason=EndReason.GANG_TIMEOUT, message="not all members ran in time")
+
+
+def _name(member: GangMember) -> str:
+    return f"member {member.role}-{member.index}"
+
+
+def _why(member: GangMember) -> str:
+    return f"has {member.state.value.replace('_', ' ')}" + (f" ({member.error.message})" if member.error else "")
