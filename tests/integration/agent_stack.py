@@ -68,12 +68,14 @@ class Head:
     lines: dict[str, list[LogLine]] = field(default_factory=dict)
     output_at: dict[str, float] = field(default_factory=dict)  # of the first batch
     batches: list[tuple[str, OutputBatch]] = field(default_factory=list)
+    says: dict[str, Any] = field(default_factory=dict)  # of the answer to a heartbeat, over what it says else
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def answer(self, _: dict[str, str], beat: Heartbeat) -> DesiredState:
         self.beats.append(beat)
         await self.tell()
-        return DesiredState(epoch=1, interval_s=0.5, assignments=tuple(self.want.values()))
+        answer: dict[str, Any] = {"epoch": 1, "interval_s": 0.5, "assignments": tuple(self.want.values())}
+        return DesiredState(**(answer | self.says))
 
     async def tell(self) -> None:
         async with self.changed:
@@ -248,6 +250,7 @@ async def agent_of(storage: Any, head: Head, folder: Path) -> AsyncIterator[Agen
     agent = AgentProcess(storage, folder / "data", new_id("t"))
     agent.data.mkdir()
     head.want.clear()
+    head.says.clear()
     head.beats.clear()
     await agent.start()
     try:

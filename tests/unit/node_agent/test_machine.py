@@ -8,6 +8,7 @@ import pytest
 from services.node_agent.core import machine as m
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
+from services.node_agent.core.problems import problem
 from shared.fleet import Assignment, DesiredState, Order
 from shared.job import BlobRef, Failure, OutputsRef
 from shared.spec import JobSpec, Timeouts
@@ -46,6 +47,7 @@ FACTS: dict[str, m.Fact] = {
     "started": m.Started(KEY),
     "failed": m.Failed(KEY, BROKEN),
     "exited": m.Exited(KEY, Outcome(0)),
+    "unkillable": m.Unkillable(KEY),
     "collected": m.Collected(KEY, OUTPUTS),
     "delivered": m.Delivered(KEY),
     "cleared": m.Cleared(KEY),
@@ -270,6 +272,199 @@ def test_the_heartbeat_names_each_attempt_with_its_state() -> None:
     assert states == ["starting", "starting", "starting", "running", "finishing", "succeeded"]
 
 
+# --- leases -------------------------------------------------------------------------------------------------------
+
+
+def fenced_order(**more: Any) -> Order:
+    return ORDER.model_copy(update={"spec": ORDER.spec.model_copy(update={"exclusive": True, **more})})
+
+
+def granted(at_s: float, epoch: int = 1, lease_s: float = 30, *assignments: Assignment) -> m.Desired:
+    return m.Desired(DesiredState(epoch=epoch, lease_s=lease_s, assignments=assignments), at_s)
+
+
+def fenced_machine(*names: str, lease_at: float = 100) -> m.Machine:
+    machine = fresh()
+    start = Assignment(job_id="j1", attempt=1, action="start", order=fenced_order())
+    machine.handle(granted(lease_at, 1, 30, start), T0)
+    for name in names:
+        machine.handle(FACTS[name], T0)
+    return machine
+
+
+def test_without_a_lease_for_two_thirds_of_it_an_exclusive_program_is_stopped_before_it_ends() -> None:
+    machine = fenced_machine("image", "staged", "started")
+    assert machine.handle(m.Tick(119.9), T0) == []
+    effects = machine.handle(m.Tick(120.0), T0)
+    assert acts(effects) == ["Save", "Stop"]
+    assert isinstance(effects[1], m.Stop)
+    assert effects[1].grace_s == 5.0
+    assert machine.handle(m.Tick(121.0), T0) == []
+    machine.handle(FACTS["exited"], T0)
+    ((_, said),) = reports(machine.handle(FACTS["collected"], T0))
+    assert (said.state, said.error.reason) == ("failed", "fenced")
+
+
+@pytest.mark.parametrize(("woken_at", "grace_s"), [(121, 4), (124, 1), (125, 0), (700, 0)])
+def test_a_machine_that_slept_leaves_only_the_time_that_is_left(woken_at: float, grace_s: float) -> None:
+    effects = fenced_machine("image", "staged", "started").handle(m.Tick(woken_at), T0)
+    assert isinstance(effects[-1], m.Stop)
+    assert effects[-1].grace_s == grace_s
+
+
+def test_a_program_that_may_go_on_runs_on_without_a_lease() -> None:
+    machine = after(*TO_RUNNING)
+    machine.handle(granted(100), T0)
+    assert machine.handle(m.Tick(10_000), T0) == []
+
+
+def test_a_new_lease_counts_from_when_it_was_asked_for() -> None:
+    machine = fenced_machine("image", "staged", "started")
+    machine.handle(granted(115), T0)
+    assert machine.handle(m.Tick(134.9), T0) == []
+    assert acts(machine.handle(m.Tick(135), T0)) == ["Save", "Stop"]
+
+
+def test_an_older_scheduler_renews_no_lease() -> None:
+    machine = fenced_machine("image", "staged", "started")
+    machine.handle(granted(101, epoch=7), T0)
+    assert machine.handle(granted(118, epoch=6), T0) == []
+    assert acts(machine.handle(m.Tick(121), T0)) == ["Save", "Stop"]
+
+
+def test_a_lease_that_is_used_up_before_the_program_runs_gives_it_up() -> None:
+    effects = fenced_machine("image").handle(m.Tick(120), T0)
+    assert acts(effects) == ["Save", "Report", "Abort"]
+    assert reports(effects)[0][1].error.reason == "fenced"
+
+
+def test_a_fence_shortens_a_longer_grace_and_the_attempt_ends_as_was_asked_first() -> None:
+    machine = fenced_machine("image", "staged", "started")
+    machine.handle(desired("stop", grace_s=600), T0)
+    effects = machine.handle(m.Tick(120), T0)
+    assert isinstance(effects[-1], m.Stop)
+    assert effects[-1].grace_s == 5.0
+    machine.handle(FACTS["exited"], T0)
+    ((_, said),) = reports(machine.handle(FACTS["collected"], T0))
+    assert said.state == "cancelled"
+
+
+def test_the_lease_is_noted_while_something_depends_on_it_and_an_agent_after_this_one_goes_by_it() -> None:
+    machine = fenced_machine("image", "staged", "started")
+    assert acts(machine.handle(granted(110), T0)) == ["NoteLease"]
+    for lease, expected in ((machine.lease, []), (None, ["Save", "Stop"])):
+        restarted = m.Machine(dict(machine.held), 1, lease=lease)
+        assert acts(restarted.handle(m.Tick(115), T0)) == expected
+    assert acts(after(*TO_RUNNING).handle(granted(110), T0)) == []
+
+
+def test_an_agent_without_a_lease_does_not_start_what_was_about_to_be_started() -> None:
+    machine = fenced_machine("image", "staged")
+    restarted = m.Machine(dict(machine.held), 1)
+    restarted.handle(m.Tick(5.0), T0)
+    effects = restarted.handle(m.Recovered("docker", {KEY: ("c1", "created")}), T0)
+    assert acts(effects) == ["Save", "Report"]
+    assert reports(effects)[0][1].error.reason == "fenced"
+
+
+FENCED = desired("start", order=fenced_order())
+RUNS = m.PREPARING | {m.Phase.STARTING, m.Phase.RUNNING}
+
+
+# --- an older scheduler, for good ------------------------------------------------------------------------------------
+
+
+def test_an_older_scheduler_alone_for_a_minute_is_a_problem_and_a_newer_one_ends_it() -> None:
+    machine = fresh()
+    machine.handle(granted(0, epoch=5), T0)
+    machine.handle(granted(10, epoch=3), T0)
+    machine.handle(granted(60, epoch=3), T0)
+
+    def said(at_s: float) -> str:
+        return problem(machine.held.values(), {}, machine.older, machine.epoch, at_s)
+
+    assert said(69) == ""
+    assert "epoch 3 answers" in said(70)
+    assert "5" in said(70)
+    machine.handle(granted(71, epoch=6), T0)
+    assert said(500) == ""
+
+
+# --- bringing home, and what is in its way ---------------------------------------------------------------------------
+
+
+def test_a_stop_while_results_come_home_abandons_them() -> None:
+    machine = after(*TO_RUNNING, "exited")
+    effects = machine.handle(FACTS["stop"], T0)
+    assert acts(effects) == ["Save", "Report", "Abort"]
+    ((_, said),) = reports(effects)
+    assert (said.state, said.error.reason, said.outputs, said.exit_code) == ("cancelled", "cancelled_by_user", None, 0)
+    assert machine.handle(FACTS["collected"], T0) == []
+
+
+def test_the_stop_that_ended_the_program_does_not_abandon_what_it_left() -> None:
+    machine = after(*TO_RUNNING, "stop", "exited")
+    assert machine.handle(FACTS["stop"], T0) == []
+    ((_, said),) = reports(machine.handle(desired("stop", reason=EndReason.FINISHING_TIMEOUT), T0))
+    assert (said.state, said.outputs) == ("cancelled", None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"), [("finishing_timeout", "failed"), ("node_drained", "failed"), ("total_timeout", "timed_out")]
+)
+def test_a_stop_says_why(reason: str, state: str) -> None:
+    machine = after(*TO_RUNNING, "exited")
+    ((_, said),) = reports(machine.handle(desired("stop", reason=EndReason(reason)), T0))
+    assert (said.state, said.error.reason) == (state, reason)
+
+
+def test_a_program_that_sigkill_does_not_end_ends_the_attempt_and_is_a_problem_until_it_is_gone() -> None:
+    machine = after(*TO_RUNNING, "stop")
+    ((_, said),) = reports(machine.handle(m.Unkillable(KEY), T0))
+    assert (said.state, said.error.reason) == ("failed", "unkillable")
+    assert machine.handle(FACTS["exited"], T0) == []
+
+    def told() -> str:
+        return problem(machine.held.values(), {}, None, 1, 0)
+
+    assert told() == "SIGKILL does not end j1-1"
+    machine.handle(FACTS["delivered"], T0)
+    assert told()
+    machine.handle(FACTS["cleared"], T0)
+    assert told() == ""
+
+
+def test_the_heartbeat_says_which_last_words_are_in_the_log() -> None:
+    assert [after(*TO_END, *more).attempts()[0].delivered for more in ((), ("delivered",))] == [False, True]
+
+
+# --- a machine that was restarted ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (Outcome(0), None),
+        (Outcome(3), "exit_code"),
+        (Outcome(137), "node_rebooted"),
+        (Outcome(137, is_oom=True), "oom"),
+        (Outcome(255), "node_rebooted"),
+        (LOST, "node_rebooted"),
+    ],
+)
+def test_what_had_ended_before_a_reboot_counts_and_what_it_killed_is_the_machine_s_fault(
+    outcome: Outcome, reason: str | None
+) -> None:
+    machine = m.Machine(recovered={"docker"}, boot_id="before")
+    for name in TO_RUNNING:
+        machine.handle(FACTS[name], T0)
+    restarted = m.Machine(dict(machine.held), 1, boot_id="after")
+    restarted.handle(m.Recovered("docker", {KEY: ("c1", "started")}), T0)
+    restarted.handle(m.Exited(KEY, outcome), T0)
+    ((_, said),) = reports(restarted.handle(FACTS["collected"], T0))
+    assert (said.error and said.error.reason) == reason
+
+
 def test_in_every_order_of_facts_the_promises_hold() -> None:
     """Walk through all that can be reached: one start, one end, journal before act, nothing after forget."""
     seen: set[str] = set()
@@ -277,11 +472,13 @@ def test_in_every_order_of_facts_the_promises_hold() -> None:
     finished = 0
     while todo:
         machine, starts, ends, gone = todo.pop()
-        for name, fact in {**FACTS, "tick": m.Tick()}.items():
+        for name, fact in {**FACTS, "start": FENCED, "fence": m.Tick(1e9), "tick": m.Tick()}.items():
             if gone and name == "start":
                 continue  # the scheduler never starts an attempt that it had forgotten
             copy = m.Machine(dict(machine.held), machine.epoch, set(machine.recovered))
             effects = copy.handle(fact, at(1000) if name == "tick" else T0)
+            if name == "fence":
+                assert not [held for held in copy.held.values() if held.stop is None and held.phase in RUNS]
             kinds = acts(effects)
             now_starts = starts + kinds.count("Start")
             now_ends = ends + sum(r == AttemptEventName.FINISHED for r, _ in reports(effects))
