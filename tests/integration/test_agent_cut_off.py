@@ -34,8 +34,6 @@ STUBBORN = "trap '' TERM; echo up; while true; do sleep 0.1; done"
 UNTIL_TOLD = (
     'echo run >> "$WHERRY_OUTPUTS/runs"; echo started; until [ -e "$HOME/end" ]; do sleep 0.1; done; echo ended'
 )
-    'echo run >> "$WHERRY_OUTPUTS/runs"; echo started; until [ -e "$HOME/end" ]; do sleep 0.1; done; echo ended'
-)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
