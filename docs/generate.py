@@ -16,9 +16,10 @@ sys.path.insert(0, str(ROOT))
 from services.gateway.app import create_app  # noqa: E402 - found through the path above
 from services.gateway.settings import GatewaySettings  # noqa: E402
 from services.scheduler.core.lifecycle import ATTEMPT_MOVES, MOVES  # noqa: E402
+from services.scheduler.core.nodes import CONDITION_MOVES, DUTY_MOVES  # noqa: E402
 from shared.docs import asyncapi, state_diagram, subjects_page  # noqa: E402
 from shared.permissions import accounts_reference  # noqa: E402
-from shared.states import AttemptState, JobState  # noqa: E402
+from shared.states import AttemptState, JobState, NodeCondition, NodeDuty  # noqa: E402
 
 #: Nodes of the reference configuration: compose's one node.
 NODES = ("local",)
@@ -37,14 +38,14 @@ def documents() -> dict[str, str]:
 
 
 def states_page() -> str:
-    """Return the page with the states of jobs and attempts."""
+    """Return the page with the states of jobs, attempts and nodes."""
     return "\n".join(
         [
             "<!-- Made by docs/generate.py; do not edit. -->",
             "# States",
             "",
-            "The legal moves, from `services/scheduler/core/lifecycle.py`. A label is what happened. Reports may be",
-            "lost or overtake each other, so a later one is taken without the earlier.",
+            "The legal moves, from `lifecycle.py` and `nodes.py` in `services/scheduler/core`. A label is what",
+            "happened. Reports may be lost or overtake each other, so a later one is taken without the earlier.",
             "",
             "## Job",
             "",
@@ -53,6 +54,14 @@ def states_page() -> str:
             "## Attempt",
             "",
             state_diagram(ATTEMPT_MOVES, AttemptState.PLACED),
+            "",
+            "## Node: is it heard?",
+            "",
+            state_diagram(CONDITION_MOVES, NodeCondition.ONLINE),
+            "",
+            "## Node: does it get work?",
+            "",
+            state_diagram(DUTY_MOVES, NodeDuty.ACTIVE),
             "",
         ]
     )

@@ -48,6 +48,7 @@ class SchedulerSettings(ServiceSettings):
             share_half_life_s=self.scheduler_share_half_life_s,
             reserve_outright_s=self.scheduler_reserve_outright_s,
             lease_s=self.scheduler_node_lease_s,
+            condition_hold_s=min(30.0, self.scheduler_node_lease_s),
             interval_s=self.scheduler_heartbeat_interval_s,
             heartbeats_per_s_max=self.scheduler_heartbeats_per_s_max,
             mass_loss_patience_s=self.scheduler_mass_loss_patience_s,

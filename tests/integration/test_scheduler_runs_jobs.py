@@ -26,7 +26,7 @@ from shared.events import (
     CancelRequested,
     JobChanged,
 )
-from shared.fleet import Assignment, Capacity, DesiredState, Heartbeat, HeldAttempt, NodeInfo, Usage
+from shared.fleet import PROTOCOL, Assignment, Capacity, DesiredState, Heartbeat, HeldAttempt, NodeInfo, Usage
 from shared.ids import new_id
 from shared.job import Job, Owner
 from shared.permissions import OPERATOR, accounts_config, node_user, users
@@ -76,6 +76,7 @@ class Agent:
         self.bus, self.id = bus, node_id
         self.session, self.seq, self.epoch = new_id("s"), 0, 0
         self.held: set[tuple[str, int]] = set()
+        self.protocol = PROTOCOL
         self.woken = asyncio.Event()
 
     async def beat(self) -> DesiredState:
@@ -89,6 +90,7 @@ class Agent:
             usage=Usage(memory_available=16 * GIB, disk_free=500 * GIB),
             attempts=tuple(HeldAttempt(job_id=j, attempt=n, state="running") for j, n in sorted(self.held)),
             epoch=self.epoch,
+            protocol=self.protocol,
             at=utc_now(),
         )
         answer: DesiredState = await self.bus.ask(

@@ -214,7 +214,8 @@ def _join(record: NodeRecord, heard: Heard, now: datetime) -> NodeRecord:
         history=record.history,
         input_seq=record.input_seq,
     )
-    return _refused(_told(fresh, now, "joined"), heard.refused, now)
+    fresh = _refused(_told(fresh, now, "joined"), heard.refused, now)
+    return _left_by_itself(fresh, now) if heard.leaving else fresh
 
 
 def _heard(record: NodeRecord, heard: Heard, now: datetime, limits: Limits) -> NodeRecord:
