@@ -340,7 +340,7 @@ class Machine:
                 seq=held.order.seq,
             )
             for held in self.held.values()
-            if (state := _state(held)) is not None
+            if (state := _state(held, self.boot_id)) is not None
         )
 
     # --- the scheduler's wishes ---
@@ -471,7 +471,7 @@ class Machine:
 
     def _exited(self, held: Held, outcome: Outcome, now: datetime) -> list[Effect]:
         failure = failure_of(outcome, _command(held))
-        if failure is not None and held.boot_id not in ("", self.boot_id):
+        if failure is not None and _is_of_earlier_boot(held, self.boot_id):
             failure = by_reboot(outcome, failure)
         own = End(state=AttemptState.FAILED if failure else AttemptState.SUCCEEDED, failure=failure)
         held = held.model_copy(
@@ -610,7 +610,13 @@ def _command(held: Held) -> str:
     return text[:_COMMAND_CHARS_MAX]
 
 
-def _state(held: Held) -> AttemptState | None:
+def _is_of_earlier_boot(held: Held, boot_id: str) -> bool:
+    return held.boot_id not in ("", boot_id)
+
+
+def _state(held: Held, boot_id: str) -> AttemptState | None:
+    if held.phase in (Phase.STARTING, Phase.RUNNING) and _is_of_earlier_boot(held, boot_id):
+        return AttemptState.FINISHING  # nothing runs on over a reboot; how it ended is being found out
     if held.phase is Phase.FINISHED:
         return held.end.state if held.end else AttemptState.FAILED
     return _STATE_OF.get(held.phase)

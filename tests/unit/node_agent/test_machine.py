@@ -459,6 +459,7 @@ def test_what_had_ended_before_a_reboot_counts_and_what_it_killed_is_the_machine
     for name in TO_RUNNING:
         machine.handle(FACTS[name], T0)
     restarted = m.Machine(dict(machine.held), 1, boot_id="after")
+    assert restarted.attempts()[0].state == "finishing", "nothing runs on over a reboot"
     restarted.handle(m.Recovered("docker", {KEY: ("c1", "started")}), T0)
     restarted.handle(m.Exited(KEY, outcome), T0)
     ((_, said),) = reports(restarted.handle(FACTS["collected"], T0))
