@@ -15,13 +15,15 @@ def check(state: State) -> list[str]:
 
 def _jobs(state: State) -> list[str]:
     wrong: list[str] = []
+    on_nodes = {job_id for node in state.nodes.values() for job_id in node.jobs}
     for job_id, tracked in state.jobs.items():
         job = tracked.job
         if job.id != job_id:
             wrong.append(f"{job_id} is filed under another job's id")
         if job.is_terminal:
             wrong.append(f"{job_id} has ended and is still tracked")
-        if (job.state in HOLDING) != any(job_id in node.jobs for node in state.nodes.values()):
+        holds = job.state in HOLDING and job.spec.gang is None  # what a gang has its members hold
+        if holds != (job_id in on_nodes):
             wrong.append(f"{job_id} is {job.state} and its node does not agree")
         if job.state in HOLDING and job_id in state.line:
             wrong.append(f"{job_id} is {job.state} and in the queue")
@@ -35,6 +37,8 @@ def _jobs(state: State) -> list[str]:
 
 def _nodes(state: State) -> list[str]:
     wrong: list[str] = []
+    if state.fleet_size != (there := sum(not node.is_lost for node in state.nodes.values())):
+        wrong.append(f"{state.fleet_size} nodes are counted, {there} are there")
     for node in state.nodes.values():
         held = [state.jobs[job_id] for job_id in node.jobs if job_id in state.jobs]
         if len(held) != len(node.jobs):

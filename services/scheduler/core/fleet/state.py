@@ -80,6 +80,7 @@ class State:
         self.reviews: list[tuple[float, str]] = []
         self._deadlines: list[tuple[datetime, str]] = []
         self._dirty: dict[str, Node] = {}
+        self._lost: set[str] = set()  # counted at every heartbeat
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 
@@ -175,6 +176,7 @@ class State:
         if was_away:
             node.back = now.mono
         node.seen, node.woken, node.is_lost = now.mono, None, False
+        self._lost.discard(node_id)
         if old is not None and old.session == beat.session and beat.seq <= old.seq:
             self.columns.heard(node)
             return False
@@ -217,11 +219,13 @@ class State:
     def lose(self, node: Node) -> None:
         """Believe that *node* is gone until it is heard again."""
         node.is_lost = True
+        self._lost.add(node.id)
         self.columns.heard(node)
 
     def forget(self, node: Node) -> None:
         """Drop a node that has been gone for long and has no jobs."""
         del self.nodes[node.id]
+        self._lost.discard(node.id)
         self._dirty.pop(node.id, None)
         self.columns.remove(node)
 
@@ -246,7 +250,7 @@ class State:
     @property
     def fleet_size(self) -> int:
         """Return how many nodes count as there."""
-        return sum(not node.is_lost for node in self.nodes.values())
+        return len(self.nodes) - len(self._lost)
 
     @property
     def fresh_s(self) -> float:
