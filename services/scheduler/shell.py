@@ -358,6 +358,7 @@ class _Term:
             node_id = decision.record.id
             if isinstance(outcome, Stored):
                 state.believe_node(decision.record, outcome.seq, _now())
+                metrics.NODE_CHANGES.labels(decision.record.history[-1].what).inc()
                 _log.info("node_changed", node_id=node_id, **_told(decision))
             elif isinstance(outcome, Conflict):
                 await self._reload_node(state, node_id)

@@ -5,11 +5,20 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from services.scheduler.adapters.lease import DeposedError, Lease
+from services.scheduler.core.fleet.state import State
+from services.scheduler.core.fleet_facts import Wish
+from services.scheduler.core.limits import Now
+from services.scheduler.core.membership import NodeDecision
+from services.scheduler.settings import SchedulerSettings
+from services.scheduler.shell import _Term
 from shared import channels
 from shared.bus import Record
 from shared.clock import utc_now
 from shared.events import AttemptFinished, AttemptRunning
-from shared.fleet import PROTOCOL, NodeRecord, NodeWish
+from shared.fleet import PROTOCOL, NodeChanged, NodeRecord, NodeWish
 from shared.ids import new_id
 from shared.job import Failure
 from shared.states import AttemptState, EndReason, JobState, NodeCondition, NodeDuty, PendingCode
@@ -177,6 +186,33 @@ async def test_an_agent_of_a_far_version_is_refused_and_told_why(stack: Stack) -
     await until_record(stack, "n1", lambda record: bool(record.refused))
 
 
+async def test_a_record_that_another_has_written_meanwhile_is_believed_and_the_wish_is_handed_out_again(
+    stack: Stack,
+) -> None:
+    def write(epoch: int, reason: str) -> Record:
+        record = NodeRecord(id="n1", since=utc_now(), duty=NodeDuty.CORDONED, reason=reason)
+        params = {"node_id": "n1"}
+        event = stack.operator.event(
+            channels.NODE_CHANGED, NodeChanged(node=record, epoch=epoch), subject="n1", **params
+        )
+        return Record(channels.NODE_CHANGED, params, event)
+
+    settings = SchedulerSettings(nats_url=stack.nats.url)
+    term = _Term(stack.operator, settings, Lease(stack.operator, "s1", 4, 1))
+    state = State(settings.limits(), Now(utc_now(), 0.0))
+    wanted = Wish(1, "n1", "undrain", NodeWish(by="root", at=utc_now()), "w1")
+    mine = NodeDecision(NodeRecord(id="n1", since=utc_now()), expect_seq=0)
+    other = await stack.operator.record(write(0, "from elsewhere"))
+    await term._record_nodes(state, (mine,), (wanted,))
+    record = state.roster.record("n1")
+    assert record is not None
+    assert (record.reason, state.roster.seq("n1")) == ("from elsewhere", other.seq)
+    assert term.fleet_log.take() == (wanted,)
+    await stack.operator.record(write(7, "from a later leader"))
+    with pytest.raises(DeposedError, match="epoch 7"):
+        await term._record_nodes(state, (mine,), ())
+
+
 async def test_another_writers_record_is_read_and_followed_not_overwritten(stack: Stack) -> None:
     await stack.scheduler()
     agent = await stack.agent("n1")
@@ -184,9 +220,7 @@ async def test_another_writers_record_is_read_and_followed_not_overwritten(stack
     joined = await until_record(stack, "n1", lambda record: record.id == "n1")
     other = joined.model_copy(update={"duty": NodeDuty.CORDONED, "reason": "a scheduler that was before"})
     params = {"node_id": "n1"}
-    event = stack.operator.event(
-        channels.NODE_CHANGED, channels.fleet.NodeChanged(node=other, epoch=0), subject="n1", **params
-    )
+    event = stack.operator.event(channels.NODE_CHANGED, NodeChanged(node=other, epoch=0), subject="n1", **params)
     await stack.operator.record(Record(channels.NODE_CHANGED, params, event))
     await wish(stack, "n1", "drain")
     record = await until_record(stack, "n1", lambda record: record.duty is NodeDuty.DRAINED or record.by == "root")

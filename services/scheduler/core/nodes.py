@@ -275,9 +275,10 @@ def _refused(record: NodeRecord, refused: str, now: datetime) -> NodeRecord:
 
 def _problem(record: NodeRecord, problem: str, now: datetime, limits: Limits) -> NodeRecord:
     """Note that something went wrong with the node or is well again: not each wording of it, nor each flicker."""
-    hold = timedelta(seconds=limits.condition_hold_s)
+    if bool(problem) == bool(record.problem):
+        return record
     told = [change.at for change in record.history if change.what in ("degraded", "well")]
-    if bool(problem) == bool(record.problem) or (told and now - told[-1] < hold):
+    if told and now - told[-1] < timedelta(seconds=limits.condition_hold_s):
         return record
     record = record.model_copy(update={"problem": problem})
     return _told(record, now, "degraded" if problem else "well", problem)
