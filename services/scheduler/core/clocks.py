@@ -12,7 +12,7 @@ from typing import NamedTuple
 from services.scheduler.core.limits import Limits
 from shared.job import Attempt, Job
 from shared.spec import Timeouts
-from shared.states import AttemptState, EndReason, JobState
+from shared.states import ATTEMPT_TERMINAL, AttemptState, EndReason, JobState
 
 
 class Stop(NamedTuple):
@@ -80,7 +80,7 @@ def is_disobeyed(stop: Stop, now: datetime, heard_s: float) -> bool:
 def stops(job: Job, limits: Limits) -> Iterator[Stop]:
     """Yield everything that ends or will end the current attempt. What it left may take a little longer to store."""
     attempt = job.current
-    if attempt is None:
+    if attempt is None or attempt.state in ATTEMPT_TERMINAL:
         return
     grace_s, obey_s, began = 0.0, limits.obey_s, job.created_at
     if attempt.state is AttemptState.FINISHING:

@@ -111,6 +111,11 @@ def test_a_job_that_waits_for_others_is_not_placed(make) -> None:
     assert follow(make, ready, (2, lc.Placed("n1", (), {}))).state is JobState.PLACED
 
 
+def test_an_attempt_that_has_ended_is_not_to_be_stopped(make) -> None:
+    job = follow(make, at_phase(make, "running"), (10, lc.Lost(1, EndReason.NODE_LOST, "gone")))
+    assert stop_reason(make, job, 50_000) is None
+
+
 @quick
 @given(
     phase=st.sampled_from(["placed", "pull", "stage_in", "running", "finishing"]),

@@ -320,6 +320,22 @@ def test_a_job_whose_program_reboots_two_nodes_is_given_up(make, world) -> None:
     assert (world.job().state, world.job().error.reason) == (JobState.FAILED, EndReason.SUSPECTED_NODE_KILLER)
 
 
+def test_an_earlier_reboot_is_not_taken_for_the_one_that_ended_the_attempt(make, world) -> None:
+    world.hear()
+    world.now = 50
+    world.hear(boot_id="b2", session="s2")
+    world.now = 60
+    world.hear(boot_id="b2", session="s2")
+    world.turn(world.create(make.job()))
+    world.turn(world.report("n1", "j1", make.running(s=61)))
+    world.now = 700
+    world.hear(boot_id="b2", session="s2", held=(("j1", 1),))
+    world.now = 720
+    lost = make.finished(1, AttemptState.FAILED, EndReason.NODE_REBOOTED, s=720)
+    world.turn(world.report("n1", "j1", lost))
+    assert world.job().attempts[0].heard_at == make.at(700).at
+
+
 def test_a_remark_beside_a_move_does_not_name_the_event(make, world) -> None:
     begin(make, world, "pull", replace_after="10m")
     pass_time(world, 50, heard=False)
