@@ -21,7 +21,7 @@ from infra.local.servers import MongoServer, NatsServer
 from services.storage.app import run
 from services.storage.settings import StorageSettings
 from shared.bus import Bus, Record, job_filter
-from shared.channels import JOB_CHANGED, JOBS, LOGS, NOTIFY, PING, Service
+from shared.channels import DLQ, FLEET, JOB_CHANGED, JOBS, LOGS, NOTIFY, PING, Service
 from shared.errors import NotFound
 from shared.events import Event, JobChanged
 from shared.ids import new_id
@@ -163,11 +163,12 @@ def nats_with_accounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nat
 
 
 async def set_up(operator: Bus) -> None:
-    """Make all streams and consumers; those of jobs, logs and notifications empty."""
-    for name in (JOBS, LOGS, NOTIFY):
+    """Make all streams and consumers; those of jobs, nodes, logs, notifications and dead letters empty."""
+    emptied = (JOBS, FLEET, LOGS, NOTIFY, DLQ)
+    for name in emptied:
         with suppress(NotFound):
             await operator.api(f"STREAM.DELETE.{name}", {})
-    await bootstrap(operator, recreate=(JOBS, LOGS, NOTIFY))
+    await bootstrap(operator, recreate=emptied)
 
 
 @pytest.fixture

@@ -17,7 +17,14 @@ from typing import Any
 import httpx
 import pytest
 
-from client.wherry import AsyncClient, WherryError
+from client.wherry import AsyncClient, WherryError, __version__
+from shared.bus import Record
+from shared.channels import DEAD_LETTER, EXPLAIN, FLEET, NODE_CHANGED, NODE_WISH, PLAN, REPLAY, Service
+from shared.clock import utc_now
+from shared.events import DeadLetter
+from shared.fleet import NodeChanged, NodeRecord
+from shared.requests import ExplainQuery, Explanation, PlanQuery
+from shared.states import NodeCondition, NodeDuty
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "the admin's password"
@@ -197,3 +204,137 @@ async def test_the_sdk_and_the_gateway_mean_the_same(wherry: Shell, tmp_path: Pa
             await client_again.whoami()
         assert caught.value.code == "unauthenticated"
         await client_again.close()
+
+
+async def _said_of(storage: Any, node_id: str, **fields: Any) -> None:
+    """Record something of a node, as the scheduler does."""
+    whole = {"id": node_id, "name": "box", "since": utc_now()} | fields
+    async with storage.bus(Service.SCHEDULER) as bus:
+        event = bus.event(NODE_CHANGED, NodeChanged(node=NodeRecord(**whole), epoch=1), subject=node_id)
+        await bus.record(Record(NODE_CHANGED, {"node_id": node_id}, event))
+
+
+async def _shows(wherry: Shell, text: str, *args: str) -> Answer:
+    async with asyncio.timeout(20):
+        while text not in (answer := await wherry(*args)).out:
+            await asyncio.sleep(0.2)
+    return answer
+
+
+async def test_an_administrator_looks_after_nodes_users_and_dead_letters(wherry: Shell, storage: Any):
+    await wherry("login", wherry.url, "-u", "admin", WHERRY_PASSWORD=PASSWORD)
+    assert "no machines" in (await wherry("nodes")).err
+    await _said_of(storage, "n1", condition=NodeCondition.SUSPECT, reason="silent")
+    assert "suspect" in (await _shows(wherry, "box", "nodes")).out
+    missing = await wherry("nodes", "drain", "nobody")
+    assert (missing.code, "nobody" in missing.err) == (4, True)
+
+    drain = asyncio.create_task(wherry("nodes", "drain", "box", "--deadline", "10m", "--reason", "new disk", "--wait"))
+    async with storage.bus(Service.SCHEDULER) as bus, asyncio.timeout(20):
+        while (wish := await bus.last(FLEET, NODE_WISH.subject(node_id="n1", verb="drain"))) is None:
+            await asyncio.sleep(0.05)
+    assert wish.data
+    assert (wish.data.deadline_s, wish.data.reason, wish.data.by) == (600, "new disk", "admin")
+    assert not drain.done()
+    await _said_of(storage, "n1", condition=NodeCondition.LOST, duty=NodeDuty.DRAINED, reason="new disk")
+    drained = await drain
+    assert (drained.code, "box is drained" in drained.err) == (0, True)
+    assert "new disk" in (await wherry("nodes", "show", "n1")).out
+    forgotten = await wherry("nodes", "forget", "n1")
+    assert (forgotten.code, "forgotten" in forgotten.err) == (0, True)
+    wrong = await wherry("nodes", "drain", "n1", "--deadline", "soon")
+    assert (wrong.code, "no duration" in wrong.err) == (4, True)
+
+    assert "admin" in (await wherry("users")).out
+    assert "none" in (await wherry("users", "quota")).out
+    await wherry("users", "quota", "admin", "--cpus", "8", "--memory", "64GiB")
+    kept = (await wherry("users", "quota", "admin", "--queued", "0", "--json")).json["quota"]
+    assert (kept["cpus"], kept["memory"], kept["queued"], kept["gpus"]) == (8, 64 * 1024**3, 0, None)
+    async with asyncio.timeout(20):
+        while (refused := await wherry("run", "--image", "x", "--command", "y")).code == 0:
+            pass
+    assert (refused.code, "quota lets 0 wait" in refused.err) == (4, True)
+    assert (await wherry("users", "quota", "admin", "--remove", "--json")).json["quota"] is None
+    assert (await wherry("users", "quota", "admin", "--remove", "--cpus", "1")).code == 2
+
+    assert "no dead letters" in (await wherry("dead-letters", "--reader", "notifier")).err
+    letter = DeadLetter(
+        id="WHERRY_JOBS.7.notifier", stream="WHERRY_JOBS", seq=7, reader="notifier", target="wherry.job.u.j.failed",
+        reason="no job in it", body="e30=", at=utc_now(),
+    )  # fmt: skip
+    async with storage.bus(Service.NOTIFIER) as bus:
+        await bus.record(Record(DEAD_LETTER, {"reader": "notifier"}, bus.event(DEAD_LETTER, letter, subject=letter.id)))
+        listed = await _shows(wherry, letter.id, "dead-letters")
+        assert "no job in it" in listed.out
+        heard: asyncio.Queue[Any] = asyncio.Queue()
+        await bus.listen(REPLAY, heard.put_nowait, reader="notifier")
+        assert (await wherry("dead-letters", "replay", letter.id)).code == 0
+        async with asyncio.timeout(10):
+            assert (await heard.get()).data.id == letter.id
+    assert (await wherry("dead-letters", "replay", "nothing")).code == 4
+
+
+async def test_a_job_is_planned_chained_and_explained(wherry: Shell, storage: Any, tmp_path: Path):
+    await wherry("login", wherry.url, "-u", "admin", WHERRY_PASSWORD=PASSWORD)
+    assert (await wherry("--version")).out == f"wherry {__version__}\n"
+
+    async def plan(_: dict[str, str], query: PlanQuery) -> Explanation:
+        return Explanation(state="queued", never=True, text=f"Nobody has {query.spec.resources.cpus:g} cpus.")
+
+    async def explain(_: dict[str, str], query: ExplainQuery) -> Explanation:
+        return Explanation(state="queued", ahead=2, queue_length=3, text=f"{query.job_id} waits.")
+
+    async with storage.bus(Service.SCHEDULER) as bus:
+        await bus.serve(PLAN, plan, queue="scheduler")
+        await bus.serve(EXPLAIN, explain, queue="scheduler")
+        (tmp_path / "folder").mkdir()
+        spec = ("--image", "x", "--command", "y")
+        for command in (("plan",), ("run", "--plan"), ("submit", "--plan")):
+            planned = await wherry(*command, str(tmp_path / "folder"), *spec, "--cpus", "99")
+            assert (planned.code, "Nobody has 99 cpus." in planned.out, "never" in planned.out) == (0, True, True)
+        assert (await wherry("plan", *spec, "--follow")).code == 2
+        assert (await wherry("jobs", "--json")).json == {"jobs": []}
+
+        first = (await wherry("run", *spec)).out.strip()
+        second = await wherry(
+            "run", *spec, "--need", f"{first}:always", "--input", f"data=job:{first}/out", "--on-disconnect", "stop",
+            "--replace-after", "10m", "--exclusive",
+        )  # fmt: skip
+        shown = (await wherry("show", second.out.strip(), "--json")).json
+        assert shown["needs"] == [{"job": first, "on": "always"}]
+        kept = shown["spec"]
+        assert (kept["on_disconnect"], kept["replace_after"], kept["exclusive"]) == ("stop", 600, True)
+        assert kept["inputs"] == {"data": f"job:{first}/out"}
+        text = (await wherry("show", second.out.strip())).out
+        assert ("handed in, waits" in text, f"{first} (however)" in text) == (True, True)
+        explained = await wherry("explain", first)
+        assert explained.code == 0
+        assert (f"{first} waits." in explained.out, "2 jobs before it" in explained.out) == (True, True)
+        wrong = await wherry("run", *spec, "--need", f"{first}:sometimes")
+        assert (wrong.code, "always" in wrong.err) == (4, True)
+        lost = await wherry("run", *spec, "--input", "data=job:jaaaaaaaaaaaaaaaaaaaaaaaaa")
+        assert (lost.code, "inputs.data" in lost.err) == (4, True)
+
+
+async def test_the_sdk_knows_the_fleet_and_quotas(wherry: Shell, storage: Any):
+    await _said_of(storage, "n1")
+    async with AsyncClient(wherry.url) as client:
+        await client.login("admin", PASSWORD)
+        async with asyncio.timeout(20):
+            while not (nodes := await client.nodes()):
+                await asyncio.sleep(0.05)
+        assert [(node.id, node.condition, node.duty) for node in nodes] == [("n1", "online", "active")]
+        assert (await client.clusters())[0].nodes[0].id == "n1"
+        for asked in (client.cordon("n1", reason="x"), client.undrain("n1"), client.drain("box", deadline=5)):
+            assert (await asked).id == "n1"
+        with pytest.raises(WherryError) as caught:
+            await client.forget_node("n1")
+        assert (caught.value.status, "Drain it" in caught.value.detail) == (409, True)
+        set_ = await client.set_quota("admin", {"gpus": 2})
+        assert (set_.quota and set_.quota.gpus, (await client.quota()).user) == (2, "admin")
+        await client.remove_quota("me")
+        assert (await client.quota()).quota is None
+        assert await client.dead_letters(reader="nobody") == []
+        with pytest.raises(WherryError) as caught:
+            await client.replay("x")
+        assert caught.value.status == 404

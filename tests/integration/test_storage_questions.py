@@ -14,9 +14,10 @@ from shared import channels as c
 from shared.blobs import BlobClient
 from shared.bus import Bus, Record
 from shared.channels import Service
+from shared.clock import utc_now
 from shared.errors import WherryError
 from shared.events import DeliveryRequested, DeliveryTried, Event, LogLine, MetricPoint, OutputBatch, Progress
-from shared.fleet import Capacity, DesiredState, Heartbeat, NodeInfo
+from shared.fleet import Capacity, DesiredState, Heartbeat, NodeChanged, NodeInfo, NodeRecord, Quota, QuotaSet
 from shared.ids import new_id
 from shared.job import Attempt, BlobRef, Job, OutputsRef
 from shared.manifest import Entry, Manifest
@@ -26,13 +27,17 @@ from shared.requests import (
     EventQuery,
     JobListQuery,
     JobQuery,
+    Login,
     LogQuery,
     NodeListQuery,
     NodeQuery,
     OutputQuery,
+    TokenQuery,
+    UserCreate,
+    UserName,
 )
 from shared.spec import JobSpec
-from shared.states import AttemptState, JobState
+from shared.states import AttemptState, JobState, NodeCondition, NodeDuty
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -336,3 +341,89 @@ async def test_sigterm_ends_storage_in_order_and_its_log_is_json(storage_process
     assert await storage_process.end(signal.SIGTERM) == 0
     actions = [json.loads(line)["action"] for line in storage_process.log.read_text().splitlines()]
     assert actions[-1] == "storage_stopped"
+
+
+async def record_of_node(storage: Any, node_id: str, **fields: Any) -> None:
+    async with storage.bus(Service.SCHEDULER) as bus:
+        node = NodeRecord(**{"id": node_id, "name": node_id, "since": NOW} | fields)
+        event = bus.event(c.NODE_CHANGED, NodeChanged(node=node, epoch=1), subject=node_id)
+        await bus.record(Record(c.NODE_CHANGED, {"node_id": node_id}, event))
+
+
+async def test_what_the_scheduler_records_of_nodes_is_shown_also_by_a_storage_that_was_away(
+    storage: Any, gateway: Bus
+) -> None:
+    await record_of_node(storage, "n1", duty=NodeDuty.CORDONED)
+    await record_of_node(storage, "n2", condition=NodeCondition.LOST)
+    counts = await soon(lambda: gateway.ask(c.COUNTS, Empty()), lambda found: found.nodes_total == 2)
+    assert (counts.conditions, counts.duties) == ({"online": 1, "lost": 1}, {"cordoned": 1, "active": 1})
+    await storage.stop()
+    storage.database["nodes"].drop()  # what is projected can be thrown away: a node says and is recorded again
+    for number in range(20):
+        await record_of_node(storage, "n1", reason=str(number))
+    await record_of_node(storage, "n2", forgotten=True)
+    await storage.start()
+    await storage.ready()
+    view = await soon(
+        lambda: gateway.ask(c.NODE_LIST, NodeListQuery()),
+        lambda page: [one.record.reason for one in page.nodes if one.record] == ["19"],
+    )
+    assert [one.node.id for one in view.nodes] == ["n1"]
+
+
+async def test_many_nodes_come_in_pages_that_fit_the_broker_and_none_twice(storage: Any, gateway: Bus) -> None:
+    names = [f"box-{number % 7}" for number in range(60)]  # some of one name
+    long = tuple(f"registry.example.org/{'x' * 200}:{number}" for number in range(150))
+    heartbeats = [
+        Heartbeat(node=NodeInfo(id="x", name=name), session="s", boot_id="b", seq=1, images=long,
+                  capacity=Capacity(cpus=1, memory=1, disk=1), at=NOW)
+        for name in names
+    ]  # fmt: skip
+    from services.storage.core.fleet import node_upsert  # noqa: PLC0415 - writes what so many agents would have said
+
+    for number, said in enumerate(heartbeats):
+        upsert = node_upsert(f"n{number}", said, utc_now())
+        storage.database["nodes"].insert_one({"_id": upsert.id, "seq": upsert.version, **upsert.fields})
+    seen: list[tuple[str, str]] = []
+    cursor = None
+    pages = 0
+    while True:
+        page = await gateway.ask(c.NODE_LIST, NodeListQuery(limit=50, cursor=cursor))
+        seen += [(one.node.name, one.node.id) for one in page.nodes]
+        pages, cursor = pages + 1, page.cursor
+        if cursor is None:
+            break
+    assert pages > 2
+    assert seen == sorted((name, f"n{number}") for number, name in enumerate(names))
+
+
+async def test_a_quota_is_what_the_log_says_last_and_counts_what_its_owner_holds(storage: Any, gateway: Bus) -> None:
+    await gateway.ask(c.USER_CREATE, UserCreate(name="Quinn", password="a long password"))
+    owner = (await gateway.ask(c.USER_GET, UserName(name="quinn"))).id
+    assert (await gateway.ask(c.QUOTA_GET, UserName(name="quinn"))).quota is None
+    for quota in (Quota(cpus=1), Quota(cpus=2, queued=7), None, Quota(gpus=3)):
+        event = gateway.event(c.QUOTA_SET, QuotaSet(quota=quota, by="admin", at=NOW), subject=owner)
+        await gateway.record(Record(c.QUOTA_SET, {"owner": owner}, event))
+        assert (await gateway.ask(c.QUOTA_GET, UserName(name="QUINN"))).quota == quota
+    await storage.record(storage.job("j1", owner=owner), "running")
+    await storage.record(storage.job("j2", None, owner=owner), "created")
+    await storage.record(storage.job("j3", owner=owner, state=JobState.FAILED), "failed")
+    await storage.record(storage.job("j4", owner="another"), "running")
+    held = await gateway.ask(c.QUOTA_GET, UserName(name="quinn"))
+    assert held.by_state == {"running": 1, "queued": 1}
+    with pytest.raises(WherryError) as caught:
+        await gateway.ask(c.QUOTA_GET, UserName(name="nobody"))
+    assert caught.value.code == "not_found"
+
+
+async def test_a_new_limit_reaches_a_gateway_as_a_principal_that_is_asked_for_again(storage: Any, gateway: Bus) -> None:
+    session = await gateway.ask(c.LOGIN, Login(user="admin", password="the admin's password"))
+    assert session.principal.queued_max is None
+    owner = session.principal.user_id
+    revoked: asyncio.Queue[Any] = asyncio.Queue()
+    await gateway.listen(c.TOKEN_REVOKED, revoked.put_nowait)
+    event = gateway.event(c.QUOTA_SET, QuotaSet(quota=Quota(queued=4), by="admin", at=NOW), subject=owner)
+    await gateway.record(Record(c.QUOTA_SET, {"owner": owner}, event))
+    async with asyncio.timeout(10):
+        assert (await revoked.get()).data.user_id == owner
+    assert (await gateway.ask(c.VERIFY, TokenQuery(token=session.token))).queued_max == 4
