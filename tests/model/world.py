@@ -26,6 +26,8 @@ NODES = ("n0", "n1", "n2")
 LEADERS = 2
 JOBS_MAX = 4
 LEASE_S = 6.0
+#: Heartbeats that a node that is cut off sends in vain, for each that it is seen to send.
+UNHEARD = 500
 #: Everything must have ended this long after the last fault.
 HEAL_S = 120
 LIMITS = Limits(
@@ -208,7 +210,9 @@ class World:
         node = self.nodes[n]
         if node.acts:
             beat = node.agent.heartbeat(self.now.mono, self.now.at)
-            if not node.is_cut:
+            if node.is_cut:
+                node.agent.beats += UNHEARD
+            else:
                 self.beats.append((node.agent.id, beat))
 
     def deliver_beat(self, i: int, *, again: bool) -> None:
@@ -371,7 +375,7 @@ class World:
         agent = node.agent
         if not node.acts:
             # Nobody is there to end what must not run twice: no promise about those.
-            self.oracle.unguarded |= {one for one in agent.engine.values() if one.exclusive}
+            self.oracle.unwatched(agent.engine.values())
             return
         agent.tick(self.now.mono)
         while agent.turn(self.now.at) | any([agent.step(task) for task in _unblocked(agent)]):

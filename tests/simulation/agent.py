@@ -143,6 +143,13 @@ class Agent:
         self.sessions += 1
         self.beats = 0
         journal = self.journal
+        self._beat = Heartbeat.model_construct(
+            node=self.info,
+            session=f"{self.id}-{self.sessions}",
+            boot_id=self.boot_id,
+            capacity=self.capacity,
+            usage=self._usage,
+        )
         self.machine = m.Machine(dict(journal.held), journal.epoch, boot_id=self.boot_id, lease=journal.lease)
         self.unsent = dict(self.journal.outbox)
         waiting = {report.key for report in self.unsent.values()}
@@ -343,17 +350,13 @@ class Agent:
         assert self.machine is not None
         self.beats += 1
         self.asked = mono, self.beats
-        return Heartbeat.model_construct(
-            node=self.info,
-            session=f"{self.id}-{self.sessions}",
-            boot_id=self.boot_id,
-            seq=self.beats,
-            capacity=self.capacity,
-            usage=self._usage,
-            attempts=self.machine.attempts(),
-            epoch=self.machine.epoch,
-            at=at,
-        )
+        update = {
+            "seq": self.beats,
+            "attempts": self.machine.attempts() if self.machine.held else (),
+            "epoch": self.machine.epoch,
+            "at": at,
+        }
+        return self._beat.model_copy(update=update)
 
     def take(self, beat: Heartbeat, answer: DesiredState) -> bool:
         """Take in an answer; one to another heartbeat than the last, or a second one, is for nobody."""

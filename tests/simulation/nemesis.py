@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 
+from shared.fleet import NodeWish
 from tests.simulation.fleet import Fleet, Site
 
 DEAD_SHARE_MAX = 0.03
+_BY_CHANCE = ("crash", "crash", "reboot", "cut", "cut", "one_way", "flap", "wipe", "die", "drain")
 
 
 class Nemesis:
@@ -33,13 +35,13 @@ class Nemesis:
             return
         fleet.at(self._dice.expovariate(1 / self._every_s), self._strike)
         site = fleet.sites[self._dice.choice(self._ids)]
-        what: Callable[[Site], None] = self._dice.choice(
-            (self._crash, self._crash, self._reboot, self._cut, self._cut, self._one_way, self._flap, self._wipe, self._die)
-        )
-        fleet.report.seen[f"node {what.__name__.strip('_')}"] += 1
-        what(site)
+        what = self._dice.choice(_BY_CHANCE)
+        fleet.report.seen[f"nodes: {what}"] += 1
+        strike: Callable[[Site], None] = getattr(self, f"_{what}")
+        strike(site)
 
     def _crash(self, site: Site) -> None:
+        self._fleet.oracle.unwatched(site.agent.engine.values())
         site.agent.crash()
         self._fleet.at(self._dice.uniform(0.5, 40), self._fleet.start, site)
 
@@ -57,6 +59,14 @@ class Nemesis:
             site.agent.wipe()
             self._fleet.oracle.wiped(site.agent.id)
             site.is_dead = True
+
+    def _drain(self, site: Site) -> None:
+        self._wish(site, "drain", self._dice.choice((None, 5.0, 30.0)))
+        self._fleet.at(self._dice.uniform(10, 90), self._wish, site, "undrain")
+
+    def _wish(self, site: Site, verb: str, deadline_s: float | None = None) -> None:
+        wish = NodeWish(by="ada", deadline_s=deadline_s, at=self._fleet.now.at)
+        self._fleet.fleet_log.wish(site.agent.id, verb, wish)
 
     def _cut(self, site: Site) -> None:
         site.speaks = site.hears = False
@@ -114,6 +124,7 @@ class Nemesis:
         for site in fleet.sites.values():
             _mend(site)
             fleet.start(site)
+            self._wish(site, "undrain")
 
 
 def _cut(site: Site) -> None:

@@ -15,7 +15,7 @@ from services.scheduler.core.fleet.state import State
 from services.scheduler.core.limits import Limits
 from services.scheduler.core.need import CPU_UNIT, need_of
 from shared.job import Attempt, Job
-from shared.states import ATTEMPT_TERMINAL, INFRASTRUCTURE_REASONS, AttemptState, JobState
+from shared.states import ATTEMPT_TERMINAL, INFRASTRUCTURE_REASONS, JOB_TERMINAL, AttemptState, JobState
 from tests.simulation.agent import Container, outputs_of
 
 
@@ -66,16 +66,18 @@ class Oracle:
         elif job.state is not JobState.QUEUED or job.attempt:
             raise Violation(f"{job.id} begins as {job.state}")
         self.jobs[job.id] = job
-        if job.is_terminal:
+        if job.state in JOB_TERMINAL:
             self.ended.add(job.id)
             self._is_sound_end(job)
         self._count_promises(before, job, fact.epoch)
 
     def _follows(self, before: Job, job: Job) -> None:
-        if before.is_terminal:
+        if before.state in JOB_TERMINAL:
             raise Violation(f"I2: {job.id} had ended {before.state}, and now it is {job.state}")
         if job.attempt not in (before.attempt, before.attempt + 1):
             raise Violation(f"{job.id} goes from attempt {before.attempt} to {job.attempt}")
+        if job.attempt and not before.attempt:
+            self._needs_are_met(job)
         if job.attempt != before.attempt and before.state is not JobState.QUEUED:
             raise Violation(f"{job.id} gets attempt {job.attempt} while {before.attempt} is {before.state}")
         if job.tries > job.spec.max_attempts:
@@ -87,6 +89,15 @@ class Oracle:
         last = job.current
         if last is not None and last.state in ATTEMPT_TERMINAL and job.attempt == before.attempt:
             self._is_charged_rightly(before, job, last)
+
+    def _needs_are_met(self, job: Job) -> None:
+        for need in job.spec.needed():
+            other = self.jobs.get(need.job)
+            if other is None or other.state not in JOB_TERMINAL:
+                raise Violation(f"{job.id} is placed before {need.job}, which it needs, has ended")
+            is_wrong = {"ok": other.state is not JobState.SUCCEEDED, "any": other.state is JobState.CANCELLED}
+            if is_wrong.get(need.on, False):
+                raise Violation(f"{job.id} is placed though {need.job} has ended {other.state}, which is not {need.on}")
 
     def _is_charged_rightly(self, before: Job, job: Job, last: Attempt) -> None:
         tries, losses = job.tries - before.tries, job.losses - before.losses
@@ -109,7 +120,7 @@ class Oracle:
         if before is not None and before.current is not None:
             self.promises.get(before.current.node, {}).pop(job.id, None)
         last = job.current
-        if last is None or last.state in ATTEMPT_TERMINAL or job.is_terminal:
+        if last is None or last.state in ATTEMPT_TERMINAL or job.state in JOB_TERMINAL:
             return
         is_new = before is None or before.attempt != job.attempt
         self.promises.setdefault(last.node, {})[job.id] = _Promise(
@@ -145,6 +156,10 @@ class Oracle:
         if container.exclusive and self.running.get(container.key.job_id, {}).get(node) is container:
             del self.running[container.key.job_id][node]
 
+    def unwatched(self, containers: Iterable[Container]) -> None:
+        """Take note that nobody is there to end these in time: an agent that is down or stopped guards nothing."""
+        self.unguarded.update(one for one in containers if one.exclusive)
+
     def wiped(self, node: str) -> None:
         """Take note that a node's disk is gone, and with it what it knew it had started."""
         self.starts = {key: count for key, count in self.starts.items() if key[0] != node}
@@ -155,7 +170,7 @@ class Oracle:
         """Return whether an attempt on *node* is the one that counts."""
         job = self.jobs[key.job_id]
         last = job.current
-        return not job.is_terminal and last is not None and last.number == key.attempt and last.node == node
+        return job.state not in JOB_TERMINAL and last is not None and last.number == key.attempt and last.node == node
 
     def all_ended(self) -> bool:
         """Return whether every job has ended."""
@@ -164,7 +179,7 @@ class Oracle:
     def after_heal(self, engines: Iterable[tuple[str, dict[Key, Container]]]) -> None:
         """Check what must hold once everything has been well for long enough."""
         for job in self.jobs.values():
-            if not job.is_terminal:
+            if job.state not in JOB_TERMINAL:
                 raise Violation(f"I1: {job.id} is still {job.state} (attempt {job.attempt}): {job.current}")
         for node, engine in engines:
             for key in engine:
