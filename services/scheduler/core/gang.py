@@ -65,9 +65,7 @@ def place(gang: Job, places: Sequence[Placement], now: datetime, limits: Limits)
         assert change is not None  # noqa: S101 - a new job may always be placed
         jobs.append(change.job)
         members.append(
-            GangMember(
-                job_id=new.id, role=role, index=index, node=found.node, state=JobState.PLACED, placed_at=now
-            )
+            GangMember(job_id=new.id, role=role, index=index, node=found.node, state=JobState.PLACED, placed_at=now)
         )
     update = {
         "state": JobState.PLACED,
@@ -87,20 +85,21 @@ def follow(
 
     Args:
         gang: placed at least.
-        changed: members as they are now, by id.
+        changed: members as they are now, by id: all that are active, and those that have ended since.
         missing: members that the log does not know: they were never recorded, so they will not run.
         now: the time.
         limits: of retries.
     """
     before = gang.members
-    members = tuple(_seen(one, changed.get(one.job_id), one.job_id in missing) for one in before)
+    members = tuple(_seen(one, changed.get(one.job_id), is_missing=one.job_id in missing) for one in before)
     gang = gang.model_copy(update={"members": members, "updated_at": now})
     if all(one.state in JOB_TERMINAL for one in members):
         return _over(gang, now, limits)
     state = min((one.state for one in members if one.state not in JOB_TERMINAL), key=_ORDER.index)
-    ended = [now_ for was, now_ in zip(before, members, strict=True) if _has_failed(now_) and not _has_failed(was)]
-    if ended:
-        told = lifecycle.with_remark(gang, f"{_name(ended[0])} {_why(ended[0])}; the others are stopped")
+    ended = [one for was, one in zip(before, members, strict=True) if one.state in JOB_TERMINAL and was != one]
+    if ended:  # recorded at once: a member that has ended is soon known to the log alone
+        failed = next((f"{_name(one)} {_why(one)}; the others are stopped" for one in ended if _has_failed(one)), None)
+        told = lifecycle.with_remark(gang, failed) if failed else None
         return told or lifecycle.Change(gang, JobEventName.REMARKED)
     if _ORDER.index(state) > _ORDER.index(gang.state):
         return lifecycle.Change(gang.model_copy(update={"state": state}), _EVENT[state])
@@ -112,9 +111,9 @@ def is_to_stop(gang: Job, now: datetime) -> bool:
     return clocks.is_unwanted(gang, now) or any(_has_failed(one) for one in gang.members) or _is_late(gang, now)
 
 
-def belongs(member: GangPlace, gang: Job | None) -> bool:
+def belongs(member: GangPlace | None, gang: Job | None) -> bool:
     """Return whether a member is of the round that its gang is in."""
-    return gang is not None and gang.state in lifecycle.HOLDING and gang.attempt == member.round
+    return member is not None and gang is not None and gang.state in lifecycle.HOLDING and gang.attempt == member.round
 
 
 def _ranks(spec: JobSpec) -> Iterator[tuple[int, tuple[str, int, GangRole]]]:
@@ -142,7 +141,7 @@ def _member_spec(spec: JobSpec, name: str, index: int, rank: int, size: int, rol
     return spec.model_copy(update=update)
 
 
-def _seen(member: GangMember, job: Job | None, is_missing: bool) -> GangMember:
+def _seen(member: GangMember, job: Job | None, *, is_missing: bool) -> GangMember:
     if member.state in JOB_TERMINAL:
         return member
     if is_missing:
@@ -200,7 +199,9 @@ def _over(gang: Job, now: datetime, limits: Limits) -> lifecycle.Change:
 
 
 def _is_restarted(spec: JobSpec, attempt: Attempt, failure: Failure) -> bool:
-    return spec.gang is not None and spec.gang.on_failure == "restart" and retry.is_wanted(spec.retry_on, attempt, failure)
+    return (
+        spec.gang is not None and spec.gang.on_failure == "restart" and retry.is_wanted(spec.retry_on, attempt, failure)
+    )
 
 
 def _is_cause(member: GangMember) -> bool:

@@ -431,7 +431,10 @@ def stopped(job: Job, now: datetime) -> Change | None:
 
 
 def requeue(job: Job, failure: Failure, wait_s: float, now: datetime) -> Change:
-    """Put the job back into the queue for another attempt in *wait_s* seconds. A gang's member ends: its gang decides."""
+    """Put the job back into the queue for another attempt in *wait_s* seconds.
+
+    A member of a gang ends: whether there is another attempt is decided for the gang.
+    """
     if job.member_of is not None:
         return end(job, JobState.FAILED, failure, now)
     wait = PendingReason(

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from services.scheduler.core import clocks, lifecycle, placing, waiting, watch
+from services.scheduler.core import clocks, gang, lifecycle, placing, waiting, watch
 from services.scheduler.core.facts import Fact, Input, LookedUp, Recorded
 from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.state import State, Tracked
@@ -12,7 +12,7 @@ from services.scheduler.core.fleet_facts import FleetFact
 from services.scheduler.core.limits import Now
 from services.scheduler.core.membership import Membership, NodeDecision
 from services.scheduler.core.need import Need
-from services.scheduler.core.placement import Refusal, Trial
+from services.scheduler.core.placement import Placement, Refusal, Trial
 from shared.events import AttemptFinished
 from shared.fleet import Heartbeat
 from shared.job import Failure, Job, PendingReason
@@ -87,6 +87,7 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
     if batch.tick:
         turn.tick(was_cut_off=batch.was_cut_off)
     turn.meet_needs(batch.looked_up)
+    turn.follow_gangs(batch.looked_up)
     again = turn.place()
     if batch.tick:
         turn.review()
@@ -97,7 +98,7 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
     # What an ended attempt held is free once its end is recorded, and not before.
     freed = any(one.job.state not in lifecycle.HOLDING for one in records)
     again = again or (freed and len(state.line) > 0) or any(turn.is_followed(one) for one in records)
-    lookups = state.needs.take_unknown(state.limits.lookups_per_turn)
+    lookups = state.needs.take_unknown(state.limits.lookups_per_turn) + state.gangs.take_unknown()
     return Effects(
         records, _wake(state, woken, now), again or bool(lookups), lookups, nodes=turn.members.decisions()
     )
@@ -192,7 +193,9 @@ class _Turn:
         for job_id in self.state.due(self.now):
             tracked = self.state.jobs[job_id]
             self._step(tracked, lifecycle.Expired())
-            if tracked.job.state in lifecycle.HOLDING and self._is_stopping(tracked):
+            if tracked.job.spec.gang is not None:
+                self.state.gangs.touch(job_id)
+            elif tracked.job.state in lifecycle.HOLDING and self._is_stopping(tracked):
                 self.fetch.add(tracked.job.attempts[-1].node)
 
     def meet_needs(self, looked_up: tuple[LookedUp, ...]) -> None:
@@ -206,9 +209,46 @@ class _Turn:
             if not isinstance(verdict, lifecycle.Waiting) or PendingCode.NEEDS not in _codes(tracked.job.pending):
                 self._step(tracked, verdict)
 
+    def follow_gangs(self, looked_up: tuple[LookedUp, ...]) -> None:
+        """Let gangs become what has become of their members, and stop the members of a round that is over."""
+        gangs = self.state.gangs
+        for one in looked_up:
+            gangs.answer(one.job_id, one.job)
+        for gang_id, changed in gangs.take_changed().items():
+            tracked = self.state.jobs.get(gang_id)
+            for member in changed.values():
+                if not gang.belongs(member.member_of, self._latest(tracked)):
+                    self._stop_member(member.id)
+            if tracked is not None and tracked.job.state in lifecycle.HOLDING:
+                self._follow_gang(tracked, changed)
+
+    def _follow_gang(self, tracked: Tracked, changed: dict[str, Job]) -> None:
+        gangs, draft = self.state.gangs, self.drafts.get(tracked.job.id)
+        missing = gangs.take_missing(tracked.job.id)
+        members = {member_id: self.state.jobs[member_id].job for member_id in gangs.members(tracked.job.id)}
+        job = draft.job if draft else tracked.job
+        change = gang.follow(job, members | changed, missing, self.now.at, self.state.limits)
+        if change is not None:
+            self._draft(tracked, change, None)
+            job = change.job
+        if job.state in lifecycle.HOLDING and gang.is_to_stop(job, self.now.at):
+            for member_id in gangs.members(job.id):
+                self._stop_member(member_id)
+
+    def _stop_member(self, job_id: str) -> None:
+        member = self.state.jobs.get(job_id)
+        if member is not None:
+            self._step(member, lifecycle.Cancel("scheduler"))
+
+    def _latest(self, tracked: Tracked | None) -> Job | None:
+        draft = self.drafts.get(tracked.job.id) if tracked is not None else None
+        return draft.job if draft else tracked.job if tracked is not None else None
+
     def is_followed(self, decision: Decision) -> bool:
         """Return whether there is something to decide as soon as *decision* is believed."""
         job = decision.job
+        if job.member_of is not None or (job.spec.gang is not None and job.cancel_requested_at is not None):
+            return True
         return self.state.needs.is_needed(job.id) if job.is_terminal else job.id in self.state.needs
 
     def tick(self, *, was_cut_off: bool) -> None:
@@ -222,6 +262,8 @@ class _Turn:
         self.fetch |= self.members.watch()
         self._follow(watch.silent(state, now))
         self._follow(watch.disobeyed(state, now))
+        for gang_id in state.gangs.placed:
+            state.gangs.doubt(state.jobs[gang_id].job, state.jobs)
         for node in tuple(state.nodes.values()):
             record = state.roster.record(node.id)
             is_over = now.mono - node.seen > limits.node_forgotten_s or (record is not None and record.forgotten)
@@ -267,12 +309,32 @@ class _Turn:
 
     def _place_one(self, trial: Trial, tracked: Tracked) -> bool:
         job = tracked.job
+        if job.spec.gang is not None:
+            return self._place_gang(trial, tracked)
         found = trial.place(tracked.need, job.spec.image, lifecycle.failed_nodes(job))
         if found is None:
             return False
         self.state.line.discard(job.id)
         self._step(tracked, lifecycle.Placed(found.node, found.gpus, found.score))
         self.fetch.add(found.node)
+        return True
+
+    def _place_gang(self, trial: Trial, tracked: Tracked) -> bool:
+        """Place all members, or none."""
+        mark, job = trial.mark(), tracked.job
+        places: list[Placement] = []
+        for need, spec in zip(tracked.need.members, gang.member_specs(job.spec), strict=True):
+            found = trial.place(need, spec.image, lifecycle.failed_nodes(job))
+            if found is None:
+                trial.undo(mark)
+                return False
+            places.append(found)
+        change, members = gang.place(job, places, self.now.at, self.state.limits)
+        self.state.line.discard(job.id)
+        self._draft(tracked, change, None)  # first: a member that no gang knows of is stopped
+        for member in members:
+            self.drafts[member.id] = _Draft(member, JobEventName.PLACED, 0, None)
+            self.fetch.add(member.attempts[-1].node)
         return True
 
     def _miss(self, node: Node, tracked: Tracked, key: Key) -> None:
@@ -312,19 +374,24 @@ class _Turn:
         change = lifecycle.step(job, event, self.now.at, self.state.limits)
         if change is None:
             return False
-        if change.name is JobEventName.CANCELLING:
+        if change.name is JobEventName.CANCELLING and change.job.spec.gang is None:
             self.fetch.add(change.job.attempts[-1].node)
+        self._draft(tracked, change, cause)
+        return True
+
+    def _draft(self, tracked: Tracked, change: lifecycle.Change, cause: str | None) -> None:
+        draft = self.drafts.get(tracked.job.id)
         # A remark beside something that moves the job does not name what has happened.
         name = draft.name if draft and change.name is JobEventName.REMARKED else change.name
-        self.drafts[job.id] = _Draft(change.job, name, tracked.seq, cause or (draft.cause if draft else None))
-        return True
+        cause = cause or (draft.cause if draft else None)
+        self.drafts[tracked.job.id] = _Draft(change.job, name, tracked.seq, cause)
 
 
 def lost_nodes(state: State, now: Now) -> list[Node]:
     """Return the nodes that are to be given up: silent past their lease, and not most of the fleet at once.
 
-    If nearly all are silent, it is the network or ourselves; then they get much longer. Many are given up one tick after
-    the other, those silent for longest first, so that what ran on them is not all placed again at once.
+    If nearly all are silent, it is the network or ourselves; then they get much longer. Many are given up over
+    several ticks, those silent for longest first, so that what ran on them is not all placed again at once.
     """
     if now.mono < state.quiet_until:
         return []

@@ -1,6 +1,6 @@
 """Which node runs a job: filter, then score. Says no with reasons, and by how much the closest node falls short."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -110,6 +110,26 @@ class Trial:
         """Return whether *need* would fit where room is kept."""
         kept = self._kept
         return kept is not None and not kept.lets_in(need) and self._fits(kept.slot, need)
+
+    def free(self, slot: int, need: Need) -> tuple[float, float, float, float]:
+        """Return what a row has left of CPUs, memory, disk and GPUs that would do for *need*."""
+        gpus = float(self._usable_gpus(need)[slot]) if need.gpus else 0.0
+        return float(self._cpus[slot]), float(self._memory[slot]), float(self._disk[slot]), gpus
+
+    def lacking(self, need: Need) -> Floats:
+        """Return how much each row lacks for *need*, in parts of what it has in all."""
+        columns = self._columns
+        lacking = np.maximum(0, need.ucpus - self._cpus) * columns.per_cpu
+        lacking += np.maximum(0, need.memory - self._memory) * columns.per_memory
+        return lacking
+
+    def taken_from(self, slots: Iterable[int]) -> dict[int, list[Need]]:
+        """Return what was taken from each of *slots*."""
+        taken: dict[int, list[Need]] = {slot: [] for slot in slots}
+        for one in self._taken:
+            if one.slot in taken:
+                taken[one.slot].append(one.need)
+        return taken
 
     def feasible(self, need: Need) -> Mask:
         """Return which rows will do."""
@@ -311,6 +331,23 @@ def suited(columns: Columns, need: Need, heard_after: float, limits: Limits) -> 
     if need.gpus:
         mask &= columns.usable_gpus(need, limits, columns.gpu_total).sum(axis=1) >= need.gpus
     return mask
+
+
+def could_hold(columns: Columns, need: Need, heard_after: float, limits: Limits) -> bool:
+    """Return whether all members of a gang would fit at once on an empty fleet, each on the first node that will do."""
+    cpus, memory, disk = columns.total_cpus.copy(), columns.total_memory.copy(), columns.total_disk.copy()
+    gpus = (columns.gpu_total > 0).sum(axis=1)
+    for member in need.members:
+        mask = suited(columns, member, heard_after, limits) & (gpus >= member.gpus)
+        mask &= (cpus >= member.ucpus) & (memory >= member.memory) & (disk >= member.disk)
+        if not mask.any():
+            return False
+        slot = int(mask.argmax())
+        cpus[slot] -= member.ucpus
+        memory[slot] -= member.memory
+        disk[slot] -= member.disk
+        gpus[slot] -= member.gpus
+    return True
 
 
 def explain(columns: Columns, need: Need, heard_after: float, limits: Limits) -> Refusal:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from services.scheduler.core import reservation
-from services.scheduler.core.fleet.line import Block, Group, Place
+from services.scheduler.core.fleet.line import Block, Group, Place, Reservation
 from services.scheduler.core.fleet.share import Ledger
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.limits import Now
-from services.scheduler.core.placement import Trial
+from services.scheduler.core.placement import Kept, Trial, could_hold
 
 #: Places a job if a node will do; returns whether it has.
 PlaceOne = Callable[[Trial, Tracked], bool]
@@ -62,6 +62,8 @@ class _Round:
         """Place jobs of *priority*; return False if the turn's measure is full before all were looked at."""
         ready = self.state.line.ready
         self._serve_reservation(priority)
+        if self._is_gang_due(priority):
+            return True
         owners: list[tuple[float, Place, str]] = []
         for owner in ready.owners(priority):
             self._line_up(owners, priority, owner)
@@ -114,6 +116,18 @@ class _Round:
 
     # --- the job at the head ---------------------------------------------------------------------------------------
 
+    def _is_gang_due(self, priority: int) -> bool:
+        """Return whether a gang has been at the head for so long that nothing is placed before it any more.
+
+        It needs room on many nodes, and the reservation keeps that of one.
+        """
+        kept = self.state.reservation
+        if kept is None or kept.priority < priority or self.state.jobs[kept.job_id].job.spec.gang is None:
+            return False
+        waits_long = self.now.at.timestamp() - kept.since_s >= self.state.limits.reserve_outright_s
+        state, need = self.state, self.state.jobs[kept.job_id].need
+        return waits_long and could_hold(state.columns, need, self.now.mono - state.fresh_s, state.limits)
+
     def _has_reservation(self, priority: int) -> bool:
         kept = self.state.reservation
         return kept is not None and kept.priority >= priority
@@ -136,13 +150,12 @@ class _Round:
         if self.ledger.over_quota(group.owner, group.kind.need) is not None:
             line.over_quota(group)
             return
-        kept = reservation.reserve(state, state.jobs[group.head[1]], self.now)
-        if kept is None:
+        found = reservation.reserve(state, self.trial, state.jobs[group.head[1]], self.now)
+        if found is None:
             line.blocked.add(group.kind, Block.NEVER)
             return
         self._end_reservation()
-        state.reservation = kept
-        self._keep()
+        self._keep(*found)
 
     def _serve_reservation(self, priority: int) -> None:
         """Before others of its priority or a lower one: place the job for which room is kept, or keep that."""
@@ -160,16 +173,14 @@ class _Round:
         else:
             if group.kind.block is None:
                 self.state.line.blocked.add(group.kind, Block.FULL)
-            self._keep()
+            found = reservation.renew(self.state, self.trial, tracked, kept, self.now)
+            if found is None:
+                self._end_reservation()
+            else:
+                self._keep(*found)
 
-    def _keep(self) -> None:
-        state = self.state
-        assert state.reservation is not None  # noqa: S101 - just made, or just looked at
-        renewed = reservation.renew(state, state.jobs[state.reservation.job_id], state.reservation, self.now)
-        if renewed is None:
-            self._end_reservation()
-            return
-        state.reservation, kept = renewed
+    def _keep(self, held: Reservation, kept: Kept) -> None:
+        self.state.reservation = held
         self.trial.keep(kept)
         self.holds = True
 

@@ -29,6 +29,8 @@ def refusal(state: State, tracked: Tracked, now: Now, known: dict[Need, Refusal]
             known[tracked.need] = found
         if found.reasons:
             return found
+        if tracked.need.members:
+            return _one(PendingCode.GANG, 0, f"its {tracked.need.jobs} members fit one by one, and not all at once")
     return _one(PendingCode.BEHIND_OTHERS, 0, f"a node would do; {len(state.line)} jobs wait and others are before it")
 
 

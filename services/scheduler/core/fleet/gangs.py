@@ -7,9 +7,14 @@ from shared.states import JOB_TERMINAL, JobState
 
 
 class Gangs:
-    """Members by gang. How a member has ended is kept until its gang has taken note of it."""
+    """Members by gang. How a member has ended is kept until its gang has taken note of it.
+
+    Attributes:
+        placed: gangs that are neither in the queue nor ended.
+    """
 
     def __init__(self) -> None:
+        self.placed: set[str] = set()
         self._members: dict[str, dict[str, None]] = {}
         self._changed: dict[str, dict[str, Job]] = {}
         self._unknown: dict[str, str] = {}  # member -> gang
@@ -29,6 +34,10 @@ class Gangs:
                 del self._members[gang_id]
             self._changed.setdefault(gang_id, {})[job.id] = job
         elif job.spec.gang is not None:
+            if job.is_terminal or job.state is JobState.QUEUED:
+                self.placed.discard(job.id)
+            else:
+                self.placed.add(job.id)
             self._changed.setdefault(job.id, {})
 
     def members(self, gang_id: str) -> tuple[str, ...]:
@@ -50,8 +59,6 @@ class Gangs:
 
     def doubt(self, gang: Job, active: Mapping[str, object]) -> None:
         """Ask the log, once, for members that *gang* takes for active and that are not among the *active* jobs."""
-        if gang.state in JOB_TERMINAL or gang.state is JobState.QUEUED:
-            return
         for member in gang.members:
             if member.state not in JOB_TERMINAL and member.job_id not in active and member.job_id not in self._asked:
                 self._unknown[member.job_id] = gang.id
