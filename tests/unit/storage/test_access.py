@@ -2,9 +2,18 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.storage.core.access import AttemptScope, OwnerScope, check_attempt, check_source, scope_of
-from shared.errors import WherryError
-from shared.job import Attempt, Job, Owner
+from services.storage.core.access import (
+    AttemptScope,
+    InputSource,
+    OwnerScope,
+    check_attempt,
+    check_input,
+    check_source,
+    input_source,
+    scope_of,
+)
+from shared.errors import NotFound, WherryError
+from shared.job import Attempt, BlobRef, Job, OutputsRef, Owner
 from shared.requests import BlobScope
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState
@@ -70,3 +79,37 @@ def test_a_node_reads_the_source_of_its_own_job_and_nothing_else() -> None:
         with pytest.raises(WherryError) as caught:
             check_source(state, node, artifact)
         assert caught.value.code == "not_found"
+
+
+OTHER = "j" + "c" * 25
+
+
+def reader(state: JobState = JobState.STARTING, node: str = "n1") -> Job:
+    inputs = {"all": f"job:{OTHER}", "some": f"job:{OTHER}/a/b/"}
+    spec = JobSpec(image="busybox", inputs=inputs)
+    return job(state, node=node).model_copy(update={"spec": spec})
+
+
+def test_an_input_names_a_job_and_what_of_it() -> None:
+    assert input_source(reader(), "n1", "all") == InputSource(OTHER, None)
+    assert input_source(reader(), "n1", "some") == InputSource(OTHER, "a/b")
+
+
+@pytest.mark.parametrize(
+    ("job_", "name"),
+    [(reader(node="n2"), "all"), (reader(JobState.CANCELLED), "all"), (reader(), "none"), (job(attempt=3), "all")],
+)
+def test_a_node_sees_only_inputs_of_what_it_runs(job_: Job, name: str) -> None:
+    with pytest.raises(NotFound):
+        input_source(job_, "n1", name)
+
+
+def test_inputs_are_of_the_same_owner_and_there_once_the_other_job_has_ended() -> None:
+    outputs = OutputsRef(manifest=BlobRef(sha256="0" * 64, size=1), files=1, bytes=1)
+    ended = job(JobState.FAILED).model_copy(update={"id": OTHER, "outputs": outputs})
+    check_input(reader(), ended)
+    for update in (
+        {"owner": Owner(id="u2", name="bob")}, {"outputs": None}, {"state": JobState.FINISHING},
+    ):  # fmt: skip
+        with pytest.raises(NotFound):
+            check_input(reader(), ended.model_copy(update=update))

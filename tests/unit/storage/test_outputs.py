@@ -1,6 +1,6 @@
 import pytest
 
-from services.storage.core.outputs import listing, one, page
+from services.storage.core.outputs import below, listing, one, page
 from shared.errors import NotFound
 from shared.job import BlobRef
 from shared.manifest import Entry, Manifest
@@ -63,3 +63,49 @@ def test_a_page_fits_into_one_message_however_long_the_paths_are() -> None:
 
 def test_an_empty_listing_is_an_empty_page() -> None:
     assert page(listing(manifest(stdout=None), HELD, 0), None, 10).entries == ()
+
+
+TREE = listing(
+    manifest(
+        Entry(path="a", kind="dir"), Entry(path="a/b", kind="dir"), Entry(path="a/b/c", blob=A),
+        Entry(path="ab", blob=B), Entry(path="a.txt", blob=A), Entry(path="empty", kind="dir"), Entry(path="x/y", blob=B),
+    ),
+    HELD,
+    0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "paths"),
+    [
+        (None, ["a", "a.txt", "a/b", "a/b/c", "ab", "empty", "x/y"]),
+        ("a", ["a/b", "a/b/c"]),
+        ("a/b/c", ["a/b/c"]),
+        ("empty", []),
+        ("x", ["x/y"]),
+        ("_stdout.txt", ["_stdout.txt"]),
+    ],
+)
+def test_an_input_is_a_file_or_all_that_is_below_a_folder(path: str | None, paths: list[str]) -> None:
+    assert [entry.path for entry in below(TREE, path, None, 100).entries] == paths
+
+
+@pytest.mark.parametrize("path", ["no", "a/b/d", "x/", "emp"])
+def test_an_input_that_is_not_there_is_said_to_be_missing(path: str) -> None:
+    with pytest.raises(NotFound):
+        below(TREE, path, None, 100)
+
+
+def test_an_input_comes_in_pages() -> None:
+    first = below(TREE, None, None, 3)
+    rest = below(TREE, None, first.cursor, 100)
+    assert [entry.path for entry in (*first.entries, *rest.entries)] == [
+        "a",
+        "a.txt",
+        "a/b",
+        "a/b/c",
+        "ab",
+        "empty",
+        "x/y",
+    ]
+    assert rest.cursor is None
