@@ -10,8 +10,7 @@ from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.lifecycle import HOLDING, Event, Lost, Remarked
 from services.scheduler.core.limits import Limits, Now
 from shared.fleet import Heartbeat
-from shared.spec import JobSpec
-from shared.states import ATTEMPT_TERMINAL, AttemptState, EndReason, JobState
+from shared.states import ATTEMPT_TERMINAL, AttemptState, EndReason, JobState, NodeCondition
 
 Follows = Iterator[tuple[Tracked, Event]]
 
@@ -52,17 +51,21 @@ def silent(state: State, now: Now) -> Follows:
     for node in state.nodes.values():
         if not node.is_lost:
             continue
-        silent_s = now.mono - node.seen
+        silent_s = _silent_for(state, node, lease_s, now)
+        heard_at = now.at - timedelta(seconds=now.mono - node.seen)
         for job_id in node.jobs:
             tracked = state.jobs[job_id]
-            wait_s = patience_s(tracked.job.spec, node, lease_s, state.limits)
-            if silent_s > wait_s or (silent_s > lease_s and clocks.is_unwanted(tracked.job, now.at)):
-                message = f"node {node.info.name} was not heard for {silent_s:.0f} s"
-                heard_at = now.at - timedelta(seconds=silent_s)
-                yield tracked, Lost(tracked.job.attempt, EndReason.NODE_LOST, message, heard_at=heard_at)
-            else:
+            spec = tracked.job.spec
+            fenced_s = fence_s(node, lease_s, state.limits) if spec.exclusive else lease_s
+            is_fenced = now.mono - node.seen > fenced_s
+            wait_s = max(fenced_s, spec.replace_after or 0.0)
+            is_wanted = not clocks.is_unwanted(tracked.job, now.at)
+            if is_wanted and not (silent_s > wait_s and is_fenced):
                 text = f"node {node.info.name} is silent; the job stays there until it has been so for {wait_s:g} s"
                 yield tracked, Remarked(text)
+            elif silent_s > lease_s:
+                message = f"node {node.info.name} was not heard for {silent_s:.0f} s"
+                yield tracked, Lost(tracked.job.attempt, EndReason.NODE_LOST, message, heard_at=heard_at)
 
 
 def disobeyed(state: State, now: Now) -> Follows:
@@ -102,16 +105,22 @@ def heard_for(node: Node, now: Now) -> float:
     return now.mono - node.back if node.beat is not None else 0.0
 
 
-def patience_s(spec: JobSpec, node: Node, lease_s: float, limits: Limits) -> float:
-    """Return the seconds of silence of *node* after which an attempt of *spec* on it may be given up.
+def fence_s(node: Node, lease_s: float, limits: Limits) -> float:
+    """Return the seconds of silence of *node* after which it has certainly ended what is exclusive by itself.
 
-    A cut-off node ends what is exclusive by itself, some time into the lease that it was granted last.
+    It does so some time into the lease that it was granted last, which is one of this leader's or of one before.
     """
-    wait_s = max(lease_s, spec.replace_after or 0.0)
-    if spec.exclusive:
-        granted_s = node.lease_s or max(lease_s, limits.fence_unknown_s)
-        wait_s = max(wait_s, granted_s, granted_s * limits.fence_fraction + limits.fence_kill_s)
-    return wait_s
+    granted_s = node.lease_s or max(lease_s, limits.fence_unknown_s)
+    return max(granted_s, granted_s * limits.fence_fraction + limits.fence_kill_s)
+
+
+def _silent_for(state: State, node: Node, lease_s: float, now: Now) -> float:
+    """Return the seconds for which a lost node has been silent, also before this scheduler led."""
+    silent_s = now.mono - node.seen
+    record = state.roster.record(node.id)
+    if node.beat is not None or record is None or record.condition is not NodeCondition.LOST:
+        return silent_s
+    return max(silent_s, lease_s + (now.at - record.since).total_seconds())
 
 
 def _rebooted(state: State, node: Node, beat: Heartbeat, now: Now) -> Follows:

@@ -172,6 +172,18 @@ def test_a_job_with_replace_after_is_placed_elsewhere_once_that_has_passed(make,
     assert world.job().attempts[0].heard_at == make.START
 
 
+def test_a_new_leader_counts_the_silence_before_it_led(make, world) -> None:
+    begin(make, world, replace_after="10m")
+    pass_time(world, 500, heard=False)
+    world.state = type(world.state)(world.limits, make.at(500))
+    world.state.position = world.seq
+    world.turn(Recorded(world.seq, world.job(), 0), fleet=tuple(world.fleet))
+    pass_time(world, 595, heard=False)
+    assert world.job().state is JobState.RUNNING
+    pass_time(world, 610, heard=False, until="lost")
+    assert world.job().state is JobState.QUEUED
+
+
 def test_a_job_that_is_cancelled_while_its_node_is_silent_ends_after_the_lease(make, world) -> None:
     begin(make, world, replace_after="10h")
     pass_time(world, 20, heard=False)
