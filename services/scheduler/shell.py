@@ -153,7 +153,7 @@ class _Term:
             await self.fleet_log.reach_end()
             carried = await self.standby.snapshots.carried()
         # The lease may have been lost where the log was not.
-        self._lease.claim(max(replayed.epoch, self.fleet_log.epoch))
+        self._lease.claim(max(replayed.epoch, self.fleet_log.epoch, carried.epoch))
         state = self._state = State(self._settings.limits(), _now())
         state.position = self._position = replayed.position
         state.restore(carried)
@@ -190,7 +190,8 @@ class _Term:
         self._saved = (self._events, monotonic())
         jobs = [(tracked.job, tracked.seq) for tracked in self._state.jobs.values()]
         try:
-            await self.standby.snapshots.save(self._position, jobs, self._state.carried(_now()))
+            carried = self._state.carried(_now()).model_copy(update={"epoch": self._lease.epoch})
+            await self.standby.snapshots.save(self._position, jobs, carried)
         except WherryError as problem:
             _log.warning("snapshot_failed", error=problem.message)
 

@@ -79,9 +79,9 @@ class Agent:
         self.protocol = PROTOCOL
         self.woken = asyncio.Event()
 
-    async def beat(self) -> DesiredState:
+    def heartbeat(self) -> Heartbeat:
         self.seq += 1
-        heartbeat = Heartbeat(
+        return Heartbeat(
             node=NodeInfo(id=self.id, name=self.id, runtimes=("process",)),
             session=self.session,
             boot_id="b1",
@@ -93,8 +93,10 @@ class Agent:
             protocol=self.protocol,
             at=utc_now(),
         )
+
+    async def beat(self) -> DesiredState:
         answer: DesiredState = await self.bus.ask(
-            channels.HEARTBEAT, heartbeat, timeout_s=5, retry_s=PATIENCE_S, node_id=self.id
+            channels.HEARTBEAT, self.heartbeat(), timeout_s=5, retry_s=PATIENCE_S, node_id=self.id
         )
         self.epoch = max(self.epoch, answer.epoch)
         return answer

@@ -34,6 +34,7 @@ class Carried(Message):
     at_s: float = 0.0
     lately: dict[str, float] = {}
     head: HeadOfLine | None = None
+    epoch: int = 0  # of the leader that wrote it
 
 
 @dataclass(frozen=True, slots=True)
