@@ -1,7 +1,5 @@
 """Where a file of another job's outputs goes among the inputs. Its path comes from another machine: not believed."""
 
-from pathlib import PurePosixPath
-
 from shared.errors import WherryError
 from shared.spec import JobSpec
 from shared.states import EndReason
@@ -12,8 +10,8 @@ def asked_path(spec: JobSpec, name: str) -> str | None:
     return spec.inputs[name].partition("/")[2].strip("/") or None
 
 
-def place(path: str, asked: str | None) -> PurePosixPath:
-    """Return where the output *path* goes below an input for *asked*; ``.`` is the input itself.
+def place(path: str, asked: str | None) -> str:
+    """Return where the output *path* goes below an input for *asked*; nothing is the input itself.
 
     Raises:
         WherryError: ``stage_in_failed``: the path would lead out of the input.
@@ -23,7 +21,7 @@ def place(path: str, asked: str | None) -> PurePosixPath:
         raise _unsafe(path)
     if path.startswith("/") or "\0" in path or any(part in (".", "..") for part in path.split("/")):
         raise _unsafe(path)
-    return PurePosixPath(inner)
+    return inner
 
 
 def _unsafe(path: str) -> WherryError:

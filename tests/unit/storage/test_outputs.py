@@ -68,7 +68,8 @@ def test_an_empty_listing_is_an_empty_page() -> None:
 TREE = listing(
     manifest(
         Entry(path="a", kind="dir"), Entry(path="a/b", kind="dir"), Entry(path="a/b/c", blob=A),
-        Entry(path="ab", blob=B), Entry(path="a.txt", blob=A), Entry(path="empty", kind="dir"), Entry(path="x/y", blob=B),
+        Entry(path="ab", blob=B), Entry(path="a.txt", blob=A), Entry(path="empty", kind="dir"),
+        Entry(path="x/y", blob=B),
     ),
     HELD,
     0,
