@@ -306,7 +306,7 @@ async def test_a_job_is_planned_chained_and_explained(wherry: Shell, storage: An
         assert (kept["on_disconnect"], kept["replace_after"], kept["exclusive"]) == ("stop", 600, True)
         assert kept["inputs"] == {"data": f"job:{first}/out"}
         text = (await wherry("show", second.out.strip())).out
-        assert ("handed in, waits" in text, f"{first} (however)" in text) == (True, True)
+        assert ("handed in, waits for what it needs" in text, f"{first} (however)" in text) == (True, True)
         explained = await wherry("explain", first)
         assert explained.code == 0
         assert (f"{first} waits." in explained.out, "2 jobs before it" in explained.out) == (True, True)

@@ -49,6 +49,10 @@ def job(found: models.Job, now: datetime) -> RenderableType:
     return Group(*parts, "", _attempts(found)) if found.attempts else Group(*parts)
 
 
+def _reason(reason: models.Pending) -> str:
+    return f"{reason.message} ({plural(reason.nodes, 'node')})" if reason.nodes else reason.message
+
+
 def _timeline(job: models.Job, now: datetime) -> Table:
     table = _table("AFTER", "FOR", "WHAT")
     for step in timeline(job, now):
@@ -63,7 +67,7 @@ def _facts(job: models.Job, now: datetime) -> list[tuple[str, str | Text]]:
     facts += [("needs", f"{need.job} ({_NEEDED.get(need.on, need.on)})") for need in job.needs]
     if job.not_before and job.not_before > now and not job.is_terminal:
         facts.append(("next try", f"in {duration((job.not_before - now).total_seconds())} at the earliest"))
-    facts += [("waits for", f"{reason.message} ({plural(reason.nodes, 'node')})") for reason in job.pending]
+    facts += [("waits for", _reason(reason)) for reason in job.pending]
     if job.progress:
         facts.append(("progress", f"{job.progress.fraction:.0%} {job.progress.message}".strip()))
     facts += [("owner", job.owner), ("node", job.node or "")]
@@ -181,7 +185,7 @@ def _explained(found: models.Explanation, *, planned: bool) -> list[tuple[str, s
     )
     facts.append(("node", found.node or ""))
     facts += [("score", ", ".join(f"{name} {value:.3g}" for name, value in sorted(found.score.items())))]
-    facts += [("waits for", f"{one.message} ({plural(one.nodes, 'node')})") for one in found.reasons]
+    facts += [("waits for", _reason(one)) for one in found.reasons]
     facts += [("closest", f"{one.name or one.node}: {_lacks(one)}") for one in found.closest]
     if found.ahead is not None:
         facts.append(("queue", f"{plural(found.ahead, 'job')} before it, of {found.queue_length}"))

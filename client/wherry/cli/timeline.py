@@ -49,9 +49,9 @@ def _moments(job: models.Job, begun: datetime) -> Iterator[tuple[datetime, str]]
 
 
 def _waiting(job: models.Job) -> str:
-    if job.attempts or job.is_terminal:
-        return "handed in, waits for a node"
-    return f"handed in, waits: {'; '.join(reason.message for reason in job.pending) or 'to be placed'}"
+    if job.pending and not job.attempts and not job.is_terminal:
+        return f"handed in: {'; '.join(reason.message for reason in job.pending)}"
+    return "handed in, waits for what it needs and for a node" if job.needs else "handed in, waits for a node"
 
 
 def _attempt(job: models.Job, attempt: models.Attempt) -> Iterator[tuple[datetime, str]]:
@@ -78,6 +78,7 @@ def _next(job: models.Job, attempt: models.Attempt) -> str:
     """Return what the job waits for after an attempt that was not its last."""
     if job.is_terminal and attempt is job.attempts[-1]:
         return ""
-    if attempt is job.attempts[-1] and job.not_before and attempt.ended_at and job.not_before > attempt.ended_at:
-        return f"; the next one {duration((job.not_before - attempt.ended_at).total_seconds())} later at the earliest"
-    return "; waits for the next one"
+    pause_s = 0.0
+    if attempt is job.attempts[-1] and job.not_before and attempt.ended_at:
+        pause_s = (job.not_before - attempt.ended_at).total_seconds()
+    return f"; the next one {duration(pause_s)} later at the earliest" if pause_s >= 1 else "; waits for the next one"

@@ -59,7 +59,7 @@ def test_a_timeline_has_every_step_how_long_it_took_and_why():
 
 def test_what_goes_on_lasts_until_now_and_says_what_it_waits_for():
     waiting = job(pending=[{"code": "cpus", "nodes": 2, "message": "needs 64 cpus"}])
-    assert timeline(waiting, at(30)) == [Step(0, "30 s", "handed in, waits: needs 64 cpus")]
+    assert timeline(waiting, at(30)) == [Step(0, "30 s", "handed in: needs 64 cpus")]
     pulling = job(state="starting", attempts=[DONE | {"state": "starting", "phase": "pull", "running_at": None,
                                                       "finishing_at": None, "ended_at": None}])  # fmt: skip
     assert timeline(pulling, at(100))[-1] == Step(70, "30 s", "attempt 2 starts: the image is pulled")
@@ -68,6 +68,10 @@ def test_what_goes_on_lasts_until_now_and_says_what_it_waits_for():
     assert timeline(resting, at(70))[-1].what == (
         "attempt 1 failed with exit code 3: it ended (exit_code); the next one 20 s later at the earliest"
     )
+    soon = job(attempts=[failed], not_before=at(60.5))
+    assert timeline(soon, at(70))[-1].what.endswith("; waits for the next one")
+    chained = job(state="cancelled", needs=[{"job": "j0"}])
+    assert timeline(chained, at(1))[0].what == "handed in, waits for what it needs and for a node"
     assert timeline(models.Job(job_id="j", state="queued"), BEGUN) == []
 
 
