@@ -1,6 +1,7 @@
 """The notifier as a process of its own, on a real broker, with a real mail server and a real HTTP receiver."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -29,7 +30,7 @@ from services.notifier.shell import WAITING_PER_HOST
 from shared.bus import Bus
 from shared.channels import JOB_CHANGED, SECRET_GET, Service
 from shared.clock import utc_now
-from shared.events import DeliveryTried, Event, JobChanged
+from shared.events import DeadLetter, DeliveryTried, Event, JobChanged
 from shared.ids import new_id
 from shared.job import Failure, Job, Owner
 from shared.permissions import accounts_config, users
@@ -322,3 +323,40 @@ async def test_what_was_under_way_when_the_notifier_died_is_delivered_by_the_nex
     _, _, body = await asyncio.wait_for(world.receiver.calls.get(), 20)
     assert json.loads(body)["id"] == event.id
     assert (await world.tried()).state == "delivered"
+
+
+async def test_what_cannot_be_read_becomes_a_dead_letter_and_a_replayed_end_is_told(world):
+    async with operator(world.server) as client:
+        letters: asyncio.Queue[DeadLetter] = asyncio.Queue()
+
+        async def note(message: Any) -> None:
+            await letters.put(Event[DeadLetter].from_bytes(message.data).data)
+
+        await client.subscribe("wherry.dlq.notifier", cb=note)
+        stream = client.jetstream()
+        for number in range(100):
+            await stream.publish(f"wherry.job.u1.jbroken{number}.succeeded", b"no event")
+        await stream.publish("wherry.delivery.u1.jbroken.requested", b"no delivery")
+        await world.end_job({"webhook": {"url": world.receiver.url("/after")}})
+        assert (await world.tried()).state == "delivered"  # nobody waited
+        async with asyncio.timeout(20):
+            kept = [await letters.get() for _ in range(101)]
+        assert {(one.stream, one.reader) for one in kept} == {
+            ("WHERRY_JOBS", "notifier"),
+            ("WHERRY_NOTIFY", "notifier"),
+        }
+        assert len({one.id for one in kept}) == 101
+        # Once the reader can read it: the same letter with a body that it understands.
+        event = await world.end_job({"webhook": {"url": world.receiver.url("/again")}})
+        assert (await world.tried()).state == "delivered"
+        job = event.data.job
+        other = event.model_copy(update={"id": new_id("e")})
+        letter = kept[0].model_copy(
+            update={
+                "target": f"wherry.job.u1.{job.id}.succeeded",
+                "body": base64.b64encode(other.to_bytes()).decode(),
+            }
+        )
+        await client.publish("wherry.replay.notifier", letter.to_bytes())
+        assert (await world.tried()).state == "delivered"
+        assert [(await world.receiver.calls.get())[0] for _ in range(3)] == ["/after", "/again", "/again"]

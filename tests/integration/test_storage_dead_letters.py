@@ -1,0 +1,87 @@
+"""What storage cannot take in becomes a dead letter, and is taken in when it is replayed."""
+
+import asyncio
+import base64
+import time
+from typing import Any
+
+from shared import channels
+from shared.bus import Bus
+from shared.channels import Service
+from shared.clock import utc_now
+from shared.events import DeadLetter
+from shared.job import Job
+from shared.permissions import OPERATOR
+from shared.requests import JobListQuery
+from shared.states import JobState
+from tests.integration.conftest import StorageStack
+
+
+async def letters(stack: StorageStack, count: int) -> list[dict[str, Any]]:
+    """Return storage's dead letters, waiting until there are *count*."""
+    async with asyncio.timeout(20):
+        while len(found := list(stack.database["dead_letters"].find())) < count:
+            await asyncio.sleep(0.1)
+    return found
+
+
+async def listed(bus: Bus, job_id: str) -> Job:
+    async with asyncio.timeout(20):
+        while True:
+            page = await bus.ask(channels.JOB_LIST, JobListQuery(limit=500))
+            for view in page.jobs:
+                if view.job.id == job_id:
+                    return view.job
+            await asyncio.sleep(0.05)
+
+
+async def test_a_thousand_broken_events_stop_nobody_and_are_kept(storage: StorageStack) -> None:
+    async with (
+        storage.bus(Service.GATEWAY, "g1") as bus,
+        Bus.connect(storage.settings(OPERATOR), Service.STORAGE, purpose="test") as operator,
+    ):
+        for begin in (0, 500):
+            items = [(f"wherry.job.u1.jbroken{n}.running", b"broken %d" % n) for n in range(begin, begin + 500)]
+            await operator.put_batch(items)
+        began = time.monotonic()
+        await storage.record(storage.job("j1"), "running")
+        assert (await listed(bus, "j1")).state is JobState.RUNNING
+        assert time.monotonic() - began < 10
+        kept = await letters(storage, 1000)
+        assert {one["reader"] for one in kept} == {"storage"}
+        letter = DeadLetter.from_bytes(kept[0]["letter"].encode())
+        assert letter.id == f"WHERRY_JOBS.{letter.seq}.storage"
+        assert base64.b64decode(letter.body).startswith(b"broken")
+        assert (await operator.api("CONSUMER.INFO.WHERRY_JOBS.storage", {}))["num_ack_pending"] == 0
+
+
+async def test_a_replayed_event_is_projected_at_its_place_and_a_broken_one_comes_back(storage: StorageStack) -> None:
+    async with (
+        storage.bus(Service.GATEWAY, "g1") as bus,
+        Bus.connect(storage.settings(OPERATOR), Service.STORAGE, purpose="test") as operator,
+    ):
+        seq = await storage.record(storage.job("j1"), "running")
+        later = storage.job("j1", state=JobState.FINISHING)
+        made = operator.event(
+            channels.JOB_CHANGED, channels.JOB_CHANGED.message(job=later), subject="j1",
+            owner="u1", job_id="j1", event="finishing",
+        )  # fmt: skip
+
+        async def replay(at_seq: int, body: bytes) -> None:
+            letter = DeadLetter(
+                id=f"WHERRY_JOBS.{at_seq}.storage", stream="WHERRY_JOBS", seq=at_seq, reader="storage",
+                target="wherry.job.u1.j1.finishing", reason="why", body=base64.b64encode(body).decode(),
+                at=utc_now(),
+            )  # fmt: skip
+            await operator.publish(channels.REPLAY, letter, reader="storage")
+
+        await replay(seq + 7, b"no event")
+        [kept] = await letters(storage, 1)
+        assert kept["_id"] == f"WHERRY_JOBS.{seq + 7}.storage"
+        await replay(seq - 1, made.to_bytes())  # older than what is known: changes nothing
+        await replay(seq + 7, made.to_bytes())
+        async with asyncio.timeout(20):
+            while (document := storage.database["jobs"].find_one({"_id": "j1"})) is None or document["seq"] <= seq:
+                await asyncio.sleep(0.05)
+        assert document["seq"] == seq + 7
+        assert (await listed(bus, "j1")).id == "j1"
