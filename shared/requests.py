@@ -144,6 +144,7 @@ class JobListQuery(Message):
     name: str | None = None
     kind: str | None = None
     label: str | None = None
+    gang_id: str | None = None  # the members of a gang; None: all that are no member
     limit: int = 50  # 1 to 500
     cursor: str | None = None
 

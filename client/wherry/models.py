@@ -91,6 +91,18 @@ class Need(Answer):
     on: str = "ok"
 
 
+class Member(Answer):
+    """A member of a gang: a job of its own under `job_id`."""
+
+    job_id: str
+    role: str
+    index: int
+    node: str
+    state: str
+    exit_code: int | None = None
+    error: Failure | None = None
+
+
 class Job(Answer):
     """A job and all that has become of it."""
 
@@ -108,6 +120,7 @@ class Job(Answer):
     not_before: datetime | None = None  # a pause before the next try
     cancel_requested_at: datetime | None = None
     needs: tuple[Need, ...] = ()
+    members: tuple[Member, ...] = ()
     pending: tuple[Pending, ...] = ()
     outputs: Totals | None = None
     error: Failure | None = None

@@ -46,7 +46,11 @@ def job(found: models.Job, now: datetime) -> RenderableType:
     for name, value in _facts(found, now):
         facts.add_row(Text(name, style="dim"), value if isinstance(value, Text) else Text(plain(value)))
     parts: list[RenderableType] = [facts, "", _timeline(found, now)]
-    return Group(*parts, "", _attempts(found)) if found.attempts else Group(*parts)
+    if found.attempts:
+        parts += ["", _attempts(found)]
+    if found.members:
+        parts += ["", _members(found)]
+    return Group(*parts)
 
 
 def _reason(reason: models.Pending) -> str:
@@ -90,6 +94,20 @@ def _attempts(job: models.Job) -> Table:
             "" if attempt.exit_code is None else str(attempt.exit_code),
             between(attempt.running_at, attempt.ended_at),
             Text(plain(why(attempt.error))),
+        )
+    return table
+
+
+def _members(job: models.Job) -> Table:
+    table = _table("MEMBER", "JOB", "NODE", "STATE", "EXIT", "WHY")
+    for member in job.members:
+        table.add_row(
+            f"{member.role}-{member.index}",
+            member.job_id,
+            Text(plain(member.node)),
+            state(member.state),
+            "" if member.exit_code is None else str(member.exit_code),
+            Text(plain(why(member.error))),
         )
     return table
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from services.gateway.core import views
 from shared.events import LogLine, MetricPoint, Progress
-from shared.job import Attempt, Failure, Job, OutputsRef, PendingReason
+from shared.job import Attempt, Failure, GangMember, GangPlace, Job, OutputsRef, PendingReason
 from shared.manifest import Entry
 from shared.requests import (
     Artifact,
@@ -64,10 +64,24 @@ def job(view: JobView, *, with_spec: bool) -> views.JobDocument:
         created_at=item.created_at, started_at=_started_at(item), updated_at=item.updated_at, ended_at=item.ended_at,
         not_before=item.not_before, cancel_requested_at=item.cancel_requested_at,
         needs=[views.NeedView(job=one.job, on=one.on) for one in item.spec.needed()],
+        members=[member(one) for one in item.members], member_of=member_of(item.member_of),
         pending=pending(item.pending),
         outputs=outputs(item.outputs), error=failure(item.error), remarks=list(item.remarks),
         labels=list(item.spec.labels), spec=without_secrets(item.spec) if with_spec else None,
     )  # fmt: skip
+
+
+def member(item: GangMember) -> views.MemberView:
+    """Return a member as its gang knows it."""
+    return views.MemberView(
+        job_id=item.job_id, role=item.role, index=item.index, node=item.node, state=item.state,
+        exit_code=item.exit_code, error=failure(item.error),
+    )  # fmt: skip
+
+
+def member_of(item: GangPlace | None) -> views.MemberOfView | None:
+    """Return what a job is in its gang, if it is in one."""
+    return None if item is None else views.MemberOfView(**item.model_dump())
 
 
 def pending(reasons: Iterable[PendingReason]) -> list[views.PendingView]:

@@ -132,6 +132,29 @@ class NeedView(BaseModel):
     on: Literal["ok", "any", "always"]
 
 
+class MemberView(BaseModel):
+    """A member of a gang: a job of its own under `job_id`, with its own logs and outputs."""
+
+    job_id: str
+    role: str
+    index: int
+    node: str
+    state: JobState
+    exit_code: int | None
+    error: FailureView | None
+
+
+class MemberOfView(BaseModel):
+    """What a member is in its gang."""
+
+    gang_id: str
+    role: str
+    index: int
+    rank: int
+    size: int
+    round: int
+
+
 class JobDocument(BaseModel):
     """A job and all that has become of it. `spec` is left out in lists."""
 
@@ -153,6 +176,8 @@ class JobDocument(BaseModel):
     not_before: datetime | None
     cancel_requested_at: datetime | None
     needs: list[NeedView]
+    members: list[MemberView]  # of a gang: those of its last round, by rank
+    member_of: MemberOfView | None
     pending: list[PendingView]
     outputs: OutputsView | None
     error: FailureView | None

@@ -113,6 +113,7 @@ class Filters(BaseModel):
     name: str | None = None
     kind: str | None = None
     label: str | None = None
+    gang: str | None = Field(default=None, description="A gang's id: its members, which other lists leave out.")
     limit: int = Field(default=50, ge=1, le=500)
     cursor: str | None = None
 
@@ -123,6 +124,7 @@ async def list_jobs(gateway: Door, principal: Caller, filters: Annotated[Filters
     query = JobListQuery(
         owner_id=await _owner_id(gateway, principal, filters.owner),
         states=_states(filters.state),
+        gang_id=filters.gang,
         **filters.model_dump(include={"name", "kind", "label", "limit", "cursor"}),
     )
     page = await gateway.ask(JOB_LIST, query)

@@ -47,6 +47,7 @@ def job_upsert(seq: int, job: Job) -> Upsert:
         "state": job.state.value,
         "name": job.spec.name,
         "kind": job.spec.kind,
+        "gang_id": job.member_of.gang_id if job.member_of else None,
         "labels": list(job.spec.labels),
         "created_us": microseconds(job.created_at),
         "job": job.to_bytes().decode(),

@@ -83,6 +83,7 @@ def jobs_filter(query: JobListQuery) -> Filter:
     ):
         if value is not None:
             wanted[field] = {"$eq": value}
+    wanted["gang_id"] = {"$eq": query.gang_id}  # null is also what a document without the field has
     match cursor_after(query.cursor):
         case None:
             return wanted

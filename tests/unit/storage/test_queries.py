@@ -41,8 +41,14 @@ def test_an_unknown_state_is_refused_by_name() -> None:
 def test_users_text_is_only_ever_a_value(name: str, kind: str, label: str) -> None:
     wanted = q.jobs_filter(JobListQuery(owner_id="u1", name=name, kind=kind, label=label))
     assert wanted == {
-        "owner_id": {"$eq": "u1"}, "name": {"$eq": name}, "kind": {"$eq": kind}, "labels": {"$eq": label}
+        "owner_id": {"$eq": "u1"}, "name": {"$eq": name}, "kind": {"$eq": kind}, "labels": {"$eq": label},
+        "gang_id": {"$eq": None},
     }  # fmt: skip
+
+
+def test_members_of_a_gang_are_listed_only_when_it_is_named() -> None:
+    assert q.jobs_filter(JobListQuery())["gang_id"] == {"$eq": None}
+    assert q.jobs_filter(JobListQuery(gang_id="jg"))["gang_id"] == {"$eq": "jg"}
 
 
 def test_events_are_after_a_sequence_and_of_one_job_or_owner() -> None:
