@@ -441,6 +441,8 @@ def requeue(job: Job, failure: Failure, wait_s: float, now: datetime) -> Change:
         code=PendingCode.BACKOFF, nodes=0, message=f"tried again in {wait_s:g} s; the last attempt: {failure.message}"
     )
     update = {"state": JobState.QUEUED, "not_before": now + timedelta(seconds=wait_s), "pending": (wait,)}
+    if not wait_s:
+        update |= {"not_before": None, "pending": ()}
     return Change(job.model_copy(update=update), JobEventName.REQUEUED)
 
 

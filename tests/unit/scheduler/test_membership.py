@@ -110,6 +110,7 @@ def test_at_the_deadline_of_a_drain_what_runs_is_stopped_and_placed_elsewhere_fo
     assert actions(world, make) == [("j1", 1, "stop", EndReason.NODE_DRAINED)]
     assert world.job().attempt == 1, "it may not start elsewhere before it has ended here"
     world.turn(world.report("n1", "j1", make.finished(1, AttemptState.FAILED, EndReason.NODE_DRAINED, s=32)))
+    assert (world.job().state, world.job().not_before, world.job().pending) == (JobState.QUEUED, None, ())
     world.settle()
     job = world.job()
     assert (job.state, job.attempt, job.current.node, job.tries, job.losses) == (JobState.PLACED, 2, "n2", 0, 0)
