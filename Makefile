@@ -1,6 +1,6 @@
 # wherry: every command there is. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo status logs test test-all check format docs lock bench \
+.PHONY: help setup up down demo status logs test test-all check format docs lock bench chaos chaos-long \
 	compose-up compose-smoke compose-down clean
 
 PY := .venv/bin/python
@@ -53,6 +53,14 @@ lock: setup ## resolve all dependencies anew and write the lock files
 
 bench: setup ## measure, and write the results page
 	$(PY) -m benchmarks.run
+
+chaos: setup ## kill, stop and cut what runs under 500 jobs, and check that nothing is lost
+	$(PY) -m tests.chaos --faults kill,stop,mongo --jobs 500
+	$(PY) -m pytest -q tests/chaos/test_network.py
+
+chaos-long: setup ## the same with 10,000 jobs; hours
+	$(PY) -m tests.chaos --faults kill,stop,mongo --jobs 10000 --patience-s 43200
+	$(PY) -m pytest -q tests/chaos
 
 compose-up: setup ## the same stack in containers
 	@$(PY) -m infra.compose up

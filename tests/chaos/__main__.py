@@ -17,7 +17,6 @@ from tests.e2e.stack import docker_answers
 
 def main(arguments: list[str] | None = None) -> int:
     """Do each kind of chaos that is asked for; return the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the stack also then
     asked = _parser().parse_args(arguments)
     runtime = asked.runtime or ("docker" if docker_answers() else "process")
     plants = tuple(name for name in asked.plant.split(",") if name)
@@ -35,11 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
             pause_s=asked.pause_s,
             patience_s=asked.patience_s,
             plants=plants,
+            pace_least=asked.pace_least,
         )
         report = asyncio.run(run(options))
         print("\n".join(report.lines()), flush=True)
         broken += not report.ok
-        if report.ok and not asked.keep:
+        if asked.clear or (report.ok and not asked.keep):
             shutil.rmtree(report.home, ignore_errors=True)
     return 1 if broken else 0
 
@@ -58,9 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pause-s", type=float, default=preset.pause_s, help="the longest stop, in s")
     parser.add_argument("--patience-s", type=float, default=preset.patience_s, help="how long jobs may take")
     parser.add_argument("--plant", default="", help=f"bugs to plant, with commas: {', '.join(PLANTS)}")
+    parser.add_argument("--pace-least", type=float, default=preset.pace_least, help="of the calm pace, under kill")
+    parser.add_argument("--clear", action="store_true", help="remove the stack's folder also when a promise was broken")
     parser.add_argument("--keep", action="store_true", help="leave the stack's folder also when all is well")
     return parser
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the stack
     sys.exit(main())

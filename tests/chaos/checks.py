@@ -1,5 +1,6 @@
 """What must hold after a chaos run, decided from the evidence alone. No IO."""
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,16 @@ def hit_share(found: Evidence, faults: Sequence[Fault]) -> float:
     """Return the share of ended jobs in whose lifetime a fault struck a process on their path (0 to 1)."""
     ended = [job_id for job_id in found.accepted if found.ends(job_id)]
     return sum(_is_hit(found, job_id, faults) for job_id in ended) / len(ended) if ended else 0.0
+
+
+def phases(found: Evidence) -> dict[str, float]:
+    """Return the mean seconds that ended jobs spent after each kind of event, until the next."""
+    spent: dict[str, float] = defaultdict(float)
+    ended = [job_id for job_id in found.accepted if found.ends(job_id)]
+    for job_id in ended:
+        for one, following in itertools.pairwise(found.log[job_id]):
+            spent[one.name] += following.at - one.at
+    return {name: total / len(ended) for name, total in spent.items()}
 
 
 def _is_hit(found: Evidence, job_id: str, faults: Iterable[Fault]) -> bool:

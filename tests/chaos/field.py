@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -35,7 +34,9 @@ _AT_ONCE = 8  # requests of ours under way
 #: So that failures under test are retried soon, and a service that is killed all the time is up for most of it.
 SETTINGS = {
     "WHERRY_SCHEDULER_BACKOFF_FAILURE_S": "1",
-    "WHERRY_RESTART_DELAY_MAX_S": "1",
+    "WHERRY_RESTART_DELAY_MAX_S": "0.5",
+    "WHERRY_SCHEDULER_LEADER_LEASE_S": "2",
+    "WHERRY_SCHEDULER_LEADER_RENEW_S": "0.5",
     "WHERRY_MONGO_CACHE_GB": "0.25",
     "WHERRY_MONGO_OPLOG_MB": "64",
     "WHERRY_LOG_LEVEL": "info",
@@ -202,13 +203,12 @@ class Field:
 
 
 @contextlib.asynccontextmanager
-async def laid_out(runtime: str, nodes: int, *, keep: bool = False) -> AsyncGenerator[Field]:
-    """Start a stack in a folder of its own, with what looks at it; end all of it.
+async def laid_out(runtime: str, nodes: int) -> AsyncGenerator[Field]:
+    """Start a stack in a folder of its own, which stays, with what looks at it; end all of it.
 
     Args:
         runtime: docker or process.
         nodes: how many agents, at least 1.
-        keep: leave the folder when the block ends.
     """
     home = Path(tempfile.mkdtemp(prefix="wherry-chaos-"))
     more = ",".join(f"n{number}" for number in range(2, nodes + 1))
@@ -221,8 +221,6 @@ async def laid_out(runtime: str, nodes: int, *, keep: bool = False) -> AsyncGene
             yield await _field(stack, inside)
     finally:
         await asyncio.to_thread(_end, stack)
-        if not keep:
-            shutil.rmtree(home, ignore_errors=True)
 
 
 async def _field(stack: Stack, inside: contextlib.AsyncExitStack) -> Field:
