@@ -41,6 +41,8 @@ _HEARTBEAT_TIMEOUT_S = 5.0
 _INTERVAL_MAX_S = 60.0
 _RETRY_S = 2.0  # after a heartbeat that was not answered, or a tenth of the lease where that is longer
 _EXIT_GRACE_S = 5.0
+#: Heartbeats in a row that say "leaving, and empty" before the agent ends: something may have been placed meanwhile.
+_EMPTY_BEATS = 2
 #: What the agent exits with when another one has this node's identity: it must not come back by itself.
 EXIT_EVICTED = 78
 _log = observe.logger("agent")
@@ -92,6 +94,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._is_leaving, self._was_online = False, False
+        self._empty_beats = 0
         self._connected_by = monotonic() + _FIRST_CONNECTION_S
         self._refused = ""
         self._problem = ""
@@ -280,8 +283,9 @@ class Agent:
         self._facts.put_nowait(m.Desired(desired, asked_at))
         if desired.more:
             self._wake.set()
-        is_empty = not beat.attempts and not self._machine.held
-        if beat.leaving and is_empty and not desired.assignments:
+        is_empty = not (beat.attempts or self._machine.held or desired.assignments or desired.more)
+        self._empty_beats = self._empty_beats + 1 if beat.leaving and is_empty else 0
+        if self._empty_beats >= _EMPTY_BEATS:
             _log.info("node_left", node_id=self._settings.node)
             self._end(0)
 
