@@ -1,6 +1,7 @@
 """One chaos run: jobs in calm, the same kinds of jobs under faults, peace, and then what was promised is checked."""
 
 import asyncio
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -122,13 +123,14 @@ async def _under_faults(battle: Field, options: Options, report: Report) -> None
         options.faults, agents, service_s=options.service_s, server_s=options.server_s, pause_s=options.pause_s
     )
     injector, struck, began = Injector(battle.run_file), Evidence(), utc_now().timestamp()
-    try:
-        async with injector.striking(options.seed, planned), asyncio.timeout(options.patience_s):
-            await _hand_in(battle, list(plans(options.seed, options.jobs, "chaos")), struck)
-            await _until_paced(battle, struck)
-    except TimeoutError:
-        pass  # the checks say what did not come to its end
+    handing_in = asyncio.create_task(_hand_in(battle, list(plans(options.seed, options.jobs, "chaos")), struck))
+    async with injector.striking(options.seed, planned):
+        with contextlib.suppress(TimeoutError):  # then the rest has to come to its end in peace
+            async with asyncio.timeout(options.patience_s):
+                await asyncio.shield(handing_in)
+                await _until_paced(battle, struck)
     report.took_s = utc_now().timestamp() - began
+    await handing_in
     report.faults = injector.faults
     report.evidence.accepted |= struck.accepted
     await battle.until_ended(struck.accepted, options.patience_s)
