@@ -69,9 +69,11 @@ def no_session(patch: pytest.MonkeyPatch) -> None:
     take = Agent.take
     patch.setattr(Agent, "heartbeat", anonymous)
     own = "{0.id}-{0.sessions}"
-    patch.setattr(Agent, "take", lambda self, beat, answer: take(
-        self, beat.model_copy(update={"session": own.format(self)}), answer
-    ))
+    patch.setattr(
+        Agent,
+        "take",
+        lambda self, beat, answer: take(self, beat.model_copy(update={"session": own.format(self)}), answer),
+    )
 
 
 def no_absorbing_end(patch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -11,7 +12,18 @@ _KIND = st.sampled_from(sorted(SPECS))
 _NODE = st.integers(0, len(NODES) - 1)
 _SCHEDULER = st.integers(0, LEADERS - 1)
 _WHICH = st.integers(0, 2)
-_TROUBLES = ("cut", "kill", "restart", "pause", "start_agent", "reboot", "wipe", "destroy", "sweep")
+_TROUBLES = ("cut", "kill", "restart", "pause", "start_agent", "reboot", "reimage", "destroy", "sweep")
+
+#: A history's length, and no database: what was found once belongs into test_histories.py.
+SETTINGS = settings(
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    print_blob=False,
+    report_multiple_bugs=False,
+    phases=(Phase.generate, Phase.shrink),
+)
 
 
 def _if(possible: Any) -> Any:
@@ -41,9 +53,9 @@ class Protocol(RuleBasedStateMachine):
     def cancel(self, number):
         self.world.cancel(number)
 
-    @rule(seconds=st.integers(1, 3))
-    def calm(self, seconds):
-        self.world.calm(seconds)
+    @rule(seconds=st.integers(1, 3), stops_at=st.sampled_from([None, None, 1, 2, 3, 4, 5, 6]), ends=st.booleans())
+    def calm(self, seconds, stops_at, ends):
+        self.world.calm(seconds, stops_at, ends=ends)
 
     @rule(seconds=st.sampled_from([1, 3, 9]))
     def wait(self, seconds):
@@ -110,6 +122,18 @@ class Protocol(RuleBasedStateMachine):
     @rule(n=_NODE, what=st.sampled_from(_TROUBLES))
     def node_trouble(self, n, what):
         getattr(self.world, what)(n)
+
+    @rule(n=_NODE, how=st.sampled_from(["cut", "kill", "pause", "reboot", "destroy"]), comes_back=st.booleans())
+    def outlast_the_lease(self, n, how, comes_back):
+        self.world.outlast_the_lease(n, how, comes_back=comes_back)
+
+    @rule(k=_SCHEDULER, seconds=st.integers(1, 4))
+    def usurp(self, k, seconds):
+        self.world.usurp(k, seconds)
+
+    @rule(k=_SCHEDULER, n=_NODE)
+    def first_word(self, k, n):
+        self.world.first_word(k, n)
 
     def teardown(self):
         self.world.heal()

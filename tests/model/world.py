@@ -4,6 +4,7 @@ The cores are the real ones; what is around them is the least that keeps JetStre
 promises and no others. Every method is a step that Hypothesis may choose; one that is not possible does nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -59,9 +60,7 @@ LIMITS = Limits(
     share_half_life_s=60,
     reserve_outright_s=20,
 )
-_SPEC = JobSpec(
-    runtime="process", command="true", resources=Resources(cpus=1, memory=GIB, disk=GIB), max_attempts=2
-)
+_SPEC = JobSpec(runtime="process", command="true", resources=Resources(cpus=1, memory=GIB, disk=GIB), max_attempts=2)
 _TWO = Resources(cpus=2, memory=GIB, disk=GIB)
 SPECS: dict[str, JobSpec] = {
     "plain": _SPEC,
@@ -100,7 +99,7 @@ class World:
 
     seconds: float = 0.0
     epochs: int = 0
-    oracle: Oracle = field(default_factory=lambda: Oracle(LIMITS, {node: 2 * CPU_UNIT for node in NODES}))
+    oracle: Oracle = field(default_factory=lambda: Oracle(LIMITS, dict.fromkeys(NODES, 2 * CPU_UNIT)))
     snapshot: Snapshot | None = None
     beats: list[tuple[str, Heartbeat]] = field(default_factory=list)  # on their way
     answers: list[tuple[str, Heartbeat, DesiredState]] = field(default_factory=list)
@@ -317,6 +316,11 @@ class World:
         self.nodes[n].is_paused = False
         self.oracle.wiped(NODES[n])
 
+    def reimage(self, n: int) -> None:
+        """Let a machine lose its disk and be back at once."""
+        self.wipe(n)
+        self.start_agent(n)
+
     def destroy(self, n: int) -> None:
         """Let a machine be gone for good; the last one stays."""
         if sum(node.is_destroyed for node in self.nodes) < len(NODES) - 1:
@@ -343,26 +347,51 @@ class World:
             for k in range(LEADERS):
                 self._tick(k)
 
-    def calm(self, seconds: int) -> None:
-        """Let all that can do so work as it does on a good day, whatever is broken stays broken."""
-        for _ in range(seconds):
-            self.wait(1)
-            for k in range(LEADERS):
-                self.decide(k, None)
-                self.answer(k)
-            for n in range(len(NODES)):
-                self.send_beat(n)
-            while self.beats:
-                self.deliver_beat(0, again=False)
-            for k in range(LEADERS):
-                self.decide(k, None)
-                self.answer(k)
-            while self.answers:
-                self.deliver_answer(0)
-            for n in range(len(NODES)):
-                self._agent_second(n)
-                while self.nodes[n].acts and not self.nodes[n].is_cut and self.nodes[n].agent.send():
-                    pass
+    def calm(self, seconds: int, stops_at: int | None = None, *, ends: bool = False) -> None:
+        """Let all that can do so work as it does on a good day; the last second may stop at any of its parts.
+
+        *ends*: programs end within a second.
+        """
+        for second in range(seconds):
+            while ends and self.programs():
+                self.end_program(0, 0)
+            for part in self._day()[: stops_at if second == seconds - 1 else None]:
+                part()
+
+    def _day(self) -> tuple[Callable[[], None], ...]:
+        return (
+            lambda: self.wait(1),
+            self._turns_of_all,
+            self._beats_of_all,
+            self._turns_of_all,
+            self._answers_to_all,
+            self._work_of_all,
+            self._reports_of_all,
+        )
+
+    def _turns_of_all(self) -> None:
+        for k in range(LEADERS):
+            self.decide(k, None)
+            self.answer(k)
+
+    def _beats_of_all(self) -> None:
+        for n in range(len(NODES)):
+            self.send_beat(n)
+        while self.beats:
+            self.deliver_beat(0, again=False)
+
+    def _answers_to_all(self) -> None:
+        while self.answers:
+            self.deliver_answer(0)
+
+    def _work_of_all(self) -> None:
+        for n in range(len(NODES)):
+            self._agent_second(n)
+
+    def _reports_of_all(self) -> None:
+        for node in self.nodes:
+            while node.acts and not node.is_cut and node.agent.send():
+                pass
 
     def _tick(self, k: int) -> None:
         leader = self._leading(k)
@@ -378,8 +407,42 @@ class World:
             self.oracle.unwatched(agent.engine.values())
             return
         agent.tick(self.now.mono)
-        while agent.turn(self.now.at) | any([agent.step(task) for task in _unblocked(agent)]):
-            pass
+        is_busy = True
+        while is_busy:
+            went_on = [agent.step(task) for task in _unblocked(agent)]
+            is_busy = agent.turn(self.now.at) or any(went_on)
+
+    # --- what single steps seldom lead to ---
+
+    def outlast_the_lease(self, n: int, how: str, *, comes_back: bool) -> None:
+        """Let a node be away until others have what it had."""
+        {"cut": self.cut, "kill": self.kill, "pause": self.pause, "reboot": self.reboot, "destroy": self.destroy}[how](
+            n
+        )
+        self.calm(int(LEASE_S) + 2)
+        if comes_back:
+            if how == "cut":
+                self.cut(n)
+            self.start_agent(n)
+
+    def usurp(self, k: int, seconds: int) -> None:
+        """Let a scheduler stand still while the other takes over."""
+        self.slots[k].is_paused = True
+        self.elect(1 - k)
+        self.calm(seconds, ends=True)
+
+    def first_word(self, k: int, n: int) -> None:
+        """Let a scheduler that may have stood still be the first to answer a node, before it reads on."""
+        self.slots[k].is_paused = False
+        self.send_beat(n)
+        if self.beats and (leader := self._leading(k)) is not None:
+            self.deliver_beat(len(self.beats) - 1, again=False)
+            self.answer(k)
+            self.decide(k, 0)
+            self.answer(k)
+            if leader.beats or not self.answers:
+                return
+            self.deliver_answer(len(self.answers) - 1)
 
     # --- the end ---
 

@@ -111,7 +111,7 @@ class Agent:
         self.engine: dict[Key, Container] = {}
         self.boot = 1
         self.sessions = 0
-        self.on_task: Callable[["Agent", TaskId, Running], None] = lambda *_: None
+        self.on_task: Callable[[Agent, TaskId, Running], None] = lambda *_: None
         self.tempo: Callable[[Key], Tempo] = lambda _: Tempo()
         self.info = NodeInfo(id=node, name=node, runtimes=("process",))
         self._usage = Usage(memory_available=capacity.memory, disk_free=capacity.disk)

@@ -27,6 +27,8 @@ from tests.simulation.log import FleetLog, Log
 from tests.simulation.oracle import Oracle, Violation
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+#: Back-offs are short, so that a run has an end.
+LIMITS = Limits(backoff_failure_s=2, backoff_failure_max_s=30, backoff_loss_max_s=20)
 TURN_S = 0.1  # between what arrives and the scheduler's turn about it
 TICK_S = 1.0
 SNAPSHOT_S = 10.0
@@ -61,7 +63,8 @@ class Report:
 
     def __str__(self) -> str:
         seen = ", ".join(f"{count} {what}" for what, count in sorted(self.seen.items()))
-        return f"seed {self.seed}: {self.steps} steps, {self.virtual_s:.0f} s in {self.real_s:.1f} s, {self.core_s:.1f} s of a core; {seen}"
+        time_taken = f"{self.virtual_s:.0f} s in {self.real_s:.1f} s, {self.core_s:.1f} s of a core"
+        return f"seed {self.seed}: {self.steps} steps, {time_taken}; {seen}"
 
 
 class Fleet:
@@ -73,10 +76,10 @@ class Fleet:
         jobs: how many jobs are handed in, over *submit_s* seconds.
     """
 
-    def __init__(self, seed: int, nodes: int, jobs: int, submit_s: float = 240.0) -> None:
+    def __init__(self, seed: int, nodes: int, jobs: int, submit_s: float = 180.0) -> None:
         self.report = Report(seed)
         self.dice = random.Random(seed)
-        self.limits = Limits()
+        self.limits = LIMITS
         self.seconds = 0.0
         self._now = Now(START, 1000.0)
         self.submit_s = submit_s
@@ -193,17 +196,19 @@ class Fleet:
     def _plan_turn(self, leader: Leader, after_s: float = TURN_S) -> None:
         if leader.epoch not in self._turns:
             self._turns.add(leader.epoch)
-            self.at(after_s, self._turn, leader, False)
+            self.at(after_s, self._planned_turn, leader)
 
     def _tick(self) -> None:
         self.at(TICK_S, self._tick)
         for leader in tuple(self.leaders):
             if leader.epoch not in self.paused:
-                self._turn(leader, True)
+                self._turn(leader, tick=True)
 
-    def _turn(self, leader: Leader, tick: bool) -> None:  # noqa: FBT001 - planned with its arguments
-        if not tick:
-            self._turns.discard(leader.epoch)
+    def _planned_turn(self, leader: Leader) -> None:
+        self._turns.discard(leader.epoch)
+        self._turn(leader)
+
+    def _turn(self, leader: Leader, *, tick: bool = False) -> None:
         if leader not in self.leaders or leader.epoch in self.paused:
             return
         try:

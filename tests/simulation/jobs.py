@@ -37,7 +37,9 @@ def make_job(dice: random.Random, number: int, now: datetime, others: list[str])
     if dice.random() < 0.02:
         update["timeouts"] = Timeouts(queue=dice.uniform(1, 60), run=dice.uniform(5, 60))
     if others and dice.random() < 0.05:
-        update["needs"] = (Need.model_construct(job=dice.choice(others[-200:]), on=dice.choice(("ok", "any", "always"))),)
+        update["needs"] = (
+            Need.model_construct(job=dice.choice(others[-200:]), on=dice.choice(("ok", "any", "always"))),
+        )
     spec = _PLAIN.model_copy(update=update)
     return Job(id=f"j{number}", owner=dice.choice(OWNERS), spec=spec, created_at=now, updated_at=now)
 

@@ -25,7 +25,7 @@ class Snapshot:
 
     position: int
     jobs: tuple[tuple[Job, int], ...]
-    carried: Carried = Carried()
+    carried: Carried = field(default_factory=Carried)
 
 
 @dataclass(slots=True)

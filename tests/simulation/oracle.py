@@ -1,9 +1,9 @@
 """What must hold whatever happens, checked as each fact becomes durable and as each container starts or ends.
 
-I1 every accepted job reaches one end · I2 which never changes · I3 and is that of its current attempt · I4 nothing runs
-that is not current · I5 a container is started at most once · I6 two attempts of an exclusive job never run at a time ·
-I7 tries and losses are within their budgets, and a machine's failure costs the user no try · I8 what is promised is what
-the current attempts need, and no more than there is. (reliability.md, 2.3)
+I1 every accepted job reaches one end · I2 which never changes · I3 and is that of its current attempt · I4 nothing
+runs that is not current · I5 a container is started at most once · I6 two attempts of an exclusive job never run at
+a time · I7 tries and losses are within their budgets, and a machine's failure costs the user no try · I8 what is
+promised is what the current attempts need, and no more than there is. (reliability.md, 2.3)
 """
 
 from collections.abc import Iterable
@@ -123,9 +123,7 @@ class Oracle:
         if last is None or last.state in ATTEMPT_TERMINAL or job.state in JOB_TERMINAL:
             return
         is_new = before is None or before.attempt != job.attempt
-        self.promises.setdefault(last.node, {})[job.id] = _Promise(
-            last.node, need_of(job.spec).ucpus, epoch, self.seq
-        )
+        self.promises.setdefault(last.node, {})[job.id] = _Promise(last.node, need_of(job.spec).ucpus, epoch, self.seq)
         if is_new:
             self._fits(last.node, epoch)
 
@@ -193,5 +191,3 @@ class Oracle:
             believed = node.ucpus if node else 0
             if promised != believed:
                 raise Violation(f"I8: {node_id} is promised {promised}, and the scheduler believes {believed}")
-
-
