@@ -29,6 +29,8 @@ from shared.permissions import accounts_config
 
 LOG_BYTES_MAX = 20 * 1024 * 1024
 FIRST_DELAY_S, SETTLED_S = 0.2, 10.0
+#: An exit code of sysexits.h, EX_CONFIG: starting again would not help.
+EXIT_STAY_AWAY = 78
 LONGEST_DELAY_S = float(os.environ.get("WHERRY_RESTART_DELAY_MAX_S") or 5.0)
 STOP_S = 15.0
 #: How long one try of the set-up of streams may take.
@@ -63,6 +65,7 @@ class Child:
     started: float = 0.0
     restarts: int = 0
     again_at: float | None = None
+    is_over: bool = False
     backoff: Backoff = field(default_factory=Backoff)
 
     def start(self) -> None:
@@ -70,9 +73,17 @@ class Child:
         self.process, self.started, self.again_at = self.spawn(), time.monotonic(), None
 
     def look(self, now: float) -> bool:
-        """Start it again when it is dead and due; return whether anything changed."""
-        if self.process is None or self.process.poll() is None:
+        """Start it again when it is dead and due; return whether anything changed.
+
+        What asks not to be started again (an agent whose identity another has taken) stays away: the two would evict
+        each other for ever.
+        """
+        if self.process is None or self.is_over or self.process.poll() is None:
             return False
+        if self.process.returncode == EXIT_STAY_AWAY:
+            self.is_over = True
+            _say(f"{self.name} ended with {EXIT_STAY_AWAY}: it is not started again; its log says why")
+            return True
         if self.again_at is None:
             wait = self.backoff.after(now - self.started)
             self.again_at = now + wait

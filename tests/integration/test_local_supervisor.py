@@ -58,6 +58,17 @@ def test_a_process_that_dies_is_started_again_after_its_wait(tmp_path: Path):
     end([child.process], 5)
 
 
+def test_a_process_that_asks_to_stay_away_is_not_started_again():
+    child = Child("x", lambda: subprocess.Popen([sys.executable, "-c", "raise SystemExit(78)"]))
+    child.start()
+    assert child.process is not None
+    child.process.wait()
+    now = time.monotonic()
+    assert child.look(now) is True  # seen, and said
+    assert child.look(now + 60) is False
+    assert child.restarts == 0
+
+
 def test_the_wait_doubles_to_five_seconds_and_begins_anew_after_a_long_run():
     backoff = Backoff()
     assert [backoff.after(0.1) for _ in range(7)] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
