@@ -64,6 +64,18 @@ class Trial:
         self._taken: list[_Taken] = []
         self._touched: list[int] = []
         self._kept: Kept | None = None
+        self._most: tuple[float, ...] = ()
+        self._most_upto = -1
+
+    def may_fit(self, need: Need) -> bool:
+        """Return False if no node has as much of one thing as *need* wants: quickly, for most of a long queue."""
+        if self._most_upto != len(self._touched):
+            self._most = tuple(
+                float(free.max(initial=-np.inf, where=self._alive)) for free in (self._cpus, self._memory, self._disk)
+            )
+            self._most_upto = len(self._touched)
+        cpus, memory, disk = self._most
+        return need.ucpus <= cpus and need.memory <= memory and need.disk <= disk
 
     def place(self, need: Need, image: str | None, failed: frozenset[str]) -> Placement | None:
         """Return the best node for *need* and count it as taken, or None if no node will do.
@@ -172,7 +184,9 @@ class Trial:
         return scores
 
     def _score(self, need: Need, image: str | None) -> Floats:
-        columns = self._columns
+        columns, mask = self._columns, self.feasible(need)
+        if not mask.any():
+            return np.full(mask.size, -np.inf)
         values = columns.per_cpu * (need.ucpus / 2)
         values += columns.per_memory * (need.memory / 2)
         values += self._fullness
@@ -183,7 +197,7 @@ class Trial:
             values -= self._gpu_cost
         if image is not None:
             values += columns.with_image(image) * _IMAGE_WEIGHT
-        return np.where(self.feasible(need), values, -np.inf)
+        return np.where(mask, values, -np.inf)
 
     def _score_one(self, slot: int, need: Need, image: str | None) -> float:
         if not self._fits(slot, need) or (

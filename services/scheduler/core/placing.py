@@ -61,6 +61,7 @@ class _Round:
     def _tier(self, priority: int) -> bool:
         """Place jobs of *priority*; return False if the turn's measure is full before all were looked at."""
         ready = self.state.line.ready
+        self._reserve_above(priority)
         self._serve_reservation(priority)
         if self._is_gang_due(priority):
             return True
@@ -80,7 +81,7 @@ class _Round:
                     self._reserve(head[2])
                     head = self._head(priority) if not self._has_reservation(priority) else None
                 if self._try(group) is Block.FULL and head is None:
-                    head = rank, place, group
+                    head = self._head(priority)
             self._line_up(owners, priority, owner)
         return True
 
@@ -97,7 +98,7 @@ class _Round:
             line.discard(tracked.job.id)
         elif self.ledger.over_quota(group.owner, group.kind.need) is not None:
             line.over_quota(group)
-        elif self.place_one(self.trial, tracked):
+        elif self.trial.may_fit(tracked.need) and self.place_one(self.trial, tracked):
             self._charge(tracked)
         else:
             self.tried += 1
@@ -133,15 +134,26 @@ class _Round:
         return kept is not None and kept.priority >= priority
 
     def _head(self, priority: int) -> tuple[float, Place, Group] | None:
-        """Return the first of those that fit nowhere, of *priority* or higher; what it precedes is behind it."""
-        full = self.state.line.full
-        for tier in full.priorities():
-            groups = [full.first(tier, owner) for owner in full.owners(tier)] if tier >= priority else []
-            heads = [(self.ledger.rank(group.owner), group.head, group) for group in groups if group is not None]
-            if heads:
-                rank, place, group = min(heads)
-                return (-1.0 if tier > priority else rank), place, group
-        return None
+        """Return the first of those of *priority* that fit nowhere, with its rank; what it precedes is behind it.
+
+        Whoever has waited for very long precedes all, also those whose turn it would be by fair share: new owners have
+        used nothing, and there may always be another.
+        """
+        full, old = self.state.line.full, self.now.at.timestamp() - self.state.limits.reserve_outright_s
+        groups = [group for owner in full.owners(priority) if (group := full.first(priority, owner)) is not None]
+        heads = [(self.ledger.rank(group.owner), group.head, group) for group in groups]
+        if aged := [head for head in heads if head[1][0] <= old]:
+            return (-1.0, *min(aged)[1:])
+        return min(heads, default=None)
+
+    def _reserve_above(self, priority: int) -> None:
+        """Keep room for the first that fits nowhere of those of higher priority: all that follow are behind it."""
+        for above in self.state.line.full.priorities():
+            while above > priority and not self._has_reservation(above) and not self._is_full():
+                head = self._head(above)
+                if head is None:
+                    break
+                self._reserve(head[2])
 
     def _reserve(self, group: Group) -> None:
         """Keep room for the first job of *group*, or note that no node would ever do."""
@@ -167,7 +179,7 @@ class _Round:
         need = tracked.need
         if group is None or kept.job_id in self.decided or self.ledger.over_quota(group.owner, need) is not None:
             self._end_reservation()
-        elif group.kind.block is None and self.place_one(self.trial, tracked):
+        elif self.place_one(self.trial, tracked):
             self._charge(tracked)
             self._end_reservation()
         else:

@@ -6,11 +6,12 @@ it ends before that time, by its own limit, or needs no more than what will be l
 It may be a day away, for limits are generous: once the job has been at the head for long enough, nothing that needs its
 room goes there any more, however short it is.
 
-There is one reservation at a time. Once given it holds against all of the same or a lower priority until its job
-starts, whoever's turn it would be by fair share; a job of higher priority that does not fit takes it over.
+There is one reservation at a time, for the first in the order of the queue; those that have waited for long, before the
+others of their priority. Once given it holds against all of the same or a lower priority until its job starts, whoever's
+turn it would be by fair share; a job of higher priority that does not fit takes it over.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,9 +19,9 @@ from services.scheduler.core import clocks
 from services.scheduler.core.fleet.line import Reservation
 from services.scheduler.core.fleet.node import Node
 from services.scheduler.core.fleet.state import State, Tracked
-from services.scheduler.core.limits import Limits, Now
+from services.scheduler.core.limits import Now
 from services.scheduler.core.need import Need
-from services.scheduler.core.placement import Kept, suited
+from services.scheduler.core.placement import Kept, Trial, suited
 from shared.job import Job
 
 _CANDIDATES = 32  # nodes that lack least, for which the time is worked out
@@ -36,82 +37,77 @@ class _Room:
     disk: float
 
 
-def reserve(state: State, tracked: Tracked, now: Now, since_s: float | None = None) -> Reservation | None:
-    """Return a reservation for a job on the node that will have room first, or None if none ever will.
+def reserve(
+    state: State, trial: Trial, tracked: Tracked, now: Now, since_s: float | None = None
+) -> tuple[Reservation, Kept] | None:
+    """Return a reservation on the node that will have room first, and what it keeps out; None if none ever will.
 
     Args:
         state: what is believed.
-        tracked: the job.
+        trial: what is free, with what this turn has taken.
+        tracked: the job that does not fit.
         now: the time.
         since_s: since when it is at the head, in seconds since 1970, if not just since now.
     """
-    found: tuple[float, int] | None = None
-    for slot in _candidates(state, tracked.need, now):
-        node = state.columns.nodes[slot]
-        room = _room(state, node, tracked.need, now) if node is not None else None
-        if room is not None and (found is None or room.at_s < found[0]):
-            found = room.at_s, slot
-    if found is None:
-        return None
-    node = state.columns.nodes[found[1]]
-    assert node is not None  # noqa: S101 - it was a candidate
     since_s = now.at.timestamp() if since_s is None else since_s
-    return Reservation(tracked.job.id, tracked.job.spec.priority, node.id, since_s, found[0])
+    need = tracked.need
+    rows = np.flatnonzero(suited(state.columns, need, now.mono - state.fresh_s, state.limits))
+    nearest = rows[np.argsort(trial.lacking(need)[rows], kind="stable")][:_CANDIDATES]
+    nodes = [node for slot in nearest if (node := state.columns.nodes[int(slot)]) is not None]
+    taken = trial.taken_from(node.slot for node in nodes)
+    found: tuple[_Room, Node] | None = None
+    for node in nodes:
+        room = _room(state, trial, node, need, taken[node.slot], now)
+        if room is not None and (found is None or room.at_s < found[0].at_s):
+            found = room, node
+    return _kept(state, tracked, found[1], found[0], since_s, now) if found is not None else None
 
 
-def renew(state: State, tracked: Tracked, old: Reservation, now: Now) -> tuple[Reservation, Kept] | None:
+def renew(
+    state: State, trial: Trial, tracked: Tracked, old: Reservation, now: Now
+) -> tuple[Reservation, Kept] | None:
     """Return the reservation as it is now and what it keeps out; on another node if its own will not do any more."""
     node = state.nodes.get(old.node)
-    usable = node is not None and suited(state.columns, tracked.need, now.mono - state.fresh_s, state.limits)[node.slot]
-    room = _room(state, node, tracked.need, now) if node is not None and usable else None
-    if node is None or room is None:
-        new = reserve(state, tracked, now, old.since_s)
-        if new is None:
-            return None
-        node = state.nodes[new.node]
-        room = _room(state, node, tracked.need, now)
-        if room is None:
-            return None
-    now_s = now.at.timestamp()
-    waits_long = now_s - old.since_s >= state.limits.reserve_outright_s
+    if node is not None and suited(state.columns, tracked.need, now.mono - state.fresh_s, state.limits)[node.slot]:
+        room = _room(state, trial, node, tracked.need, trial.taken_from([node.slot])[node.slot], now)
+        if room is not None:
+            return _kept(state, tracked, node, room, old.since_s, now)
+    return reserve(state, trial, tracked, now, old.since_s)
+
+
+def ends_by_s(job: Job) -> float:
+    """Return when the current attempt of *job* will have reached its limits, in seconds since 1970."""
+    attempt, timeouts = job.attempts[-1], job.spec.timeouts
+    if attempt.running_at is not None:
+        ends_s = attempt.running_at.timestamp() + timeouts.run
+    else:
+        began = attempt.starting_at or attempt.placed_at
+        ends_s = began.timestamp() + timeouts.pull + timeouts.stage_in + timeouts.run
+    return min(ends_s, clocks.overdue_at(job).timestamp())
+
+
+def _kept(
+    state: State, tracked: Tracked, node: Node, room: _Room, since_s: float, now: Now
+) -> tuple[Reservation, Kept]:
+    now_s, job = now.at.timestamp(), tracked.job
+    waits_long = now_s - since_s >= state.limits.reserve_outright_s
     within_s = -np.inf if waits_long else room.at_s - now_s
     kept = Kept(node.slot, within_s, room.cpus, room.memory, room.disk, with_gpus=not tracked.need.gpus)
-    return replace(old, node=node.id, free_by_s=room.at_s), kept
+    return Reservation(job.id, job.spec.priority, node.id, since_s, room.at_s), kept
 
 
-def ends_by_s(job: Job, limits: Limits) -> float:
-    """Return when the current attempt of *job* will have ended at the latest, in seconds since 1970."""
-    return min((stop.at.timestamp() for stop in clocks.stops(job, limits)), default=0.0)
-
-
-def _candidates(state: State, need: Need, now: Now) -> list[int]:
-    """Return the rows that would do if they were empty, those that lack least first; not more than are worth it."""
-    columns = state.columns
-    rows = np.flatnonzero(suited(columns, need, now.mono - state.fresh_s, state.limits))
-    lacking = np.zeros(rows.size)
-    for wanted, free, total in (
-        (need.ucpus, columns.cpus, columns.total_cpus),
-        (need.memory, columns.memory, columns.total_memory),
-        (need.disk, columns.disk, columns.total_disk),
-    ):
-        lacking += np.maximum(0, wanted - free[rows]) / np.maximum(1, total[rows])
-    return [int(slot) for slot in rows[np.argsort(lacking, kind="stable")][:_CANDIDATES]]
-
-
-def _room(state: State, node: Node, need: Need, now: Now) -> _Room | None:
+def _room(state: State, trial: Trial, node: Node, need: Need, taken: list[Need], now: Now) -> _Room | None:
     """Return when *need* will fit on *node* as what is there ends; None if not even when all of it has."""
-    columns, slot, now_s = state.columns, node.slot, now.at.timestamp()
-    cpus, memory, disk = (float(free[slot]) for free in (columns.cpus, columns.memory, columns.disk))
-    gpus = int(columns.usable_gpus(need, state.limits, columns.gpu_memory, slot).sum()) if need.gpus else 0
-    there = [state.jobs[job_id] for job_id in node.jobs]
-    ends = sorted((max(now_s, ends_by_s(t.job, state.limits)), t.job.id) for t in there)
-    at_s = now_s
-    for ends_s, job_id in ((now_s, ""), *ends):
-        if job_id:
-            gone = state.jobs[job_id]
-            at_s = ends_s
-            cpus, memory, disk = cpus + gone.need.ucpus, memory + gone.need.memory, disk + gone.need.disk
-            gpus += _gpus_back(node, gone, need) if need.gpus else 0
+    now_s = now.at.timestamp()
+    cpus, memory, disk, gpus = trial.free(node.slot, need)
+    ends = [(now_s, "", need._replace(ucpus=0, memory=0, disk=0, gpus=0), 0)]
+    for job_id in node.jobs:
+        there = state.jobs[job_id]
+        ends_s = max(now_s, ends_by_s(there.job))
+        ends.append((ends_s, job_id, there.need, _gpus_back(node, there, need) if need.gpus else 0))
+    ends += [(now_s + one.lasts_s, "", one, one.gpus) for one in taken]
+    for at_s, _, gone, back in sorted(ends, key=lambda end: end[:2]):
+        cpus, memory, disk, gpus = cpus + gone.ucpus, memory + gone.memory, disk + gone.disk, gpus + back
         if cpus >= need.ucpus and memory >= need.memory and disk >= need.disk and gpus >= need.gpus:
             return _Room(at_s, cpus - need.ucpus, memory - need.memory, disk - need.disk)
     return None

@@ -115,10 +115,10 @@ class Columns:
         """Return what all nodes have together: CPUs in millionths, bytes of memory, GPUs."""
         return float(self.total_cpus.sum()), float(self.total_memory.sum()), float(self.gpus.sum())
 
-    def most_free(self, rows: list[int]) -> tuple[float, float, float, float]:
-        """Return the most CPUs, memory, disk and free GPUs that one of *rows* has; not all need be on the same one."""
-        gpus = (self.gpu_memory[rows] >= 0).sum(axis=1).max()
-        return float(self.cpus[rows].max()), float(self.memory[rows].max()), float(self.disk[rows].max()), float(gpus)
+    def free(self, rows: list[int]) -> Floats:
+        """Return for each of *rows* its free CPUs, memory, disk and number of GPUs, side by side."""
+        gpus = (self.gpu_memory[rows] >= 0).sum(axis=1)
+        return np.column_stack((self.cpus[rows], self.memory[rows], self.disk[rows], gpus))
 
     def relabel(self, node: Node | None = None) -> None:
         """Derive anew what depends on the labels and images of *node*, which has changed its own; of all if None."""

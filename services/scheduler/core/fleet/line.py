@@ -6,12 +6,18 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.scheduler.core.need import Need
 from shared.job import Job
 
 #: Who came first is first: when, in seconds since 1970; the id decides between equals.
 Place = tuple[float, str]
+
+Floats = NDArray[np.float64]
+
+_COMPARED_MAX = 512
+_CENTURY_S = 3.2e9  # longer than anybody waits: a priority weighs more
 
 
 class Block(Enum):
@@ -99,6 +105,11 @@ class Shelf:
         """Return who has jobs of *priority*."""
         return [owner for owner in tuple(self._tiers.get(priority, ())) if self.first(priority, owner) is not None]
 
+    def firsts(self) -> list[Group]:
+        """Return the first group of each owner at each priority."""
+        found = [self.first(priority, owner) for priority in self.priorities() for owner in self.owners(priority)]
+        return [group for group in found if group is not None]
+
     def first(self, priority: int, owner: str) -> Group | None:
         """Return the group of *owner* whose first job came first."""
         owners = self._tiers.get(priority)
@@ -124,6 +135,7 @@ class Blocked:
         self._line = line
         self._kinds: list[Kind] = []
         self._wanted = np.zeros((4, 16))
+        self._order = np.zeros(16)
 
     def __len__(self) -> int:
         return len(self._kinds)
@@ -138,8 +150,11 @@ class Blocked:
             self._kinds.append(kind)
             if kind.row == self._wanted.shape[1]:
                 self._wanted = np.pad(self._wanted, ((0, 0), (0, kind.row)))
+                self._order = np.pad(self._order, (0, kind.row))
             need = kind.need
             self._wanted[:, kind.row] = need.ucpus, need.memory, need.disk, need.gpus
+            first = kind.groups[0]
+            self._order[kind.row] = first.head[0] - first.priority * _CENTURY_S
         kind.block = why
         self._line.shelve(kind)
 
@@ -155,12 +170,27 @@ class Blocked:
         for kind in [kind for kind in self._kinds if kind.block is Block.RESERVED]:
             self._free(kind)
 
-    def gained(self, cpus: float, memory: float, disk: float, gpus: float) -> None:
-        """Try again what wants no more of anything than some node, of those on which more is free now, has of it."""
-        wanted = self._wanted[:, : len(self._kinds)]
-        may_fit = (wanted <= np.array([[cpus], [memory], [disk], [gpus]])).all(axis=0)
-        for kind in [self._kinds[int(row)] for row in np.flatnonzero(may_fit)]:
-            self._free(kind)
+    def gained(self, free: Floats, limit: int) -> None:
+        """Try again what may fit where something was gained.
+
+        Args:
+            free: a row for each node that has more now: its free CPUs, memory, disk and GPUs.
+            limit: about so many needs at most, those that wait for longest at the highest priority, and the first of
+                each owner: the others have their turn when these are gone, or when all are tried.
+        """
+        count = len(self._kinds)
+        may_fit = np.zeros(count, dtype=np.bool_)
+        for room in _largest(free):
+            may_fit |= (self._wanted[:, :count] <= room[:, None]).all(axis=0)
+        rows = np.flatnonzero(may_fit)
+        if rows.size > limit:
+            rows = rows[np.argpartition(self._order[rows], limit)[:limit]]
+            firsts = self._line.full.firsts()
+        else:
+            firsts = []
+        for kind in [*(self._kinds[int(row)] for row in rows), *(group.kind for group in firsts)]:
+            if kind.row >= 0:
+                self._free(kind)
 
     def remove(self, kind: Kind) -> None:
         """Forget a need that nobody has any more."""
@@ -169,6 +199,7 @@ class Blocked:
             if last is not kind:
                 self._kinds[kind.row] = last
                 self._wanted[:, kind.row] = self._wanted[:, last.row]
+                self._order[kind.row] = self._order[last.row]
                 last.row = kind.row
             kind.row, kind.block = -1, None
 
@@ -285,3 +316,15 @@ class Line:
         if not kind.groups:
             self.blocked.remove(kind)
             del self._kinds[kind.need]
+
+
+def _largest(free: Floats) -> Floats:
+    """Return the rows of *free* than which no other has as much of everything: what fits anywhere fits on one of them.
+
+    Of very many, the largest of each instead: what does not fit there fits nowhere either.
+    """
+    free = np.unique(free, axis=0)
+    if len(free) > _COMPARED_MAX:
+        return free.max(axis=0, keepdims=True)
+    at_least = (free[:, None, :] <= free[None, :, :]).all(axis=2)
+    return free[at_least.sum(axis=1) == 1]  # each is as large as itself

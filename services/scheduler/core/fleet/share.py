@@ -160,7 +160,10 @@ class Ledger:
 
 def dominant(held: Amounts, fleet: Amounts) -> float:
     """Return the largest part of *fleet* that *held* is, 0 to 1."""
-    return min(1.0, max(part / whole if whole else 0.0 for part, whole in zip(held, fleet, strict=True)))
+    (cpus, memory, gpus), (all_cpus, all_memory, all_gpus) = held, fleet
+    if not all_cpus or not all_memory:
+        return 0.0
+    return min(1.0, max(cpus / all_cpus, memory / all_memory, gpus / all_gpus if all_gpus else 0.0))
 
 
 def _beyond(what: str, quota: float, held: float, wanted: float) -> str:

@@ -237,7 +237,8 @@ class State:
         self._dirty.clear()
         self.shares.measure(self.columns.fleet(), now.at.timestamp())
         if gained and len(self.blocked):
-            self.blocked.gained(*self.columns.most_free(gained))
+            limit = min(self.limits.classes_per_turn, 16 + 2 * len(gained))
+            self.blocked.gained(self.columns.free(gained), limit)
 
     def set_quota(self, owner: str, quota: Quota | None) -> None:
         """Believe what *owner* may have; None: all there is."""
