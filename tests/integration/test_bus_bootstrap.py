@@ -60,7 +60,8 @@ async def test_it_runs_as_a_command(nats_server, bus):
 async def test_a_lost_stream_is_not_made_again_unless_it_is_asked_for_by_name(bus):
     await bootstrap(bus)
     await bus.api("STREAM.DELETE.WHERRY_FLEET", {})
-    with pytest.raises(WherryError, match=r"WHERRY_FLEET: made here before, and gone.*RECREATE=WHERRY_FLEET") as refused:
+    told = r"WHERRY_FLEET: made here before, and gone.*RECREATE=WHERRY_FLEET"
+    with pytest.raises(WherryError, match=told) as refused:
         await bootstrap(bus)
     assert refused.value.code == "stream_lost"
     with pytest.raises(NotFound):

@@ -208,9 +208,9 @@ async def test_reading_ends_when_the_stream_or_the_consumer_stays_away(bus, monk
     await bus.api(f"STREAM.DELETE.{JOBS}", {})
     await bus.api(f"CONSUMER.DELETE.WHERRY_NOTIFY.{DURABLE}", {})
     async with asyncio.timeout(20):
-        with pytest.raises(NotFound, match="CONSUMER.CREATE.WHERRY_JOBS"):
+        with pytest.raises(NotFound, match=r"CONSUMER\.CREATE\.WHERRY_JOBS"):
             await anext(followed)
-        with pytest.raises(NotFound, match=f"CONSUMER.INFO.WHERRY_NOTIFY.{DURABLE}"):
+        with pytest.raises(NotFound, match=rf"CONSUMER\.INFO\.WHERRY_NOTIFY\.{DURABLE}"):
             await consumed
 
 

@@ -10,9 +10,7 @@ NODES = Gauge("wherry_scheduler_nodes", "Nodes that are there.")
 LEADER = Gauge("wherry_scheduler_leader", "1 while this scheduler leads.")
 DECISIONS = Counter("wherry_scheduler_decisions_total", "Events recorded, by name.", ["event"])
 EPOCH = Gauge("wherry_scheduler_epoch", "Of this scheduler's last time of leading.")
-POSITION = Gauge(
-    "wherry_scheduler_position", "Sequence of the log that it has taken in up to, also as standby."
-)
+POSITION = Gauge("wherry_scheduler_position", "Sequence of the log that it has taken in up to, also as standby.")
 TAKEOVER = Histogram(
     "wherry_scheduler_takeover_seconds",
     "From winning the lease to the first decision: what had to be caught up with.",

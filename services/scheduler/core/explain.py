@@ -184,7 +184,7 @@ class _Asked:
         ahead = state.jobs.get(kept.job_id) if kept is not None else None
         if kept is None or ahead is None or kept.job_id == self.order[3] or -self.order[0] > kept.priority:
             return trial
-        if (renewed := reservation.renew(state, ahead, kept, self.now)) is not None:
+        if (renewed := reservation.renew(state, trial, ahead, kept, self.now)) is not None:
             trial.keep(renewed[1])
         return trial
 

@@ -253,3 +253,34 @@ def test_what_is_suggested_for_now_always_fits_now(make, data):
     assert said.would_start or said.reasons
     if said.suggestion is not None and "could start now" in said.suggestion.message:
         assert would_start_with(world, make, spec, said.suggestion.set)
+
+
+def test_a_gang_fits_as_a_whole_or_says_how_many_members_do(world, make):
+    world.hear("n1", cpus=2)
+    gang = {
+        "kind": "gang",
+        "gang": {"roles": {"worker": {"count": 3, "command": "true", "resources": {"cpus": 1}}}},
+        "command": None,
+    }
+    said, _ = asked(world, make, **gang)
+    assert (said.would_start, said.never) == (False, False)
+    assert PendingCode.GANG in {reason.code for reason in said.reasons}
+    assert "2 of 3 members fit at once" in said.text
+    world.hear("n2", cpus=1)
+    said, _ = asked(world, make, **gang)
+    assert said.would_start
+    assert "name-n1" in said.text
+    assert "name-n2" in said.text
+
+
+def test_room_that_is_kept_for_a_job_before_it_is_not_offered(world, make):
+    world.hear("n1", cpus=4)
+    world.turn(world.create(make.job("j1", resources={"cpus": 3}, timeouts={"run": 60})))
+    world.turn(world.create(make.job("j2", created_s=1, resources={"cpus": 4})))
+    world.turn(world.create(make.job("j3", created_s=2, resources={"cpus": 1})))
+    assert world.state.reservation is not None
+    assert [r.code for r in ask(world, make, "j3").reasons] == [PendingCode.RESERVED]
+    said, _ = asked(world, make, resources={"cpus": 1})
+    assert (said.would_start, [r.code for r in said.reasons]) == (False, [PendingCode.RESERVED])
+    assert asked(world, make, resources={"cpus": 1}, priority=90)[0].would_start
+    assert ask(world, make, "j2").reasons[0].code is PendingCode.CPUS
