@@ -56,7 +56,8 @@ class Trial:
         self._cpus, self._memory, self._disk = columns.cpus.copy(), columns.memory.copy(), columns.disk.copy()
         self._gpus: Floats = columns.gpu_memory.copy()
         self._has_gpus = columns.gpus > 0
-        self._gpu_cost: Floats | None = _SPARE_GPUS_WEIGHT * self._has_gpus if self._has_gpus.any() else None
+        gpu_cost: Floats = self._has_gpus.astype(np.float64) * _SPARE_GPUS_WEIGHT
+        self._gpu_cost = gpu_cost if gpu_cost.any() else None
         self._usable: dict[int, Floats] = {}  # GPU memory wanted -> per node, how many GPUs will do
         self._fullness = 1 - (self._cpus * columns.per_cpu + self._memory * columns.per_memory) / 2  # 1 is a full node
         self._load_cost = _LOAD_WEIGHT * columns.load
@@ -112,6 +113,17 @@ class Trial:
             if self._kept is not None and taken.is_spare:
                 self._kept.give(need)
             self._change(slot, need, 1)
+
+    def commit(self) -> list[int]:
+        """Take from the columns what was taken here, and return the rows: they are then to be refreshed.
+
+        Else what was given back elsewhere in the meantime would not be seen as gained: the sum may be the same.
+        """
+        slots = list({taken.slot for taken in self._taken})
+        columns = self._columns
+        columns.cpus[slots], columns.memory[slots] = self._cpus[slots], self._memory[slots]
+        columns.disk[slots], columns.gpu_memory[slots] = self._disk[slots], self._gpus[slots]
+        return slots
 
     def keep(self, kept: "Kept") -> None:
         """Keep the room of a node for another: from now on only what leaves that alone may use it."""
@@ -271,7 +283,7 @@ class Kept:
 
     Attributes:
         slot: the node's row.
-        within_s: what ends within so many seconds may; minus infinity: nothing may for that reason.
+        within_s: what ends sooner than in so many seconds may; minus infinity: nothing may for that reason.
         cpus, memory, disk: what the job leaves over once it runs there; who needs no more than that may use it.
         with_gpus: whether that holds for who needs GPUs too.
     """
@@ -285,11 +297,11 @@ class Kept:
 
     def lets_in(self, need: Need) -> bool:
         """Return whether *need* may use the node."""
-        return need.lasts_s <= self.within_s or self._is_spare(need)
+        return need.lasts_s < self.within_s or self._is_spare(need)
 
     def uses_spare(self, need: Need) -> bool:
         """Return whether *need* may use it because it needs no more than is left over."""
-        return need.lasts_s > self.within_s
+        return need.lasts_s >= self.within_s
 
     def take(self, need: Need) -> None:
         """Count *need* among what is left over no longer."""

@@ -28,10 +28,28 @@ def place(state: State, now: Now, decided: Container[str], place_one: PlaceOne) 
         place_one: places one job.
     """
     state.settle(now)
-    if not state.line.ready.priorities():
-        return False
-    round_ = _Round(state, now, decided, place_one)
-    return round_.run()
+    more = bool(state.line.ready.priorities()) and _Round(state, now, decided, place_one).run()
+    _name_oldest(state, now)
+    return more
+
+
+def _name_oldest(state: State, now: Now) -> None:
+    """Let one of those that have waited for very long go before all others of its priority, once anything is gained.
+
+    By fair share alone it might never be its turn: new owners have used nothing, and there may always be another.
+    """
+    full, old = state.line.full, now.at.timestamp() - state.limits.reserve_outright_s
+    top = max(full.priorities(), default=None)
+    if top is None or (state.reservation is not None and state.reservation.priority >= top):
+        return
+    ledger = Ledger(state.shares, now.at.timestamp())
+    firsts = [group for owner in full.owners(top) if (group := full.first(top, owner)) is not None]
+    aged = [(ledger.rank(group.owner), group.head) for group in firsts if group.head[0] <= old]
+    if aged:
+        _, (_, job_id) = min(aged)
+        if state.reservation is not None:
+            state.line.blocked.clear_reserved()
+        state.reservation = Reservation(job_id, top, "", now.at.timestamp(), now.at.timestamp())
 
 
 @dataclass(slots=True)
@@ -43,6 +61,7 @@ class _Round:
     trial: Trial = field(init=False)
     ledger: Ledger = field(init=False)
     holds: bool = False  # whether the reservation's room is kept by now
+    freed: bool = False  # whether something that was kept out of it is worth a try again
     placed: int = 0
     tried: int = 0
 
@@ -56,7 +75,9 @@ class _Round:
 
     def run(self) -> bool:
         """Go through the priorities, the highest first."""
-        return not all(self._tier(priority) for priority in self.state.line.ready.priorities())
+        done = all(self._tier(priority) for priority in self.state.line.ready.priorities())
+        self.state.refresh(self.trial.commit())
+        return self.freed or not done
 
     def _tier(self, priority: int) -> bool:
         """Place jobs of *priority*; return False if the turn's measure is full before all were looked at."""
@@ -103,7 +124,7 @@ class _Round:
         else:
             self.tried += 1
             why = Block.RESERVED if self.trial.is_kept_out(group.kind.need) else Block.FULL
-            line.blocked.add(group.kind, why)
+            line.blocked.add(group.kind, why, group.priority)
             return why
         return None
 
@@ -134,16 +155,10 @@ class _Round:
         return kept is not None and kept.priority >= priority
 
     def _head(self, priority: int) -> tuple[float, Place, Group] | None:
-        """Return the first of those of *priority* that fit nowhere, with its rank; what it precedes is behind it.
-
-        Whoever has waited for very long precedes all, also those whose turn it would be by fair share: new owners have
-        used nothing, and there may always be another.
-        """
-        full, old = self.state.line.full, self.now.at.timestamp() - self.state.limits.reserve_outright_s
+        """Return the first of those of *priority* that fit nowhere, with its rank; what it precedes is behind it."""
+        full = self.state.line.full
         groups = [group for owner in full.owners(priority) if (group := full.first(priority, owner)) is not None]
         heads = [(self.ledger.rank(group.owner), group.head, group) for group in groups]
-        if aged := [head for head in heads if head[1][0] <= old]:
-            return (-1.0, *min(aged)[1:])
         return min(heads, default=None)
 
     def _reserve_above(self, priority: int) -> None:
@@ -187,6 +202,7 @@ class _Round:
                 self.state.line.blocked.add(group.kind, Block.FULL)
             found = reservation.renew(self.state, self.trial, tracked, kept, self.now)
             if found is None:
+                self.state.line.blocked.add(group.kind, Block.NEVER)
                 self._end_reservation()
             else:
                 self._keep(*found)
@@ -200,4 +216,4 @@ class _Round:
         """Keep nothing any more; who was kept out is worth a try again."""
         if self.state.reservation is not None:
             self.state.reservation = None
-            self.state.line.blocked.clear_reserved()
+            self.freed |= self.state.line.blocked.clear_reserved()

@@ -6,9 +6,9 @@ it ends before that time, by its own limit, or needs no more than what will be l
 It may be a day away, for limits are generous: once the job has been at the head for long enough, nothing that needs its
 room goes there any more, however short it is.
 
-There is one reservation at a time, for the first in the order of the queue; those that have waited for long, before the
-others of their priority. Once given it holds against all of the same or a lower priority until its job starts, whoever's
-turn it would be by fair share; a job of higher priority that does not fit takes it over.
+There is one reservation at a time, for the first in the order of the queue that does not fit, or for one of those that
+have waited for long. Once given it holds against all of the same or a lower priority until its job starts, also against
+those whose turn it would be by fair share; a job of higher priority that does not fit takes it over.
 """
 
 from dataclasses import dataclass

@@ -59,7 +59,11 @@ def encode(position: int, jobs: Iterable[tuple[Job, int]], carried: Carried | No
         size += len(line) + 1
     if lines:
         parts.append(zlib.compress(b"\n".join(lines), 1))
-    head = {"version": _VERSION, "position": position, "parts": [hashlib.sha256(part).hexdigest() for part in parts]}
+    head: dict[str, object] = {
+        "version": _VERSION,
+        "position": position,
+        "parts": [hashlib.sha256(part).hexdigest() for part in parts],
+    }
     if carried is not None:
         head["carried"] = carried.model_dump(exclude_defaults=True)
     return json.dumps(head).encode(), parts

@@ -240,6 +240,7 @@ def test_owners_who_have_used_nothing_cannot_starve_a_large_job_even_if_there_is
     world.turn(world.create(job_of(make, "small", "o0", created_s=2)))
     for n in range(1, 30):
         world.now = n
+        world.hear(cpus=4, held=tuple((j, 1) for j in ("there", "small") if j in world.state.jobs))
         world.turn(world.create(job_of(make, f"s{n}", f"o{n}", created_s=n + 2)))
         if n == 20:
             end(world, make, "there", "small")

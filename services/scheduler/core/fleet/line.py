@@ -48,10 +48,16 @@ class Reservation:
 
 @dataclass(slots=True, eq=False)
 class Kind:
-    """A need and all who have it: they fit or wait together. `row` is its place among the blocked ones."""
+    """A need and all who have it: they fit or wait together.
+
+    Attributes:
+        upto: with RESERVED, the highest priority that it holds for.
+        row: its place among the blocked ones.
+    """
 
     need: Need
     block: Block | None = None
+    upto: int = 0
     groups: list["Group"] = field(default_factory=list)
     row: int = -1
 
@@ -143,8 +149,8 @@ class Blocked:
     def __contains__(self, need: Need) -> bool:
         return self._line.block_of(need) is not None
 
-    def add(self, kind: Kind, why: Block) -> None:
-        """Try no job of *kind* any more."""
+    def add(self, kind: Kind, why: Block, upto: int = 0) -> None:
+        """Try no job of *kind* any more; if room is kept from it, none up to that priority."""
         if kind.row < 0:
             kind.row = len(self._kinds)
             self._kinds.append(kind)
@@ -155,7 +161,7 @@ class Blocked:
             self._wanted[:, kind.row] = need.ucpus, need.memory, need.disk, need.gpus
             first = kind.groups[0]
             self._order[kind.row] = first.head[0] - first.priority * _CENTURY_S
-        kind.block = why
+        kind.block, kind.upto = why, upto
         self._line.shelve(kind)
 
     def clear(self) -> None:
@@ -165,10 +171,12 @@ class Blocked:
             self._line.shelve(kind)
         self._kinds.clear()
 
-    def clear_reserved(self) -> None:
-        """Try again what was kept out of reserved room."""
-        for kind in [kind for kind in self._kinds if kind.block is Block.RESERVED]:
+    def clear_reserved(self) -> bool:
+        """Try again what was kept out of reserved room; return whether there is such."""
+        kept_out = [kind for kind in self._kinds if kind.block is Block.RESERVED]
+        for kind in kept_out:
             self._free(kind)
+        return bool(kept_out)
 
     def gained(self, free: Floats, limit: int) -> None:
         """Try again what may fit where something was gained.
@@ -299,7 +307,7 @@ class Line:
         block = group.kind.block
         if group.is_over_quota:
             group.shelf = None
-        elif block is None:
+        elif block is None or (block is Block.RESERVED and group.priority > group.kind.upto):
             group.shelf = self.ready
         else:
             group.shelf = self.full if block is Block.FULL else None

@@ -1,6 +1,7 @@
 """What the scheduler believes. Jobs change only by `assign`, with what the log holds; nodes by what they report."""
 
 import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -239,6 +240,10 @@ class State:
         if gained and len(self.blocked):
             limit = min(self.limits.classes_per_turn, 16 + 2 * len(gained))
             self.blocked.gained(self.columns.free(gained), limit)
+
+    def refresh(self, slots: Iterable[int]) -> None:
+        """Bring these rows of the columns up to date by the next turn."""
+        self._dirty |= {node.id: node for slot in slots if (node := self.columns.nodes[slot]) is not None}
 
     def set_quota(self, owner: str, quota: Quota | None) -> None:
         """Believe what *owner* may have; None: all there is."""
