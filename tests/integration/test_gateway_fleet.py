@@ -419,3 +419,35 @@ async def test_dead_letters_are_listed_replayed_and_come_back_if_they_fail_again
             return first["replayed_at"] is None and first["reason"] == "still no job in it"
 
         await eventually(is_back, "the letter is back")
+
+
+# --- numbers and cursors that nobody has given ----------------------------------------------------------------------
+
+
+def _cursor(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/nodes", "/dead-letters"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "[1" + "0" * 30 + ', "x"]',  # more than the database counts to
+        '[true, "x"]',
+        '["\\ud800", "\\ud800"]',  # half a character
+        '[1, "\\ud800"]',
+        "[" * 5000,
+        "{}",
+        "7",
+    ],
+)
+def test_a_cursor_that_no_list_gave_is_refused(admin: httpx.Client, path: str, place: str) -> None:
+    assert fields(admin.get(path, params={"cursor": _cursor(place)})) == ["cursor"]
+
+
+def test_places_beyond_all_numbers_are_refused(admin: httpx.Client) -> None:
+    job_id = submit(admin)
+    for path in ("/events", f"/jobs/{job_id}/events", f"/jobs/{job_id}/logs"):
+        answer = admin.get(path, params={"after": str(10**30)}, headers={"Accept": "application/json"})
+        assert fields(answer) == ["after"]
+    assert fields(admin.get(f"/jobs/{job_id}/logs", params={"attempt": str(10**30)})) == ["attempt"]

@@ -16,6 +16,8 @@ from shared.requests import EventQuery
 
 router = APIRouter(prefix="/v1", tags=["streams"])
 LastEventId = Annotated[str | None, Header(description="Where a broken stream goes on.")]
+#: What stands behind it is counted in 64 bits.
+_NUMBER_MOST = 2**63 - 1
 _PLAIN = "text/plain; charset=utf-8"
 _SSE = {200: {"content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}}}
 _LOG = {200: {"content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}, _PLAIN: {"schema": {"type": "string"}}}}}
@@ -26,10 +28,10 @@ class LogParams(BaseModel):
 
     follow: bool = Field(default=False, description="Server-sent events while the job runs.")
     stream: Literal["stdout", "stderr", "o", "e"] | None = None
-    attempt: int | None = Field(default=None, ge=1, description="Else the current one.")
+    attempt: int | None = Field(default=None, ge=1, le=_NUMBER_MOST, description="Else the current one.")
     tail: int | None = Field(default=None, ge=0, le=5000, description="Only so many last lines.")
     since: AwareDatetime | None = None
-    after: int = Field(default=0, ge=0, description="JSON only: lines with higher numbers.")
+    after: int = Field(default=0, ge=0, le=_NUMBER_MOST, description="JSON only: lines with higher numbers.")
     limit: int = Field(default=1000, ge=1, le=5000, description="JSON only.")
 
 
@@ -37,7 +39,7 @@ class EventParams(BaseModel):
     """Which events are asked for, and how."""
 
     follow: bool = Field(default=False, description="Server-sent events as they happen.")
-    after: int = Field(default=0, ge=0, description="The sequence behind which to begin.")
+    after: int = Field(default=0, ge=0, le=_NUMBER_MOST, description="The sequence behind which to begin.")
     limit: int = Field(default=500, ge=1, le=1000, description="Lists only.")
 
 

@@ -55,7 +55,7 @@ def check_source(job: Job, node_id: str, artifact_id: str) -> None:
         NotFound: it is not: a node sees the inputs of its own jobs and knows of no others.
     """
     current = job.current
-    if current is None or current.node != node_id or job.spec.source != artifact_id:
+    if current is None or current.node != node_id or job.is_terminal or job.spec.source != artifact_id:
         raise NotFound(f"There is no artifact {artifact_id} for this node.")
 
 

@@ -15,6 +15,8 @@ Filter = dict[str, Any]
 
 JOBS_MOST, EVENTS_MOST, LINES_MOST, POINTS_MOST, ENTRIES_MOST = 500, 1000, 5000, 10_000, 5000
 NODES_MOST, LETTERS_MOST = 1000, 200
+#: The largest number that MongoDB knows.
+NUMBER_MOST = 2**63 - 1
 #: JSON bytes of an answer's main part: below the broker's largest message, with room for the rest.
 ANSWER_BYTES_MOST = 768 * 1024
 
@@ -50,11 +52,18 @@ def cursor_after(cursor: str | None) -> list[Any] | None:
         return None
     try:
         place = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (binascii.Error, ValueError) as error:
+    except (binascii.Error, ValueError, RecursionError) as error:
         raise invalid_cursor() from error
-    if not isinstance(place, list):
+    if not isinstance(place, list) or not all(map(_is_storable, place)):  # pyright: ignore[reportUnknownArgumentType] - JSON
         raise invalid_cursor()
     return place  # pyright: ignore[reportUnknownVariableType] - JSON
+
+
+def _is_storable(value: object) -> bool:
+    """Return whether MongoDB can compare with *value*: half a character, or a number beyond 64 bits, it cannot take."""
+    if isinstance(value, str):
+        return value.isascii() or value == value.encode(errors="replace").decode()
+    return type(value) is int and abs(value) <= NUMBER_MOST
 
 
 def invalid_cursor() -> WherryError:

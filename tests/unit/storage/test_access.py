@@ -75,7 +75,12 @@ def test_late_and_foreign_attempts_are_refused(state: Job, node: str, number: in
 
 def test_a_node_reads_the_source_of_its_own_job_and_nothing_else() -> None:
     check_source(job(), "n1", SOURCE)
-    for state, node, artifact in ((job(), "n2", SOURCE), (job(), "n1", "a" + "c" * 25), (job(attempt=3), "n1", SOURCE)):
+    for state, node, artifact in (
+        (job(), "n2", SOURCE),
+        (job(), "n1", "a" + "c" * 25),
+        (job(attempt=3), "n1", SOURCE),
+        (job(JobState.CANCELLED), "n1", SOURCE),
+    ):
         with pytest.raises(WherryError) as caught:
             check_source(state, node, artifact)
         assert caught.value.code == "not_found"
