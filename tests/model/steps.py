@@ -1,5 +1,6 @@
 """The steps among which Hypothesis chooses; what it prints of a failure are calls of them, shrunk to the fewest."""
 
+import sys
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
@@ -123,9 +124,20 @@ class Protocol(RuleBasedStateMachine):
     def node_trouble(self, n, what):
         getattr(self.world, what)(n)
 
-    @rule(n=_NODE, how=st.sampled_from(["cut", "kill", "pause", "reboot", "destroy"]), comes_back=st.booleans())
-    def outlast_the_lease(self, n, how, comes_back):
-        self.world.outlast_the_lease(n, how, comes_back=comes_back)
+    @rule(
+        n=_NODE,
+        how=st.sampled_from(["cut", "cut", "kill", "pause", "reboot", "destroy"]),
+        ends=st.booleans(),
+        comes_back=st.booleans(),
+    )
+    def outlast_the_lease(self, n, how, ends, comes_back):
+        self.world.outlast_the_lease(n, how, ends=ends, comes_back=comes_back)
+
+    @rule(
+        n=_NODE, parts=st.integers(0, 12), how=st.sampled_from(["cut", "kill", "restart", "pause", "reboot", "reimage"])
+    )
+    def interrupt(self, n, parts, how):
+        self.world.interrupt(n, parts, how)
 
     @rule(k=_SCHEDULER, seconds=st.integers(1, 4))
     def usurp(self, k, seconds):
@@ -136,7 +148,8 @@ class Protocol(RuleBasedStateMachine):
         self.world.first_word(k, n)
 
     def teardown(self):
-        self.world.heal()
+        if sys.exc_info()[0] is None:  # else a promise is broken already
+            self.world.heal()
 
 
 def _pick(some: list[int], i: int) -> int:

@@ -27,8 +27,8 @@ NODES = ("n0", "n1", "n2")
 LEADERS = 2
 JOBS_MAX = 4
 LEASE_S = 6.0
-#: Heartbeats that a node that is cut off sends in vain, for each that it is seen to send.
-UNHEARD = 500
+#: Heartbeats that each agent has sent before the history begins: it has been up for long.
+BEATS_BEFORE = 10_000
 #: Everything must have ended this long after the last fault.
 HEAL_S = 120
 LIMITS = Limits(
@@ -115,6 +115,7 @@ class World:
         self.nodes = [Node(make(node)) for node in NODES]
         for node in self.nodes:
             node.agent.start()
+            node.agent.beats = BEATS_BEFORE
         self.elect(0)
 
     @property
@@ -209,9 +210,7 @@ class World:
         node = self.nodes[n]
         if node.acts:
             beat = node.agent.heartbeat(self.now.mono, self.now.at)
-            if node.is_cut:
-                node.agent.beats += UNHEARD
-            else:
+            if not node.is_cut:
                 self.beats.append((node.agent.id, beat))
 
     def deliver_beat(self, i: int, *, again: bool) -> None:
@@ -414,16 +413,33 @@ class World:
 
     # --- what single steps seldom lead to ---
 
-    def outlast_the_lease(self, n: int, how: str, *, comes_back: bool) -> None:
-        """Let a node be away until others have what it had."""
+    def outlast_the_lease(self, n: int, how: str, *, ends: bool, comes_back: bool) -> None:
+        """Let a node be away until others have what it had. *ends*: what runs on it ends meanwhile."""
+        node = self.nodes[n]
         {"cut": self.cut, "kill": self.kill, "pause": self.pause, "reboot": self.reboot, "destroy": self.destroy}[how](
             n
         )
-        self.calm(int(LEASE_S) + 2)
+        for container in node.agent.engine.values() if ends else ():
+            node.agent.end(container, 0)
+        self.calm(int(LEASE_S) + 4)
         if comes_back:
             if how == "cut":
                 self.cut(n)
             self.start_agent(n)
+            self._reports_of_all()
+
+    def interrupt(self, n: int, parts: int, how: str) -> None:
+        """Let agents hear what is wanted of them, one do so many parts of it, and then something befall it."""
+        self.calm(1, 5)
+        node = self.nodes[n]
+        for _ in range(parts):
+            if not node.acts:
+                break
+            if node.agent.facts:
+                node.agent.turn(self.now.at)
+            elif waiting := _unblocked(node.agent):
+                node.agent.step(waiting[0])
+        getattr(self, how)(n)
 
     def usurp(self, k: int, seconds: int) -> None:
         """Let a scheduler stand still while the other takes over."""
@@ -433,7 +449,10 @@ class World:
 
     def first_word(self, k: int, n: int) -> None:
         """Let a scheduler that may have stood still be the first to answer a node, before it reads on."""
-        self.slots[k].is_paused = False
+        slot = self.slots[k]
+        if slot.is_paused and slot.leader is not None:
+            slot.is_paused = False
+            slot.leader.beats.clear()  # the broker has cut off who did not read
         self.send_beat(n)
         if self.beats and (leader := self._leading(k)) is not None:
             self.deliver_beat(len(self.beats) - 1, again=False)
@@ -448,25 +467,37 @@ class World:
 
     def heal(self) -> None:
         """End all faults, and check that everything comes to its end."""
-        for slot in range(LEADERS):
-            self.kill_scheduler(slot)
-        for n, node in enumerate(self.nodes):
-            node.is_cut = False
-            if not node.is_destroyed:
-                self.restart(n)
-        self.elect(0)
+        self._mend()
         for _ in range(HEAL_S):
             for node in self.nodes:
                 for container in list(node.agent.engine.values()):
                     node.agent.end(container, 0)
+            if not self._leaders():
+                self.elect(0)  # nobody, or the last one found that it had been deposed
             self.calm(1)
             if self.oracle.all_ended() and not any(self._is_busy(node) for node in self.nodes):
                 break
         for n in range(len(NODES)):
             self.sweep(n)
         self.oracle.after_heal((node.agent.id, node.agent.engine) for node in self.nodes)
-        [leader] = [slot.leader for slot in self.slots if slot.leader is not None]
-        self.oracle.agrees(leader.state, NODES)
+        for leader in self._leaders():
+            self.oracle.agrees(leader.state, NODES)
+
+    def _mend(self) -> None:
+        for n, node in enumerate(self.nodes):
+            node.is_cut = False
+            if not node.is_destroyed:
+                self.restart(n)
+        for slot in self.slots:
+            slot.is_paused = False
+        latest = max((leader.epoch for leader in self._leaders()), default=0)
+        for k, slot in enumerate(self.slots):
+            if slot.leader is not None and slot.leader.epoch < latest:
+                self.kill_scheduler(k)
+            self.answer(k)  # what was begun
+
+    def _leaders(self) -> list[Leader]:
+        return [slot.leader for slot in self.slots if slot.leader is not None]
 
     def _is_busy(self, node: Node) -> bool:
         return node.agent.machine is not None and bool(node.agent.machine.held)

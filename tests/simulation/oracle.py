@@ -15,7 +15,7 @@ from services.scheduler.core.fleet.state import State
 from services.scheduler.core.limits import Limits
 from services.scheduler.core.need import CPU_UNIT, need_of
 from shared.job import Attempt, Job
-from shared.states import ATTEMPT_TERMINAL, INFRASTRUCTURE_REASONS, JOB_TERMINAL, AttemptState, JobState
+from shared.states import ATTEMPT_TERMINAL, INFRASTRUCTURE_REASONS, JOB_TERMINAL, AttemptState, EndReason, JobState
 from tests.simulation.agent import Container, outputs_of
 
 
@@ -100,6 +100,8 @@ class Oracle:
                 raise Violation(f"{job.id} is placed though {need.job} has ended {other.state}, which is not {need.on}")
 
     def _is_charged_rightly(self, before: Job, job: Job, last: Attempt) -> None:
+        if last.error is not None and last.error.reason is EndReason.REPORT_MISSING:
+            raise Violation(f"I7: {job.id}'s last report could be read, and is said to be missing")
         tries, losses = job.tries - before.tries, job.losses - before.losses
         is_machines = last.state in (AttemptState.LOST, AttemptState.CANCELLED) or (
             last.error is not None and last.error.reason in INFRASTRUCTURE_REASONS

@@ -1,7 +1,7 @@
 """The one door into the core: all that has arrived goes in, what is to be recorded and who is to be woken comes out."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 
 from services.scheduler.core import clocks, gang, lifecycle, placing, waiting, watch
@@ -85,7 +85,7 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
         turn.hear(beat)
     turn.expire()
     if batch.tick:
-        turn.tick(was_cut_off=batch.was_cut_off)
+        turn.tick(was_cut_off=batch.was_cut_off, answered={beat.node_id for beat in batch.beats})
     turn.meet_needs(batch.looked_up)
     turn.follow_gangs(batch.looked_up)
     again = turn.place()
@@ -98,7 +98,8 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
     # What an ended attempt held is free once its end is recorded, and not before.
     freed = any(one.job.state not in lifecycle.HOLDING for one in records)
     again = again or (freed and len(state.line) > 0) or any(turn.is_followed(one) for one in records)
-    lookups = state.needs.take_unknown(state.limits.lookups_per_turn) + state.gangs.take_unknown()
+    lookups = state.needs.take_unknown(state.limits.lookups_per_turn)
+    lookups += state.gangs.take_unknown(state.limits.lookups_per_turn)
     return Effects(
         records, _wake(state, woken, now), again or bool(lookups), lookups, nodes=turn.members.decisions()
     )
@@ -155,9 +156,10 @@ class _Turn:
         """Believe the job events, then decide about inputs: one that an event already holds is fenced off."""
         for fact in facts:
             self.state.position = max(self.state.position, fact.seq)
-            if fact.seq in self.state.written:
-                self.state.written.discard(fact.seq)
-            elif isinstance(fact, Recorded):
+            is_own = fact.seq in self.state.written
+            self.state.written.discard(fact.seq)
+            # An event of our own is believed already. A job that it ended may be back: an older event was read late.
+            if isinstance(fact, Recorded) and (not is_own or fact.job.id in self.state.jobs):
                 self.state.assign(fact.job, fact.seq, self.now)
         for fact in facts:
             if isinstance(fact, Input):
@@ -251,8 +253,8 @@ class _Turn:
             return True
         return self.state.needs.is_needed(job.id) if job.is_terminal else job.id in self.state.needs
 
-    def tick(self, *, was_cut_off: bool) -> None:
-        """Declare silent nodes lost, unless it may be us who were away."""
+    def tick(self, *, was_cut_off: bool, answered: Container[str]) -> None:
+        """Declare silent nodes lost, unless it may be us who were away. A node that is *answered* is not forgotten."""
         state, now, limits = self.state, self.now, self.state.limits
         if was_cut_off or (state.ticked is not None and now.mono - state.ticked > limits.stall_s):
             state.quiet_until = now.mono + limits.lease_for(state.fleet_size)
@@ -267,7 +269,7 @@ class _Turn:
         for node in tuple(state.nodes.values()):
             record = state.roster.record(node.id)
             is_over = now.mono - node.seen > limits.node_forgotten_s or (record is not None and record.forgotten)
-            if node.is_lost and not node.jobs and is_over:
+            if node.is_lost and not node.jobs and is_over and node.id not in answered:
                 state.forget(node)
         if now.mono - state.retried >= limits.retry_all_s:
             state.retried = now.mono

@@ -172,3 +172,16 @@ def test_a_created_job_that_claims_to_have_a_past_is_refused(make) -> None:
     changed = Event(id="e", source="s", type="t", time=make.START, subject="j1", data=JobChanged(job=job))
     subject = channels.JOB_CREATED.subject(owner="u1", job_id="j1")
     assert read_fact(subject, 5, changed) is None
+
+
+def test_a_job_that_ended_does_not_come_back_when_older_events_of_it_are_read_late(make) -> None:
+    """After a conflict a job is believed ahead of the log. What is then read of it is older than its end."""
+    world = make.World()
+    job = make.job()
+    placed = job.model_copy(update={"state": JobState.QUEUED, "input_seq": 1})
+    ended = placed.model_copy(update={"state": JobState.CANCELLED})
+    world.state.assign(placed, 5, make.at(0))
+    world.state.believe(ended, 6, make.at(0))
+    world.turn(Recorded(5, placed, 1), Recorded(6, ended, 1))
+    assert not world.state.jobs
+    assert not world.state.written
