@@ -1,6 +1,6 @@
 # wherry: every command there is. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo status logs test test-all check format docs lock bench chaos chaos-long \
+.PHONY: help setup up down demo status logs test test-all check format docs lock bench sim sim-long chaos chaos-long \
 	compose-up compose-smoke compose-down clean
 
 PY := .venv/bin/python
@@ -53,6 +53,14 @@ lock: setup ## resolve all dependencies anew and write the lock files
 
 bench: setup ## measure, and write the results page
 	$(PY) -m benchmarks.run
+
+sim: setup ## the protocol's model, its mutants, and a simulated fleet of 1,000 nodes and 20,000 jobs
+	$(PY) -m tests.simulation --nodes 1000 --jobs 20000
+	CI=1 $(PY) -m pytest -q tests/model
+
+sim-long: setup ## the same with 200,000 histories and 20 fleets; hours
+	$(PY) -m tests.simulation --nodes 1000 --jobs 20000 --runs 20
+	WHERRY_MODEL_HISTORIES=200000 $(PY) -m pytest -q --timeout 0 tests/model
 
 chaos: setup ## kill, stop and cut what runs under 500 jobs, and check that nothing is lost
 	$(PY) -m tests.chaos --faults kill,stop,mongo --jobs 500

@@ -11,6 +11,6 @@ from tests.model.steps import SETTINGS, Protocol
 HISTORIES = int(os.environ.get("WHERRY_MODEL_HISTORIES") or (5000 if os.environ.get("CI") else 200))
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900 + HISTORIES // 5)
 def test_the_protocol_keeps_its_promises_in_every_history() -> None:
     run_state_machine_as_test(Protocol, settings=settings(SETTINGS, max_examples=HISTORIES))
