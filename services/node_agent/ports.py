@@ -107,7 +107,11 @@ class Runtime(Protocol):
         ...
 
     async def pull_image(self, order: Order, tell: Callable[[float, str], None]) -> Image:
-        """Bring the image; *tell* hears a fraction and words. Raises ``image_not_found``, ``image_pull_failed``."""
+        """Bring the image; *tell* hears a fraction and words.
+
+        Raises:
+            WherryError: ``image_not_found``; ``image_pull_failed``, retryable where another try may be luckier.
+        """
         ...
 
     async def images(self) -> tuple[str, ...]:

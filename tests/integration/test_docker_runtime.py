@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -349,6 +350,9 @@ class Registry(ThreadingHTTPServer):
         )
         manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": of_config, "layers": [of_layer]}
         self.manifest = json.dumps(manifest).encode()
+        self.is_spoiled = False
+        self.asked, self.released = threading.Event(), threading.Event()
+        self.released.set()
 
 
 class _Registry(BaseHTTPRequestHandler):
@@ -361,7 +365,10 @@ class _Registry(BaseHTTPRequestHandler):
         elif self.path.startswith("/v2/served/image/manifests/") and name in ("1", digest(self.server.manifest)):
             self._answer(self.server.manifest, MANIFEST)
         elif name in self.server.blobs:
-            self._answer(self.server.blobs[name], "application/octet-stream")
+            self.server.asked.set()
+            self.server.released.wait(60)
+            body = self.server.blobs[name]
+            self._answer(body[::-1] if self.server.is_spoiled else body, "application/octet-stream")
         else:
             self._answer(b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}', status=404)
 
@@ -374,7 +381,8 @@ class _Registry(BaseHTTPRequestHandler):
         self.send_header("Docker-Content-Digest", digest(body))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            with suppress(ConnectionError):
+                self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -422,7 +430,33 @@ async def test_an_image_that_a_registry_does_not_have_is_not_found(runtime: Dock
 async def test_a_registry_that_does_not_answer_is_a_failed_pull(runtime: DockerRuntime) -> None:
     with pytest.raises(WherryError, match="localhost:1/no/image:1") as caught:
         await runtime.pull_image(order(image="localhost:1/no/image:1"), lambda *_: None)
-    assert caught.value.code == "image_pull_failed"
+    assert (caught.value.code, caught.value.retryable) == ("image_pull_failed", True)
+
+
+async def test_an_image_that_is_not_what_its_digest_says_is_not_tried_again(
+    runtime: DockerRuntime, registry: Registry
+) -> None:
+    registry.is_spoiled = True
+    with pytest.raises(WherryError, match="served/image") as caught:
+        await runtime.pull_image(order(image=f"localhost:{registry.server_port}/served/image:1"), lambda *_: None)
+    assert (caught.value.code, caught.value.retryable) == ("image_pull_failed", False)
+
+
+async def test_a_pull_that_nobody_wants_any_more_is_given_up_at_once(
+    runtime: DockerRuntime, registry: Registry
+) -> None:
+    registry.released.clear()
+    what = order(image=f"localhost:{registry.server_port}/served/image:1")
+    pulling = asyncio.create_task(runtime.pull_image(what, lambda *_: None))
+    try:
+        assert await asyncio.to_thread(registry.asked.wait, 20)
+        pulling.cancel()
+        done, _ = await asyncio.wait({pulling}, timeout=5)
+        assert done
+    finally:
+        registry.released.set()
+    await asyncio.wait({pulling})
+    assert await runtime.find_image(what) is None
 
 
 async def test_the_first_line_comes_no_later_than_with_docker_run(runtime: DockerRuntime) -> None:

@@ -110,10 +110,9 @@ class DockerRuntime:
         pinned = order.image_digest if order.image_digest and "@" in order.image_digest else None
         reference = pinned or order.spec.image or ""
         cancelled = threading.Event()
-        try:
-            await self._call(partial(self._pull, reference, tell, cancelled), pool=self._long_pool)
-        finally:
-            cancelled.set()
+        # Not waited for when nobody wants it any more: the engine may be silent for long, and leaves nothing half done.
+        pull = partial(self._pull, reference, tell, cancelled)
+        await self._call(pull, pool=self._long_pool, give_up=cancelled.set)
         image = await self.find_image(order)
         if image is None:
             raise WherryError(EndReason.IMAGE_NOT_FOUND, f"{reference} was pulled and is not there.")
@@ -389,8 +388,17 @@ class DockerRuntime:
         with suppress(WherryError):  # `clear` comes by again
             await self._remove(name)
 
-    async def _call(self, call: Callable[..., T], *args: Any, pool: ThreadPoolExecutor | None = None) -> T:
-        """Run *call* in a thread. A cancelled caller leaves only when the thread is done: no call outlives its task."""
+    async def _call(
+        self,
+        call: Callable[..., T],
+        *args: Any,
+        pool: ThreadPoolExecutor | None = None,
+        give_up: Callable[[], None] | None = None,
+    ) -> T:
+        """Run *call* in a thread. A cancelled caller leaves only when the thread is done: no call outlives its task.
+
+        One that can be told to *give_up* is told, and left to itself.
+        """
 
         def run() -> T:
             with _translated("the Docker engine"):
@@ -400,6 +408,10 @@ class DockerRuntime:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
+            if give_up is not None:
+                future.add_done_callback(_no_matter)
+                give_up()
+                raise
             with suppress(Exception):
                 await asyncio.wait({future})
             raise
@@ -452,10 +464,19 @@ def _image(found: dict[str, Any], order: Order) -> Image:
 
 
 def _pull_error(reference: str, said: str) -> WherryError:
+    """Return why a pull failed. What comes is never right where it is not what its digest says; else it may be, later."""
     missing = ("not found", "does not exist", "manifest unknown", "access denied", "invalid reference")
     if any(words in said.lower() for words in missing):
         return WherryError(EndReason.IMAGE_NOT_FOUND, f"The image {reference} was not found: {said}")
-    return WherryError(EndReason.IMAGE_PULL_FAILED, f"The image {reference} could not be pulled: {said}")
+    is_wrong = any(words in said.lower() for words in ("verification failed", "digest mismatch"))
+    message = f"The image {reference} could not be pulled: {said}"
+    return WherryError(EndReason.IMAGE_PULL_FAILED, message, retryable=not is_wrong)
+
+
+def _no_matter(done: "asyncio.Future[Any]") -> None:
+    """Look at what became of something that nobody waits for."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _start_error(error: WherryError) -> WherryError:

@@ -13,7 +13,7 @@ from services.node_agent.adapters.storage import Storage
 from services.node_agent.core import machine as m
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome, failure_from
-from services.node_agent.ports import Runtime
+from services.node_agent.ports import Image, Runtime
 from services.node_agent.shell.collect import collect, until_done
 from services.node_agent.shell.output import OutputPump
 from shared import observe
@@ -37,6 +37,8 @@ _UNKILLABLE_S = 60.0
 #: Between two tries to bring results home: storage may be away for hours.
 _COLLECT_PAUSE_MAX_S = 60.0
 _PULL_TELL_S = 1.0
+#: Between a pull that failed and the next try, as long as the time for pulling lasts.
+_PULL_PAUSES_S = (5.0, 20.0, 60.0)
 _log = observe.logger("attempts")
 
 
@@ -138,7 +140,7 @@ class Attempts:
             image = await runtime.find_image(order)
             if image is None:
                 self._do.post(m.ImageMissing(key))
-                image = await runtime.pull_image(order, self._teller(key))
+                image = await self._pull(runtime, order)
             self._do.post(m.ImageFound(key, image.digest))
             handle = await runtime.stage(order, image, partial(self._source, order), partial(self._inputs, order))
             self._do.post(m.Staged(key, handle))
@@ -151,6 +153,27 @@ class Attempts:
         finally:
             self._source_path(key).unlink(missing_ok=True)
             await asyncio.to_thread(remove_tree, self._inputs_path(key))
+
+    async def _pull(self, runtime: Runtime, order: Order) -> Image:
+        """Pull the image, again and again where a registry is only in trouble."""
+        key, began = Key(order.job_id, order.attempt), monotonic()
+        for pause_s in _PULL_PAUSES_S:
+            try:
+                return await runtime.pull_image(order, self._teller(key))
+            except WherryError as error:
+                is_late = (
+                    monotonic() - began + pause_s >= order.spec.timeouts.pull
+                )  # then this error is the one to tell
+                if error.code != EndReason.IMAGE_PULL_FAILED or not error.retryable or is_late:
+                    raise
+                _log.warning(
+                    "pull_failed", job_id=key.job_id, attempt=key.attempt, error=error.message, again_s=pause_s
+                )
+                words = f"{error.message}; the next try in {pause_s:g} s"
+            progress = Progress(fraction=0.0, message=words, at=utc_now())
+            await self._do.publish(key, OutputBatch(progress=progress))
+            await asyncio.sleep(pause_s)
+        return await runtime.pull_image(order, self._teller(key))
 
     async def _source(self, order: Order) -> Path | None:
         if order.spec.source is None:

@@ -15,7 +15,8 @@ from services.node_agent.adapters.journal import Journal, Outgoing
 from services.node_agent.core import machine as m
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
-from services.node_agent.ports import Chunk, Output
+from services.node_agent.ports import Chunk, Image, Output
+from services.node_agent.shell import attempts as attempting
 from services.node_agent.shell import collect as collecting
 from services.node_agent.shell import outbox as outgoing
 from services.node_agent.shell.attempts import Attempts, Doing
@@ -23,10 +24,10 @@ from services.node_agent.shell.output import OutputPump
 from shared.errors import WherryError
 from shared.events import AttemptRunning, OutputBatch
 from shared.fleet import Order
-from shared.job import BlobRef
+from shared.job import BlobRef, Failure
 from shared.manifest import Manifest
-from shared.spec import JobSpec
-from shared.states import AttemptEventName
+from shared.spec import JobSpec, Timeouts
+from shared.states import AttemptEventName, EndReason
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = Key("j1", 1)
@@ -184,6 +185,84 @@ async def test_the_output_of_an_ended_program_is_read_as_long_as_more_of_it_come
     monkeypatch.setattr("services.node_agent.shell.attempts._LINGER_S", 0.5)
     assert await followed(SlowReading(), tmp_path) == [m.Exited(KEY, Outcome(0))]
     assert (tmp_path / "j1-1" / "stdout").read_text().splitlines() == [f"line {number}" for number in range(15)]
+
+
+class Registry:
+    """Stands for a runtime whose pulls end with these errors, one after the other, and then well."""
+
+    def __init__(self, *errors: WherryError) -> None:
+        self.errors = list(errors)
+        self.pulls = 0
+
+    async def find_image(self, _: Order) -> None:
+        return None
+
+    async def pull_image(self, *_: object) -> Image:
+        self.pulls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return Image("i1", "repo@sha256:1")
+
+    async def stage(self, *_: object) -> str:
+        return "c1"
+
+
+async def prepared(runtime: Registry, folder: Path, pull_s: float = 30) -> tuple[list[m.Fact], list[str]]:
+    """Prepare an attempt; return the facts, and what those who watch are told."""
+    posted: list[m.Fact] = []
+    told: list[str] = []
+
+    async def publish(_: Key, batch: OutputBatch) -> None:
+        assert batch.progress
+        told.append(batch.progress.message)
+
+    doing = Doing({"docker": cast("Any", runtime)}, cast("Any", None), folder, posted.append, publish, 1000)
+    attempts = Attempts(doing)
+    spec = JobSpec(image="repo:1", timeouts=Timeouts(pull=pull_s))
+    attempts.act(m.Prepare(Order(job_id="j1", owner_id="u1", attempt=1, spec=spec, seq=1)))
+    async with asyncio.timeout(10):
+        while not any(isinstance(fact, m.Failed | m.Staged) for fact in posted):
+            await asyncio.sleep(0.01)
+    await attempts.close()
+    return posted, told
+
+
+def pull_failed(message: str = "no route to it") -> WherryError:
+    return WherryError("image_pull_failed", message, retryable=True)
+
+
+async def test_a_pull_that_fails_is_tried_three_times_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempting, "_PULL_PAUSES_S", (0.01, 0.02, 0.03))
+    runtime = Registry(*[pull_failed()] * 3)
+    facts, told = await prepared(runtime, tmp_path)
+    assert facts == [m.ImageMissing(KEY), m.ImageFound(KEY, "repo@sha256:1"), m.Staged(KEY, "c1")]
+    assert told == [f"no route to it; the next try in {pause} s" for pause in ("0.01", "0.02", "0.03")]
+
+    runtime = Registry(*[pull_failed()] * 3, pull_failed("still none"))
+    facts, _ = await prepared(runtime, tmp_path)
+    assert facts[-1] == m.Failed(KEY, Failure(reason=EndReason.IMAGE_PULL_FAILED, message="still none"))
+    assert runtime.pulls == 4
+
+
+def test_the_pauses_between_pulls_grow() -> None:
+    assert attempting._PULL_PAUSES_S == (5.0, 20.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [WherryError("image_not_found", "no such"), WherryError("image_pull_failed", "a wrong digest")],
+    ids=["not found", "wrong digest"],
+)
+async def test_a_pull_that_can_never_do_is_not_tried_again(tmp_path: Path, error: WherryError) -> None:
+    runtime = Registry(error)
+    facts, told = await prepared(runtime, tmp_path)
+    assert facts[-1] == m.Failed(KEY, Failure(reason=EndReason(error.code), message=error.message))
+    assert (runtime.pulls, told) == (1, [])
+
+
+async def test_a_pull_for_which_the_time_is_up_says_why_it_failed(tmp_path: Path) -> None:
+    facts, _ = await prepared(Registry(pull_failed()), tmp_path, pull_s=4)
+    assert facts[-1] == m.Failed(KEY, Failure(reason=EndReason.IMAGE_PULL_FAILED, message="no route to it"))
 
 
 async def test_a_report_goes_out_though_the_journal_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
