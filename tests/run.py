@@ -3,13 +3,14 @@
 python tests/run.py [--slow] [pytest's arguments…]
 
 Several processes share the tests, a file at a time (tests/conftest.py), because most tests wait more than they compute.
-`-n 0` among the arguments runs all in one, in the order of their names.
+`-n 0` among the arguments runs all in one, in the order of their names. What judges moments (marked alone) comes after
+all others, by itself.
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -18,6 +19,8 @@ from infra.local.engine import engine  # noqa: E402 - found through the path abo
 
 #: Each has servers of its own; with more than this they are in each other's way.
 PROCESSES_MAX = 6
+#: Exit codes of pytest.
+_INTERRUPTED, _NOTHING_FOUND = 2, 5
 
 
 def processes() -> int:
@@ -25,23 +28,43 @@ def processes() -> int:
     return min(len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 3, PROCESSES_MAX)
 
 
-def main() -> NoReturn:
-    """Become pytest, which so hears a Ctrl-C itself and has the time to stop the servers that it started."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--slow"]
-    left_out: dict[str, str] = {}
+def left_out(*, slow: bool) -> dict[str, str]:
+    """Return the marks of the tests that are not run here, each with the reason."""
+    found: dict[str, str] = {}
     if engine(5) is None:
-        left_out["docker"] = "no Docker engine answers"
-    if "--slow" not in sys.argv and not os.environ.get("CI"):
-        left_out["slow"] = "they take long; `make test-all` has them"
-    for mark, why in left_out.items():
-        print(f"leaving out tests marked {mark}: {why}")
-    wanted = " and ".join(f"not {mark}" for mark in left_out)
-    shared = ["-n", str(processes()), "--dist", "loadfile", "--no-loadscope-reorder"]
-    command = [sys.executable, "-m", "pytest", *shared, *(["-m", wanted] if wanted else []), *arguments]
+        found["docker"] = "no Docker engine answers"
+    if not slow:
+        found["slow"] = "they take long; `make test-all` has them"
+    if not os.environ.get("WHERRY_TEST_POWER"):
+        found["power"] = "they cut the power of disks in files, as root; WHERRY_TEST_POWER=1 asks for them"
+    return found
+
+
+def run(marks: str, arguments: list[str]) -> int:
+    """Run the tests with *marks* and return pytest's exit code. A Ctrl-C is pytest's: it has servers to stop."""
     sys.stdout.flush()
-    os.chdir(ROOT)
-    os.execv(sys.executable, command)
+    with subprocess.Popen([sys.executable, "-m", "pytest", "-m", marks, *arguments], cwd=ROOT) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
+
+
+def main() -> int:
+    """Run what may share the machine, then what must be alone on it; return the exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--slow"]
+    without = left_out(slow="--slow" in sys.argv or bool(os.environ.get("CI")))
+    for mark, why in without.items():
+        print(f"leaving out tests marked {mark}: {why}")
+    wanted = [f"not {mark}" for mark in without]
+    shared = ["-n", str(processes()), "--dist", "loadfile", "--no-loadscope-reorder"]
+    together = run(" and ".join([*wanted, "not alone"]), [*shared, *arguments])
+    if together == _INTERRUPTED:
+        return together
+    alone = run(" and ".join([*wanted, "alone"]), arguments)
+    return max({together, alone} - {_NOTHING_FOUND}, default=_NOTHING_FOUND)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,7 @@ import pytest
 from tests.chaos import __main__ as command
 from tests.chaos.plants import PLANTS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(420)]
 
 
 @pytest.fixture

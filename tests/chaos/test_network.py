@@ -21,7 +21,7 @@ from infra.local.servers import NatsServer
 from tests.chaos.proxy import Proxy
 from tests.e2e.stack import ENDS, docker_answers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 NODES = ("a", "b")
 IMAGE = "wherry/busybox:latest"

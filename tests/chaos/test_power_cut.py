@@ -26,6 +26,7 @@ from tests.integration.gateway_stack import ADMIN, SPEC, GatewayStack
 REASON = "set WHERRY_TEST_POWER=1 to cut the power" if not os.environ.get("WHERRY_TEST_POWER") else why_not()
 pytestmark = [
     pytest.mark.power,
+    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.timeout(240),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
