@@ -19,8 +19,12 @@ _IMAGE_WEIGHT = 0.5
 _LOAD_WEIGHT = 0.2
 _SPARE_GPUS_WEIGHT = 1.0  # a job without GPUs goes to a GPU node only when there is no other
 _FAILED_WEIGHT = 10.0  # more than all the others together: any other node is better
-_SCORES_KEPT = 16  # needs whose scores are remembered: a row each of 80 KB at ten thousand nodes
+_IMPOSSIBLE = np.float32(-np.inf)
+_SCORES_KEPT = 4  # needs whose scores are remembered; with many more needs than these they are hardly used again
 _RESCORED_MAX = 8  # rows that are scored one by one; more are quicker all at once
+
+
+Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +60,23 @@ class Trial:
         self._cpus, self._memory, self._disk = columns.cpus.copy(), columns.memory.copy(), columns.disk.copy()
         self._gpus: Floats = columns.gpu_memory.copy()
         self._has_gpus = columns.gpus > 0
-        gpu_cost: Floats = self._has_gpus.astype(np.float64) * _SPARE_GPUS_WEIGHT
-        self._gpu_cost = gpu_cost if gpu_cost.any() else None
         self._usable: dict[int, Floats] = {}  # GPU memory wanted -> per node, how many GPUs will do
-        self._fullness = 1 - (self._cpus * columns.per_cpu + self._memory * columns.per_memory) / 2  # 1 is a full node
-        self._load_cost = _LOAD_WEIGHT * columns.load
+        # Scores are compared, never added up for long: half the bytes are twice as quick.
+        self._per_cpu, self._per_memory = columns.per_cpu.astype(np.float32), columns.per_memory.astype(np.float32)
+        self._bases: dict[tuple[str, bool], Scores] = {}  # by policy, and whether nodes with GPUs are spared
         self._scores: dict[tuple[Need, str | None], _Scores] = {}
         self._taken: list[_Taken] = []
         self._touched: list[int] = []
         self._kept: Kept | None = None
-        self._most: tuple[float, ...] = ()
-        self._most_upto = -1
+        self._most: tuple[float, ...] | None = None  # the most CPUs, memory and disk of any node when last looked at
 
     def may_fit(self, need: Need) -> bool:
         """Return False if no node has as much of one thing as *need* wants: quickly, for most of a long queue."""
-        if self._most_upto != len(self._touched):
+        if self._most is None:
             self._most = tuple(
-                float(free.max(initial=-np.inf, where=self._alive)) for free in (self._cpus, self._memory, self._disk)
+                float(np.where(self._alive, free, -np.inf).max(initial=-np.inf))
+                for free in (self._cpus, self._memory, self._disk)
             )
-            self._most_upto = len(self._touched)
         cpus, memory, disk = self._most
         return need.ucpus <= cpus and need.memory <= memory and need.disk <= disk
 
@@ -93,6 +95,7 @@ class Trial:
             values[rows] -= _FAILED_WEIGHT
         slot = int(values.argmax()) if values.size else 0
         if not values.size or values[slot] == -np.inf:
+            self._most = None
             return None
         node = self._columns.nodes[slot]
         assert node is not None  # noqa: S101 - an empty row was never heard
@@ -112,6 +115,7 @@ class Trial:
             self._gpus[slot, taken.gpus] = taken.gpu_memory
             if self._kept is not None and taken.is_spare:
                 self._kept.give(need)
+            self._most = None
             self._change(slot, need, 1)
 
     def commit(self) -> list[int]:
@@ -195,21 +199,34 @@ class Trial:
         scores.upto = len(self._touched)
         return scores
 
-    def _score(self, need: Need, image: str | None) -> Floats:
+    def _score(self, need: Need, image: str | None) -> Scores:
         columns, mask = self._columns, self.feasible(need)
         if not mask.any():
-            return np.full(mask.size, -np.inf)
-        values = columns.per_cpu * (need.ucpus / 2)
-        values += columns.per_memory * (need.memory / 2)
-        values += self._fullness
-        if need.policy == "spread":
-            np.subtract(1, values, out=values)
-        values -= self._load_cost
-        if self._gpu_cost is not None and not need.gpus:
-            values -= self._gpu_cost
+            return np.full(mask.size, _IMPOSSIBLE)
+        sign = 0.5 if need.policy == "pack" else -0.5
+        values = self._per_cpu * np.float32(sign * need.ucpus)
+        values += self._per_memory * np.float32(sign * need.memory)
+        values += self._base(need)
         if image is not None:
-            values += columns.with_image(image) * _IMAGE_WEIGHT
-        return np.where(mask, values, -np.inf)
+            values += columns.with_image(image) * np.float32(_IMAGE_WEIGHT)
+        return np.where(mask, values, _IMPOSSIBLE)
+
+    def _base(self, need: Need) -> Scores:
+        """Return the part of the scores that is the same for many needs: how full, how busy, and whether it has GPUs."""
+        base = self._bases.get((need.policy, not need.gpus))
+        if base is None:
+            full = self._fullness(slice(None))
+            base = (full if need.policy == "pack" else 1 - full) - _LOAD_WEIGHT * self._columns.load
+            if not need.gpus:
+                base -= _SPARE_GPUS_WEIGHT * self._has_gpus
+            base = self._bases[need.policy, not need.gpus] = base.astype(np.float32)
+        return base
+
+    def _fullness(self, rows: slice | int) -> Floats:
+        """Return how full nodes are, as it counts for the score: 1 is a full node."""
+        columns = self._columns
+        free = self._cpus[rows] * columns.per_cpu[rows] + self._memory[rows] * columns.per_memory[rows]
+        return 1 - free / 2
 
     def _score_one(self, slot: int, need: Need, image: str | None) -> float:
         if not self._fits(slot, need) or (
@@ -221,12 +238,15 @@ class Trial:
     def _raw_parts(self, slot: int, need: Need, image: str | None) -> dict[str, float]:
         """Return what `_score` adds up for one row: the same in words."""
         columns = self._columns
-        full = float(self._fullness[slot])
+        full = float(self._fullness(slot))
         full += (need.ucpus * float(columns.per_cpu[slot]) + need.memory * float(columns.per_memory[slot])) / 2
-        parts = {need.policy: full if need.policy == "pack" else 1 - full, "load": -float(self._load_cost[slot])}
+        parts = {
+            need.policy: full if need.policy == "pack" else 1 - full,
+            "load": -_LOAD_WEIGHT * float(columns.load[slot]),
+        }
         if image is not None and columns.with_image(image)[slot]:
             parts["image"] = _IMAGE_WEIGHT
-        if self._gpu_cost is not None and not need.gpus and self._has_gpus[slot]:
+        if not need.gpus and self._has_gpus[slot]:
             parts["spares_gpus"] = -_SPARE_GPUS_WEIGHT
         return parts
 
@@ -268,8 +288,10 @@ class Trial:
         self._cpus[slot] += sign * need.ucpus
         self._memory[slot] += sign * need.memory
         self._disk[slot] += sign * need.disk
-        free = self._cpus[slot] * columns.per_cpu[slot] + self._memory[slot] * columns.per_memory[slot]
-        self._fullness[slot] = 1 - free / 2
+        full = self._fullness(slot)
+        for (policy, spares_gpus), base in self._bases.items():
+            cost = _LOAD_WEIGHT * columns.load[slot] + (_SPARE_GPUS_WEIGHT * self._has_gpus[slot] if spares_gpus else 0)
+            base[slot] = (full if policy == "pack" else 1 - full) - cost
         if need.gpus:
             for memory, usable in self._usable.items():
                 wanted = need._replace(gpu_memory=memory)
@@ -320,7 +342,7 @@ class Kept:
 class _Scores:
     """The score of each row for one need, as of the first *upto* rows that were taken from."""
 
-    values: Floats
+    values: Scores
     upto: int
 
 
@@ -360,11 +382,19 @@ def suited(columns: Columns, need: Need, heard_after: float, limits: Limits) -> 
 
 
 def could_hold(columns: Columns, need: Need, heard_after: float, limits: Limits) -> bool:
-    """Return whether all members of a gang would fit at once on an empty fleet, each on the first node that will do."""
-    cpus, memory, disk = columns.total_cpus.copy(), columns.total_memory.copy(), columns.total_disk.copy()
-    gpus = (columns.gpu_total > 0).sum(axis=1)
+    """Return whether all members of a gang would fit at once, each on the first node that will do, without our jobs.
+
+    What others use of the nodes is not counted on: nobody knows when that ends.
+    """
+    held = np.zeros((4, len(columns.nodes)))
+    for node in columns.nodes:
+        if node is not None and node.jobs:
+            held[:, node.slot] = node.ucpus, node.memory, node.disk, len(node.gpus)
+    cpus, memory, disk = columns.cpus + held[0], columns.memory + held[1], columns.disk + held[2]
+    gpus = held[3]
     for member in need.members:
-        mask = suited(columns, member, heard_after, limits) & (gpus >= member.gpus)
+        free_gpus = columns.usable_gpus(member, limits, columns.gpu_memory).sum(axis=1) + gpus
+        mask = suited(columns, member, heard_after, limits) & (free_gpus >= member.gpus)
         mask &= (cpus >= member.ucpus) & (memory >= member.memory) & (disk >= member.disk)
         if not mask.any():
             return False

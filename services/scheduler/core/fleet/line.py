@@ -140,6 +140,7 @@ class Blocked:
     def __init__(self, line: "Line") -> None:
         self._line = line
         self._kinds: list[Kind] = []
+        self._kept_out: list[Kind] = []  # those blocked as RESERVED, and some that were
         self._wanted = np.zeros((4, 16))
         self._order = np.zeros(16)
 
@@ -161,6 +162,8 @@ class Blocked:
             self._wanted[:, kind.row] = need.ucpus, need.memory, need.disk, need.gpus
             first = kind.groups[0]
             self._order[kind.row] = first.head[0] - first.priority * _CENTURY_S
+        if why is Block.RESERVED and kind.block is not why:
+            self._kept_out.append(kind)
         kind.block, kind.upto = why, upto
         self._line.shelve(kind)
 
@@ -170,10 +173,12 @@ class Blocked:
             kind.row, kind.block = -1, None
             self._line.shelve(kind)
         self._kinds.clear()
+        self._kept_out.clear()
 
     def clear_reserved(self) -> bool:
         """Try again what was kept out of reserved room; return whether there is such."""
-        kept_out = [kind for kind in self._kinds if kind.block is Block.RESERVED]
+        kept_out = [kind for kind in self._kept_out if kind.block is Block.RESERVED]
+        self._kept_out.clear()
         for kind in kept_out:
             self._free(kind)
         return bool(kept_out)
