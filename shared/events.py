@@ -4,7 +4,7 @@ from typing import Generic, Self, TypeVar
 
 from pydantic import AwareDatetime, Field
 
-from shared.job import BlobRef, Failure, Job, OutputsRef
+from shared.job import BlobRef, ExitCode, Failure, Job, OutputsRef
 from shared.model import Message, Name, Remark, Sentence
 from shared.states import AttemptState
 
@@ -54,7 +54,7 @@ class AttemptStarting(Message):
     """The node has the attempt in its journal and works on it."""
 
     attempt: int
-    phase: str = "pull"  # or "stage_in"
+    phase: Name = "pull"  # or "stage_in"
     at: AwareDatetime
 
 
@@ -71,7 +71,7 @@ class AttemptFinishing(Message):
 
     attempt: int
     at: AwareDatetime
-    exit_code: int | None = None
+    exit_code: ExitCode | None = None
 
 
 class AttemptFinished(Message):
@@ -80,7 +80,7 @@ class AttemptFinished(Message):
     attempt: int
     at: AwareDatetime
     state: AttemptState
-    exit_code: int | None = None
+    exit_code: ExitCode | None = None
     error: Failure | None = None
     outputs: OutputsRef | None = None
     image_digest: Name | None = None

@@ -1,8 +1,8 @@
 """The heartbeat: what a node has and does, and in the answer what should be there."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field
 
 from shared.model import Amount, Message, Name, Sentence
 from shared.spec import JobSpec
@@ -41,13 +41,21 @@ class NodeInfo(Message):
     engine: str = ""  # e.g. "docker 20.10.24 api 1.41"; why not, when there is none
 
 
+def _first_gpus(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+    return gpus[:GPUS_MAX]
+
+
+#: GPUs of one node that are looked at; every node has as much room in the scheduler as the one with most.
+GPUS_MAX = 64
+
+
 class Capacity(Message):
     """What the node offers in all. CPUs fractional, sizes in bytes."""
 
     cpus: float = Field(ge=0, le=2**20)
     memory: Amount
     disk: Amount
-    gpus: tuple[Gpu, ...] = ()
+    gpus: Annotated[tuple[Gpu, ...], AfterValidator(_first_gpus)] = ()
 
 
 class Usage(Message):
@@ -75,8 +83,8 @@ class Heartbeat(Message):
     """A node's report. Its id is the subject's, never the body's."""
 
     node: NodeInfo
-    session: str  # new at each start of the agent
-    boot_id: str
+    session: Name  # new at each start of the agent
+    boot_id: Name
     seq: int  # counts up within a session
     capacity: Capacity
     usage: Usage = Usage()

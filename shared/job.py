@@ -1,14 +1,19 @@
 """A job as every event carries it: the spec and all that has become of it."""
 
 from datetime import datetime
+from typing import Annotated
 
-from shared.model import Message, Name, Remark, Sentence
+from pydantic import Field
+
+from shared.model import Amount, Message, Name, Remark, Sentence
 from shared.spec import JobSpec
 from shared.states import JOB_TERMINAL, AttemptState, EndReason, JobState, PendingCode
 
 #: Attempts kept in an event; older ones remain in the log.
 ATTEMPTS_KEPT = 8
 REMARKS_KEPT = 50
+#: Of a process, on any system; what reports say travels on in numbers of 64 bits.
+ExitCode = Annotated[int, Field(ge=-(2**31), lt=2**32)]
 
 
 class Owner(Message):
@@ -30,16 +35,16 @@ class PendingReason(Message):
 class BlobRef(Message):
     """Stored bytes, named by what they are."""
 
-    sha256: str
-    size: int
+    sha256: Annotated[str, Field(max_length=128)]
+    size: Amount
 
 
 class OutputsRef(Message):
     """What an attempt left: the manifest (JSON, see `shared.manifest`) and its totals."""
 
     manifest: BlobRef
-    files: int
-    bytes: int
+    files: Amount
+    bytes: Amount
 
 
 class Failure(Message):

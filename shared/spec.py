@@ -18,6 +18,9 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 #: The whole spec as JSON may not be larger (decisions: `created` carries it).
 SPEC_BYTES_MAX = 256 * KIB
 GANG_MEMBERS_MAX = 128
+ENV_MAX = 1024
+#: Variables of `ENV_MAX` that a member of a gang is given: what it is, and of how many.
+GANG_ENV = 4
 
 
 def parse_size(value: object) -> object:
@@ -155,7 +158,7 @@ class GangRole(Frozen):
     image: ImageRef | None = None
     command: Arg | Annotated[tuple[Arg, ...], Field(min_length=1, max_length=4096)] | None = None
     resources: Resources | None = None
-    env: Annotated[dict[EnvName, EnvValue], Field(max_length=1024)] = {}
+    env: Annotated[dict[EnvName, EnvValue], Field(max_length=ENV_MAX)] = {}
 
 
 class Gang(Frozen):
@@ -194,7 +197,7 @@ class JobSpec(Frozen):
     command: Arg | Annotated[tuple[Arg, ...], Field(min_length=1, max_length=4096)] | None = None
     source: ArtifactId | None = None  # a zip, unpacked into the working directory
     params: dict[str, Any] = {}
-    env: Annotated[dict[EnvName, EnvValue], Field(max_length=1024)] = {}
+    env: Annotated[dict[EnvName, EnvValue], Field(max_length=ENV_MAX)] = {}
     resources: Resources = Resources()
     placement: Placement = Placement()
     network: Literal["none"] = "none"
@@ -230,6 +233,12 @@ class JobSpec(Frozen):
     def _kind_fits(self) -> "JobSpec":
         if (self.kind == "gang") != (self.gang is not None):
             raise ValueError("kind gang and the field gang go together")
+        return self
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> "JobSpec":
+        if any(len(member.env) > ENV_MAX - GANG_ENV for member in self.members()):
+            raise ValueError(f"a member of a gang has at most {ENV_MAX - GANG_ENV} variables, with those of the job")
         return self
 
     def members(self) -> tuple["GangRole", ...]:

@@ -15,6 +15,7 @@ from shared.events import (
 )
 from shared.job import Job
 from shared.model import Message
+from shared.states import JobState
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def read_fact(subject: str, seq: int, event: Event[Message]) -> Fact | None:
             params = channels.JOB_CHANGED.parse(subject)
             if params is None or (params["owner"], params["job_id"]) != (job.owner.id, job.id):
                 return None
-            if params["event"] == "created" and (job.is_terminal or job.attempts or job.input_seq):
+            if params["event"] == "created" and not _is_new(job):
                 return None
             return Recorded(seq, job, epoch)
         case CancelRequested():
@@ -69,3 +70,8 @@ def read_fact(subject: str, seq: int, event: Event[Message]) -> Fact | None:
             return Input(seq, job_id, Report(node_id, data), event.id)
         case _:
             return None
+
+
+def _is_new(job: Job) -> bool:
+    """Return whether nothing has become of *job* yet but that it was handed in."""
+    return job.state is JobState.QUEUED and not (job.attempt or job.attempts or job.input_seq or job.member_of)

@@ -23,6 +23,8 @@ from shared.states import (
     JobState,
 )
 
+#: Of each member's error: the gang's events carry them all, and the broker takes 1 MiB at most.
+_ERROR_CHARS = 300
 #: Not a secret: the same round of a gang has the same members whoever decides it.
 _ID_KEY = b"wherry gang"
 _ORDER = (JobState.PLACED, JobState.STARTING, JobState.RUNNING, JobState.FINISHING)
@@ -59,6 +61,7 @@ def place(gang: Job, places: Sequence[Placement], now: datetime, limits: Limits)
             spec=spec,
             created_at=now,
             updated_at=now,
+            ready_at=now,  # what the gang needs has ended
             member_of=where,
         )
         change = lifecycle.step(new, lifecycle.Placed(found.node, found.gpus, found.score), now, limits)
@@ -95,13 +98,14 @@ def follow(
     gang = gang.model_copy(update={"members": members, "updated_at": now})
     if all(one.state in JOB_TERMINAL for one in members):
         return _over(gang, now, limits)
+    is_given_up = any(job.cancel_requested_at is not None for job in changed.values())
     state = min((one.state for one in members if one.state not in JOB_TERMINAL), key=_ORDER.index)
     ended = [one for was, one in zip(before, members, strict=True) if one.state in JOB_TERMINAL and was != one]
     if ended:  # recorded at once: a member that has ended is soon known to the log alone
         failed = next((f"{_name(one)} {_why(one)}; the others are stopped" for one in ended if _has_failed(one)), None)
         told = lifecycle.with_remark(gang, failed) if failed else None
         return told or lifecycle.Change(gang, JobEventName.REMARKED)
-    if _ORDER.index(state) > _ORDER.index(gang.state):
+    if _ORDER.index(state) > _ORDER.index(gang.state) and not is_given_up:  # what is being stopped gets no further
         return lifecycle.Change(gang.model_copy(update={"state": state}), _EVENT[state])
     return None
 
@@ -152,8 +156,9 @@ def _seen(member: GangMember, job: Job | None, *, is_missing: bool) -> GangMembe
     last = job.attempts[-1] if job.attempts else None
     return member.model_copy(
         update={
+            "node": last.node if last else member.node,
             "state": job.state,
-            "error": job.error,
+            "error": job.error and Failure(reason=job.error.reason, message=job.error.message[:_ERROR_CHARS]),
             "exit_code": last.exit_code if last else None,
             "outputs": job.outputs,
         }
@@ -188,7 +193,8 @@ def _over(gang: Job, now: datetime, limits: Limits) -> lifecycle.Change:
     )
     gang = gang.model_copy(update={"attempts": (*gang.attempts, attempt)[-ATTEMPTS_KEPT:]})
     if failure.reason in INFRASTRUCTURE_REASONS:
-        return lifecycle.after_loss(gang, failure, now, limits)
+        may_run = any(one.error is not None and one.error.reason is EndReason.UNKILLABLE for one in gang.members)
+        return lifecycle.after_loss(gang, failure, now, limits, may_run=may_run)
     if over := lifecycle.stopped(gang, now):
         return over
     gang = gang.model_copy(update={"tries": gang.tries + 1})

@@ -399,7 +399,7 @@ def _failure_of(attempt: Attempt) -> Failure:
 def _attempt_failed(
     job: Job, attempt: Attempt, failure: Failure, now: datetime, limits: Limits, *, may_run: bool = False
 ) -> Change:
-    if over := stopped(job, now):
+    if over := (may_run and _in_doubt(job, failure, now)) or stopped(job, now):
         return over
     job = job.model_copy(update={"tries": job.tries + 1})
     is_wanted = job.tries < job.spec.max_attempts and retry.is_wanted(job.spec.retry_on, attempt, failure)
@@ -410,7 +410,7 @@ def _attempt_failed(
 
 def after_loss(job: Job, failure: Failure, now: datetime, limits: Limits, *, may_run: bool = False) -> Change:
     """Return what follows when an attempt came to nothing through no fault of the job."""
-    if over := stopped(job, now):
+    if over := (may_run and _in_doubt(job, failure, now)) or stopped(job, now):
         return over
     if killer := retry.node_killer(job, limits):
         return end(job, JobState.FAILED, killer, now)
@@ -421,6 +421,13 @@ def after_loss(job: Job, failure: Failure, now: datetime, limits: Limits, *, may
     if job.losses > limits.losses_max or (may_run and job.spec.exclusive):
         return end(job, JobState.FAILED, failure, now)
     return requeue(job, failure, retry.wait_after_loss(job, failure, limits), now)
+
+
+def _in_doubt(job: Job, failure: Failure, now: datetime) -> Change | None:
+    """Return the end of an exclusive gang's member that may still run: its gang has to know that."""
+    if job.member_of is None or not job.spec.exclusive:
+        return None
+    return end(job, JobState.FAILED, Failure(reason=EndReason.UNKILLABLE, message=failure.message), now)
 
 
 def stopped(job: Job, now: datetime) -> Change | None:

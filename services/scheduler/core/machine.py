@@ -100,9 +100,7 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
     again = again or (freed and len(state.line) > 0) or any(turn.is_followed(one) for one in records)
     lookups = state.needs.take_unknown(state.limits.lookups_per_turn)
     lookups += state.gangs.take_unknown(state.limits.lookups_per_turn)
-    return Effects(
-        records, _wake(state, woken, now), again or bool(lookups), lookups, nodes=turn.members.decisions()
-    )
+    return Effects(records, _wake(state, woken, now), again or bool(lookups), lookups, nodes=turn.members.decisions())
 
 
 def _wake(state: State, node_ids: Iterable[str], now: Now) -> tuple[str, ...]:

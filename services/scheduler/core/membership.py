@@ -173,14 +173,17 @@ class Membership:
             ended = next((a for a in job.attempts if attempt is not None and a.number == attempt.number), None)
             if ended is not None and ended.ended_at and ended.error and ended.error.reason in nodes.TROUBLES:
                 lost.setdefault(ended.node, []).append(job.id)
+        to_spare = self._to_spare() if lost else 0
         for node_id, jobs in lost.items():
             if record := self._record(node_id):
-                self._step(record, nodes.Troubled(tuple(jobs), may_cordon=self._can_spare_one()))
+                self._step(record, nodes.Troubled(tuple(jobs), may_cordon=to_spare > 0))
+                to_spare -= nodes.is_open(record) and not nodes.is_open(self.drafts.get(node_id, record))
 
-    def _can_spare_one(self) -> bool:
+    def _to_spare(self) -> int:
+        """Return how many nodes more may be cordoned until half of those that are there are."""
         records = [self._record(node_id) for node_id in self.state.roster.listed]
         there = [one for one in records if one is not None and one.condition in nodes.THERE and not one.forgotten]
-        return 2 * (sum(not nodes.is_open(one) for one in there) + 1) <= len(there)
+        return len(there) // 2 - sum(not nodes.is_open(one) for one in there)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

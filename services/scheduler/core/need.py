@@ -46,6 +46,10 @@ class Need(NamedTuple):
             gpus=sum(member.gpus for member in self.members),
         )
 
+    def hardest(self) -> "Need":
+        """Return what the largest member of a gang needs: unlike the gang's own figures, something that is wanted."""
+        return max(self.members, key=lambda member: (member.gpus, member.ucpus, member.memory), default=self)
+
     @property
     def labels(self) -> tuple[str, str | None, tuple[str, ...], str | None, str | None]:
         """Return the part that only what a node is can answer, whatever it is doing."""

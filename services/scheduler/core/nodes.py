@@ -50,6 +50,7 @@ DUTY_MOVES: Mapping[NodeDuty, Mapping[str, frozenset[NodeDuty]]] = {
         "undrain": frozenset({NodeDuty.ACTIVE}),
         "drain": frozenset({NodeDuty.DRAINING}),
         "empty": frozenset({NodeDuty.DRAINED}),
+        "heard": frozenset({NodeDuty.ACTIVE}),  # it leaves by itself, and its agent was started again
     },
     NodeDuty.DRAINED: {
         "cordon": frozenset({NodeDuty.CORDONED}),
@@ -76,6 +77,7 @@ THERE = frozenset({NodeCondition.ONLINE, NodeCondition.SUSPECT})
 _SCHEDULER = "scheduler"
 _NODE = "node"  # who set the duty of a node that leaves by itself
 _TROUBLED_KEPT = 20
+_DRAIN_MAX_S = 366 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +230,7 @@ def _heard(record: NodeRecord, heard: Heard, now: datetime, limits: Limits) -> N
     record = _problem(record, heard.problem, now, limits)
     if heard.leaving:
         return _left_by_itself(record, now)
-    return _returned(record, heard.steady, now, limits)
+    return _stayed(_returned(record, heard.steady, now, limits), now)
 
 
 def _returned(record: NodeRecord, steady: int, now: datetime, limits: Limits) -> NodeRecord:
@@ -237,10 +239,14 @@ def _returned(record: NodeRecord, steady: int, now: datetime, limits: Limits) ->
     wanted = limits.steady_beats if record.condition is NodeCondition.LOST else 1
     if steady < wanted or not (_is_calm(record, now, limits) or _is_held(record, now, limits)):
         return record
-    after = _moved(record, NodeCondition.ONLINE, now)
-    if record.condition is NodeCondition.LEFT and record.duty is NodeDuty.DRAINED and record.by == _NODE:
-        after = _on_duty(after, NodeDuty.ACTIVE, _NODE, "it is back", now)
-    return after
+    return _moved(record, NodeCondition.ONLINE, now)
+
+
+def _stayed(record: NodeRecord, now: datetime) -> NodeRecord:
+    """Return to work a node that said goodbye and does not leave: its agent was started again."""
+    if not left_by_itself(record) or "heard" not in DUTY_MOVES[record.duty] or record.condition not in THERE:
+        return record
+    return _on_duty(record, NodeDuty.ACTIVE, _NODE, "it is back", now)
 
 
 def _is_held(record: NodeRecord, now: datetime, limits: Limits) -> bool:
@@ -302,7 +308,7 @@ def _wished(record: NodeRecord, verb: str, wish: NodeWish, now: datetime) -> Nod
         record = record.model_copy(update={"troubles": (), "troubled_jobs": ()})
     deadline = None
     if verb == "drain" and wish.deadline_s is not None:
-        deadline = now + timedelta(seconds=max(0.0, wish.deadline_s))
+        deadline = now + timedelta(seconds=min(max(0.0, wish.deadline_s), _DRAIN_MAX_S))
     return _on_duty(record, duty, wish.by, wish.reason, now, deadline)
 
 

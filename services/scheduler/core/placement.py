@@ -19,7 +19,7 @@ _IMAGE_WEIGHT = 0.5
 _LOAD_WEIGHT = 0.2
 _SPARE_GPUS_WEIGHT = 1.0  # a job without GPUs goes to a GPU node only when there is no other
 _FAILED_WEIGHT = 10.0  # more than all the others together: any other node is better
-_IMPOSSIBLE = np.float32(-np.inf)
+_IMPOSSIBLE = np.float32(-1e30)  # a score that no other comes near; to add it is quicker than to choose
 _SCORES_KEPT = 4  # needs whose scores are remembered; with many more needs than these they are hardly used again
 _RESCORED_MAX = 8  # rows that are scored one by one; more are quicker all at once
 
@@ -64,6 +64,7 @@ class Trial:
         # Scores are compared, never added up for long: half the bytes are twice as quick.
         self._per_cpu, self._per_memory = columns.per_cpu.astype(np.float32), columns.per_memory.astype(np.float32)
         self._bases: dict[tuple[str, bool], Scores] = {}  # by policy, and whether nodes with GPUs are spared
+        self._bonuses: dict[str, Scores] = {}  # by image
         self._scores: dict[tuple[Need, str | None], _Scores] = {}
         self._taken: list[_Taken] = []
         self._touched: list[int] = []
@@ -94,7 +95,7 @@ class Trial:
             values = values.copy()
             values[rows] -= _FAILED_WEIGHT
         slot = int(values.argmax()) if values.size else 0
-        if not values.size or values[slot] == -np.inf:
+        if not values.size or values[slot] <= _IMPOSSIBLE / 2:
             self._most = None
             return None
         node = self._columns.nodes[slot]
@@ -183,7 +184,7 @@ class Trial:
         )
 
     def _scored(self, need: Need, image: str | None) -> "_Scores":
-        """Return the score of each row for *need*, minus infinity where it will not do."""
+        """Return the score of each row for *need*, or what is impossible where it will not do."""
         scores = self._scores.get((need, image))
         if scores is None:
             if len(self._scores) >= _SCORES_KEPT:
@@ -208,8 +209,12 @@ class Trial:
         values += self._per_memory * np.float32(sign * need.memory)
         values += self._base(need)
         if image is not None:
-            values += columns.with_image(image) * np.float32(_IMAGE_WEIGHT)
-        return np.where(mask, values, _IMPOSSIBLE)
+            bonus = self._bonuses.get(image)
+            if bonus is None:
+                bonus = self._bonuses[image] = columns.with_image(image) * np.float32(_IMAGE_WEIGHT)
+            values += bonus
+        values += ~mask * _IMPOSSIBLE
+        return values
 
     def _base(self, need: Need) -> Scores:
         """Return the part of the scores that is the same for many needs: how full, how busy, and whether it has GPUs."""
@@ -232,7 +237,7 @@ class Trial:
         if not self._fits(slot, need) or (
             self._kept is not None and slot == self._kept.slot and not self._kept.lets_in(need)
         ):
-            return -np.inf
+            return float(_IMPOSSIBLE)
         return sum(self._raw_parts(slot, need, image).values())
 
     def _raw_parts(self, slot: int, need: Need, image: str | None) -> dict[str, float]:

@@ -122,14 +122,14 @@ class _Round:
         elif self.trial.may_fit(tracked.need) and self.place_one(self.trial, tracked):
             self._charge(tracked)
         else:
-            self.tried += 1
+            self.tried += tracked.need.jobs
             why = Block.RESERVED if self.trial.is_kept_out(group.kind.need) else Block.FULL
             line.blocked.add(group.kind, why, group.priority)
             return why
         return None
 
     def _charge(self, tracked: Tracked) -> None:
-        self.placed += 1
+        self.placed += tracked.need.jobs
         self.ledger.charge(tracked.job.owner.id, tracked.need)
 
     def _is_full(self) -> bool:

@@ -50,7 +50,7 @@ def reserve(
         since_s: since when it is at the head, in seconds since 1970, if not just since now.
     """
     since_s = now.at.timestamp() if since_s is None else since_s
-    need = tracked.need
+    need = tracked.need.hardest()
     rows = np.flatnonzero(suited(state.columns, need, now.mono - state.fresh_s, state.limits))
     nearest = rows[np.argsort(trial.lacking(need)[rows], kind="stable")][:_CANDIDATES]
     nodes = [node for slot in nearest if (node := state.columns.nodes[int(slot)]) is not None]
@@ -67,9 +67,9 @@ def renew(
     state: State, trial: Trial, tracked: Tracked, old: Reservation, now: Now
 ) -> tuple[Reservation, Kept] | None:
     """Return the reservation as it is now and what it keeps out; on another node if its own will not do any more."""
-    node = state.nodes.get(old.node)
-    if node is not None and suited(state.columns, tracked.need, now.mono - state.fresh_s, state.limits)[node.slot]:
-        room = _room(state, trial, node, tracked.need, trial.taken_from([node.slot])[node.slot], now)
+    node, need = state.nodes.get(old.node), tracked.need.hardest()
+    if node is not None and suited(state.columns, need, now.mono - state.fresh_s, state.limits)[node.slot]:
+        room = _room(state, trial, node, need, trial.taken_from([node.slot])[node.slot], now)
         if room is not None:
             return _kept(state, tracked, node, room, old.since_s, now)
     return reserve(state, trial, tracked, now, old.since_s)
@@ -92,7 +92,7 @@ def _kept(
     now_s, job = now.at.timestamp(), tracked.job
     waits_long = now_s - since_s >= state.limits.reserve_outright_s
     within_s = -np.inf if waits_long else room.at_s - now_s
-    kept = Kept(node.slot, within_s, room.cpus, room.memory, room.disk, with_gpus=not tracked.need.gpus)
+    kept = Kept(node.slot, within_s, room.cpus, room.memory, room.disk, with_gpus=not tracked.need.hardest().gpus)
     return Reservation(job.id, job.spec.priority, node.id, since_s, room.at_s), kept
 
 

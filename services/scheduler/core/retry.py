@@ -27,17 +27,18 @@ def is_wanted(retry_on: Iterable[str], attempt: Attempt, failure: Failure) -> bo
 
 def wait_after_failure(job: Job, limits: Limits) -> float:
     """Return the seconds to wait after the try that `job.tries` counts already."""
-    return _backoff_s(job, job.tries, limits.backoff_failure_s, limits.backoff_failure_max_s, limits.backoff_jitter)
+    wait_s = _backoff_s(job, job.tries, limits.backoff_failure_s, limits.backoff_failure_max_s, limits.backoff_jitter)
+    return max(wait_s, limits.orphan_s) if job.spec.exclusive and job.spec.gang is not None else wait_s
 
 
 def wait_after_loss(job: Job, failure: Failure, limits: Limits) -> float:
     """Return the seconds to wait after the loss that `job.losses` counts already.
 
     A node that no longer knows an attempt may still run it until its agent finds the container: an exclusive job
-    waits for that.
+    waits for that. Of a gang, nobody knows which of its members that was.
     """
     wait_s = _backoff_s(job, job.losses, limits.backoff_loss_s, limits.backoff_loss_max_s, limits.backoff_jitter)
-    if job.spec.exclusive and failure.reason is EndReason.AGENT_LOST_CONTAINER:
+    if job.spec.exclusive and (failure.reason is EndReason.AGENT_LOST_CONTAINER or job.spec.gang is not None):
         return max(wait_s, limits.orphan_s)
     return wait_s
 

@@ -23,15 +23,22 @@ def refusal(state: State, tracked: Tracked, now: Now, known: dict[Need, Refusal]
     if block is Block.RESERVED and kept is not None and kept.job_id != tracked.job.id:
         return _one(PendingCode.RESERVED, 1, _reserved(state, kept, now))
     if block is not None:
-        found = known.get(tracked.need)
-        if found is None:
-            found = explain(state.columns, tracked.need, now.mono - state.fresh_s, state.limits)
-            known[tracked.need] = found
+        found = _of_nodes(state, tracked.need, now, known)
         if found.reasons:
             return found
         if tracked.need.members:
             return _one(PendingCode.GANG, 0, f"its {tracked.need.jobs} members fit one by one, and not all at once")
     return _one(PendingCode.BEHIND_OTHERS, 0, f"a node would do; {len(state.line)} jobs wait and others are before it")
+
+
+def _of_nodes(state: State, need: Need, now: Now, known: dict[Need, Refusal]) -> Refusal:
+    """Return what the nodes lack; for a gang, for a member that no node could ever hold, else for the first."""
+    told: list[Refusal] = []
+    for one in dict.fromkeys(need.members or (need,)):
+        if one not in known:
+            known[one] = explain(state.columns, one, now.mono - state.fresh_s, state.limits)
+        told.append(known[one])
+    return min(told, key=lambda refusal: (refusal.is_possible, not refusal.reasons))
 
 
 def _reserved(state: State, kept: Reservation, now: Now) -> str:

@@ -59,8 +59,11 @@ def silent(state: State, now: Now) -> Follows:
             fenced_s = fence_s(node, lease_s, state.limits) if spec.exclusive else lease_s
             is_fenced = now.mono - node.seen > fenced_s
             wait_s = max(fenced_s, spec.replace_after or 0.0)
-            is_wanted = not clocks.is_unwanted(tracked.job, now.at)
-            if is_wanted and not (silent_s > wait_s and is_fenced):
+            if clocks.is_unwanted(tracked.job, now.at):
+                is_kept = spec.exclusive and tracked.job.member_of is not None and not is_fenced  # its gang goes on
+            else:
+                is_kept = not (silent_s > wait_s and is_fenced)
+            if is_kept:
                 text = f"node {node.info.name} is silent; the job stays there until it has been so for {wait_s:g} s"
                 yield tracked, Remarked(text)
             elif silent_s > lease_s:

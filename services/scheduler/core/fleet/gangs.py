@@ -1,6 +1,7 @@
 """Which members each gang has, and which gangs are to be looked at because something about them has changed."""
 
 from collections.abc import Mapping
+from itertools import islice
 
 from shared.job import Job
 from shared.states import JOB_TERMINAL, JobState
@@ -63,11 +64,12 @@ class Gangs:
             if member.state not in JOB_TERMINAL and member.job_id not in active and member.job_id not in self._asked:
                 self._unknown[member.job_id] = gang.id
 
-    def take_unknown(self) -> tuple[str, ...]:
-        """Take and return the members for which the log is to be asked."""
-        unknown, self._unknown = self._unknown, {}
-        self._asked |= unknown
-        return tuple(unknown)
+    def take_unknown(self, count: int) -> tuple[str, ...]:
+        """Take and return up to *count* members for which the log is to be asked."""
+        found = tuple(islice(self._unknown, count))
+        for member_id in found:
+            self._asked[member_id] = self._unknown.pop(member_id)
+        return found
 
     def answer(self, job_id: str, job: Job | None) -> None:
         """Take note of what the log knows of a member: how it ended, or nothing."""

@@ -157,8 +157,7 @@ class State:
             if tracked.job.state is JobState.QUEUED:
                 self._enqueue(tracked, now)
                 self.needs.again(job_id)
-            if tracked.job.spec.gang is not None:
-                self.gangs.touch(job_id)
+            self.gangs.assign(tracked.job)  # of a gang or a member, too
 
     def counts(self) -> dict[JobState, int]:
         """Return how many active jobs are in each state."""
