@@ -40,8 +40,9 @@ R = TypeVar("R", bound=Message)
 UPLOAD_HEADER, CHUNK_HEADER = "Wherry-Upload", "Wherry-Chunk"
 SCOPE_HEADER, SHA256_HEADER, SIZE_HEADER = "Wherry-Scope", "Wherry-Sha256", "Wherry-Size"
 
-#: Seconds for the answer to one chunk, and to a commit (after a restart storage reads the whole blob again).
-CALL_TIMEOUT_S, COMMIT_TIMEOUT_S, ABORT_TIMEOUT_S = 5.0, 60.0, 5.0
+#: Seconds for the answer to one chunk, and to a commit (after a restart storage reads the whole blob again). The first
+#: try has less: an answer that went down with storage is not worth the wait, and to ask again is harmless.
+FIRST_TIMEOUT_S, CALL_TIMEOUT_S, COMMIT_TIMEOUT_S, ABORT_TIMEOUT_S = 1.5, 5.0, 60.0, 5.0
 _PAUSE_S, _PAUSE_MAX_S = 0.1, 2.0
 
 
@@ -182,28 +183,32 @@ class BlobClient:
 
     async def _ask(self, channel: Channel[M, R], message: M, patience_s: float, timeout_s: float = CALL_TIMEOUT_S) -> R:
         return await _patiently(
-            lambda: self._bus.ask(channel, message, timeout_s=timeout_s, retry_s=0, **self._who), patience_s
+            lambda most_s: self._bus.ask(channel, message, timeout_s=most_s, retry_s=0, **self._who),
+            patience_s,
+            timeout_s,
         )
 
     async def _ask_raw(
         self, channel: Channel[Any, Any], body: bytes, headers: Mapping[str, str], patience_s: float
     ) -> Raw:
         return await _patiently(
-            lambda: self._bus.ask_raw(channel, body, headers, timeout_s=CALL_TIMEOUT_S, retry_s=0, **self._who),
+            lambda most_s: self._bus.ask_raw(channel, body, headers, timeout_s=most_s, retry_s=0, **self._who),
             patience_s,
+            CALL_TIMEOUT_S,
         )
 
 
-async def _patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
+async def _patiently(call: Callable[[float], Awaitable[T]], patience_s: float, timeout_s: float) -> T:
     give_up_at, pause_s = monotonic() + patience_s, _PAUSE_S
+    most_s = FIRST_TIMEOUT_S if timeout_s == CALL_TIMEOUT_S < patience_s else timeout_s
     while True:
         try:
-            return await call()
+            return await call(most_s)
         except WherryError as error:
             if not error.retryable or monotonic() + pause_s > give_up_at:
                 raise
         await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+        pause_s, most_s = min(2 * pause_s, _PAUSE_MAX_S), timeout_s
 
 
 def blob_of(body: bytes) -> BlobRef:

@@ -75,7 +75,7 @@ class HeldAttempt(Message):
     state: str  # an AttemptState value
     #: Its last report is in the log. If the job still waits for it many heartbeats later, it cannot be read.
     delivered: bool = False
-    #: The order's `seq`. A scheduler that has not read so far does not know the attempt yet: that is no reason to forget it.
+    #: The order's `seq`. A scheduler that has not read so far does not know the attempt yet: no reason to forget it.
     seq: int = 0
 
 

@@ -76,7 +76,9 @@ async def collect(
     files = _Files(storage, key, manifest)
     try:
         # First, for it is on this disk already: while storage is away, the engine is not kept reading.
-        logs = {name: await storage.keep_file(key, folder / name) for name in NAMES.values()}
+        names = tuple(NAMES.values())
+        kept = await asyncio.gather(*(storage.keep_file(key, folder / name) for name in names))
+        logs = dict(zip(names, kept, strict=True))
         try:
             async for output in runtime.outputs(key, handle):
                 await files.take(output)
