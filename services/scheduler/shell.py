@@ -284,6 +284,7 @@ class _Term:
             self._looked_up = tuple(await asyncio.gather(*map(self._look_up, effects.lookups)))
         if not self._retry:
             self._position = state.position
+        metrics.HEARTBEATS.inc(len(batch.beats))
         if batch.tick:
             metrics.show(state.counts(), len(state.line), state.fleet_size)
         if not effects.again:

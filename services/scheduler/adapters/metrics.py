@@ -18,6 +18,7 @@ TAKEOVER = Histogram(
 )
 DEPOSED = Counter("wherry_scheduler_deposed_total", "Times that this scheduler stopped leading because it had to.")
 EXPLAINED = Counter("wherry_scheduler_explained_total", "Questions why a job waits, or whether it would.", ["kind"])
+HEARTBEATS = Counter("wherry_scheduler_heartbeats_total", "Heartbeats taken in.")
 CONFLICTS = Counter("wherry_scheduler_conflicts_total", "Decisions refused because the job had moved on.")
 NODE_CHANGES = Counter("wherry_scheduler_node_changes_total", "Nodes' records written, by what happened.", ["what"])
 TURNS = Histogram(

@@ -217,7 +217,7 @@ class Trial:
         return values
 
     def _base(self, need: Need) -> Scores:
-        """Return the part of the scores that is the same for many needs: how full, how busy, and whether it has GPUs."""
+        """Return the part of the scores that is the same for many needs: how full and how busy a node is, its GPUs."""
         base = self._bases.get((need.policy, not need.gpus))
         if base is None:
             full = self._fullness(slice(None))
