@@ -264,6 +264,17 @@ async def test_an_agent_whose_identity_another_one_has_ends_and_leaves_its_progr
     assert is_alive(agent, order)
 
 
+async def test_an_agent_whose_identity_is_another_s_leaves_nothing_exclusive_running(
+    head: Head, agent: AgentProcess
+) -> None:
+    order = await started(head, command=UNTIL_TOLD, image=IMAGE, exclusive=True)
+    head.says["evicted"] = True
+    assert agent.process
+    async with asyncio.timeout(20):
+        assert await agent.process.wait() == 78
+    assert not [name for name in agent.left_behind() if name.startswith("wherry-") and order.job_id in name]
+
+
 async def test_an_agent_that_leaves_says_so_and_ends_with_its_last_job(head: Head, agent: AgentProcess) -> None:
     order = await started(head, command=UNTIL_TOLD, image=IMAGE)
     env = os.environ | {"WHERRY_DATA_DIR": str(agent.data), "WHERRY_NODE_ID": "n1"}

@@ -464,7 +464,7 @@ def _image(found: dict[str, Any], order: Order) -> Image:
 
 
 def _pull_error(reference: str, said: str) -> WherryError:
-    """Return why a pull failed. What comes is never right where it is not what its digest says; else it may be, later."""
+    """Return why a pull failed. Bytes that are not what their digest says stay wrong; all else may pass."""
     missing = ("not found", "does not exist", "manifest unknown", "access denied", "invalid reference")
     if any(words in said.lower() for words in missing):
         return WherryError(EndReason.IMAGE_NOT_FOUND, f"The image {reference} was not found: {said}")

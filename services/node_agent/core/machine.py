@@ -16,6 +16,7 @@ from shared.events import AttemptFinished, AttemptFinishing, AttemptRunning, Att
 from shared.fleet import Assignment, DesiredState, HeldAttempt, Order
 from shared.job import Failure, OutputsRef
 from shared.model import Message
+from shared.spec import Timeouts
 from shared.states import AttemptEventName, AttemptState, EndReason
 
 _COMMAND_CHARS_MAX = 200
@@ -250,6 +251,13 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class StartNoMore:
+    """Should the start have failed so far, it is not tried again."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
 class Follow:
     """Read on what a started program prints, and wait for its end."""
 
@@ -291,8 +299,8 @@ class HeartbeatNow:
 
 
 Effect = (
-    Save | Drop | SaveEpoch | NoteLease | Report | Prepare | Start | Follow | Stop | Abort | Collect | Clear
-    | HeartbeatNow
+    Save | Drop | SaveEpoch | NoteLease | Report | Prepare | Start | StartNoMore | Follow | Stop | Abort | Collect
+    | Clear | HeartbeatNow
 )  # fmt: skip
 
 
@@ -380,7 +388,7 @@ class Machine:
                 return []
 
     def _told_to_stop(self, held: Held, assignment: Assignment, now: datetime) -> list[Effect]:
-        end = _end_of(assignment.reason)
+        end = _end_of(assignment.reason, held.order.spec.timeouts)
         if held.phase is not Phase.FINISHING:
             return self._stop(held, end, assignment.grace_s, now)
         if held.stop is not None and assignment.reason is not EndReason.FINISHING_TIMEOUT:
@@ -394,7 +402,7 @@ class Machine:
         if held.phase in PREPARING:
             return [*self._finish(held, end, now), Abort(held.key)]
         # While starting, nobody knows whether there is something to stop yet: `Started` will tell.
-        return [self._save(held), *([Stop(held, grace_s)] if held.phase is Phase.RUNNING else [])]
+        return [self._save(held), Stop(held, grace_s) if held.phase is Phase.RUNNING else StartNoMore(held.key)]
 
     def _fence_all(self, at: float, now: datetime) -> list[Effect]:
         """End what must not run twice, where nobody grants a lease: before another node may start it."""
@@ -466,8 +474,7 @@ class Machine:
     def _running(self, held: Held, now: datetime) -> list[Effect]:
         held = held.model_copy(update={"phase": Phase.RUNNING, "since": now, "running_at": now})
         report = AttemptRunning(attempt=held.key.attempt, at=now, image_digest=held.image_digest)
-        stop = [Stop(held, held.stop_grace_s)] if held.stop else []
-        return [self._save(held), Report(held.key, AttemptEventName.RUNNING, report), *stop]
+        return [self._save(held), Report(held.key, AttemptEventName.RUNNING, report), *_stop_late(held)]
 
     def _exited(self, held: Held, outcome: Outcome, now: datetime) -> list[Effect]:
         failure = failure_of(outcome, _command(held))
@@ -516,20 +523,13 @@ class Machine:
     # --- time, and what a restart finds ---
 
     def _tick(self, held: Held, now: datetime) -> list[Effect]:
-        limits = held.order.spec.timeouts
-        match held.phase:
-            case Phase.ACCEPTED | Phase.PULLING:
-                limit, reason, what = limits.pull, EndReason.PULL_TIMEOUT, "Pulling the image"
-            case Phase.STAGING:
-                limit, reason, what = limits.stage_in, EndReason.STAGE_IN_TIMEOUT, "Bringing the files"
-            case Phase.RUNNING:
-                limit, reason, what = limits.run, EndReason.RUN_TIMEOUT, "The program"
-            case _:
-                return []
-        if (now - held.since).total_seconds() < limit:
+        reason = _LIMIT_OF.get(held.phase)
+        if reason is None:
             return []
-        failure = Failure(reason=reason, message=f"{what} took longer than {limit:g} s.")
-        return self._stop(held, End(state=AttemptState.TIMED_OUT, failure=failure), held.stop_grace_s, now)
+        limit = _limit(reason, held.order.spec.timeouts)
+        if limit is None or (now - held.since).total_seconds() < limit.seconds:
+            return []
+        return self._stop(held, _timed_out(reason, limit), held.stop_grace_s, now)
 
     def _recover(self, held: Held, fact: Recovered, now: datetime) -> list[Effect]:
         handle, condition = fact.found.get(held.key, ("", "gone"))
@@ -546,7 +546,7 @@ class Machine:
             case Phase.STARTING:
                 return [*self._running(held, now), Follow(held)]
             case Phase.RUNNING:
-                return [Follow(held), *([Stop(held, held.stop_grace_s)] if held.stop else [])]
+                return [Follow(held), *_stop_late(held)]
             case Phase.FINISHING:
                 return [Collect(held)]
             case Phase.FINISHED | Phase.FORGETTING:
@@ -591,17 +591,57 @@ _UNKILLABLE = _failed(EndReason.UNKILLABLE, "SIGKILL did not end the program wit
 _WHY: Mapping[EndReason, str] = {
     EndReason.FINISHING_TIMEOUT: "What it left could not be stored in time.",
     EndReason.NODE_DRAINED: "The node is being emptied.",
-    EndReason.TOTAL_TIMEOUT: "The job took longer than it may in all.",
+    EndReason.AGENT_LOST_CONTAINER: "The node had not begun with it in time.",
+}
+#: The limits that the agent itself keeps.
+_LIMIT_OF: Mapping[Phase, EndReason] = {
+    Phase.ACCEPTED: EndReason.PULL_TIMEOUT,
+    Phase.PULLING: EndReason.PULL_TIMEOUT,
+    Phase.STAGING: EndReason.STAGE_IN_TIMEOUT,
+    Phase.RUNNING: EndReason.RUN_TIMEOUT,
 }
 
 
-def _end_of(reason: EndReason | None) -> End:
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """What may take so many seconds."""
+
+    what: str
+    seconds: float
+    more: str = ""
+
+
+def _limit(reason: EndReason, timeouts: Timeouts) -> _Limit | None:
+    match reason:
+        case EndReason.PULL_TIMEOUT:
+            return _Limit("Pulling the image", timeouts.pull)
+        case EndReason.STAGE_IN_TIMEOUT:
+            return _Limit("Bringing the files", timeouts.stage_in)
+        case EndReason.RUN_TIMEOUT:
+            return _Limit("The program", timeouts.run)
+        case EndReason.TOTAL_TIMEOUT:
+            return _Limit("The job", timeouts.total, " in all")
+        case _:
+            return None
+
+
+def _timed_out(reason: EndReason, limit: _Limit) -> End:
+    message = f"{limit.what} took longer than {limit.seconds:g} s{limit.more}."
+    return End(state=AttemptState.TIMED_OUT, failure=Failure(reason=reason, message=message))
+
+
+def _end_of(reason: EndReason | None, timeouts: Timeouts) -> End:
     """Return how an attempt ends that the scheduler wants stopped."""
-    if reason in (None, EndReason.CANCELLED_BY_USER):
+    if reason is None or reason is EndReason.CANCELLED_BY_USER:
         return _CANCELLED
-    end = _failed(reason, _WHY.get(reason, "It was told to stop."))
-    is_late = reason is EndReason.TOTAL_TIMEOUT
-    return end.model_copy(update={"state": AttemptState.TIMED_OUT}) if is_late else end
+    if (limit := _limit(reason, timeouts)) is not None:
+        return _timed_out(reason, limit)
+    return _failed(reason, _WHY.get(reason, "It was told to stop."))
+
+
+def _stop_late(held: Held) -> list[Effect]:
+    """Stop what was to end before it was seen to run. What is fenced has had its time: the lease may be over."""
+    return [Stop(held, 0.0 if held.is_fenced else held.stop_grace_s)] if held.stop else []
 
 
 def _command(held: Held) -> str:

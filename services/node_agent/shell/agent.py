@@ -347,8 +347,13 @@ class Agent:
     async def _shut_down(self) -> None:
         await self._attempts.close()
         is_evicted = self._ended.done() and not self._ended.cancelled() and self._ended.result() == EXIT_EVICTED
-        if self._settings.stop_jobs_on_exit and not is_evicted:  # what is here is the other agent's
-            await asyncio.gather(*(self._stop_job(held) for held in self._machine.held.values()))
+        ended = [
+            held
+            for held in self._machine.held.values()
+            # What an evicted agent has may be the other one's by now; but nobody grants a lease for it here any more.
+            if (held.order.spec.is_fenced if is_evicted else self._settings.stop_jobs_on_exit)
+        ]
+        await asyncio.gather(*map(self._stop_job, ended))
         await self._outbox.close()
         await self._watch.close()
         self._gpus.close()

@@ -69,6 +69,7 @@ class Attempts:
     def __init__(self, doing: Doing) -> None:
         self._do = doing
         self._tasks: dict[tuple[Key, str], asyncio.Task[None]] = {}
+        self._unwanted: set[Key] = set()  # not to be started any more
 
     def act(self, effect: m.Effect) -> None:
         """Begin to carry out *effect*."""
@@ -77,6 +78,8 @@ class Attempts:
                 self._spawn(Key(order.job_id, order.attempt), "run", self._prepare(order, again=again))
             case m.Start(held):
                 self._after(held.key, "run", self._start(held))
+            case m.StartNoMore(key):
+                self._unwanted.add(key)
             case m.Follow(held):
                 self._spawn(held.key, "run", self._follow(held))
             case m.Stop(held, grace_s):
@@ -161,11 +164,9 @@ class Attempts:
             try:
                 return await runtime.pull_image(order, self._teller(key))
             except WherryError as error:
-                is_late = (
-                    monotonic() - began + pause_s >= order.spec.timeouts.pull
-                )  # then this error is the one to tell
+                is_late = monotonic() - began + pause_s >= order.spec.timeouts.pull
                 if error.code != EndReason.IMAGE_PULL_FAILED or not error.retryable or is_late:
-                    raise
+                    raise  # also where there is no time for another try: it says more than that the time was up
                 _log.warning(
                     "pull_failed", job_id=key.job_id, attempt=key.attempt, error=error.message, again_s=pause_s
                 )
@@ -215,6 +216,10 @@ class Attempts:
         runtime = self._do.runtimes[held.order.spec.runtime]
         handle = held.handle
         while True:
+            if held.key in self._unwanted:
+                failure = Failure(reason=EndReason.CANCELLED_BY_USER, message="It was told to stop before it began.")
+                self._do.post(m.Failed(held.key, failure))
+                return
             try:
                 await runtime.start(held.key, handle)
                 break
@@ -320,11 +325,18 @@ class Attempts:
             if running is None:
                 return
             killed_at = killed_at or monotonic()
-            if monotonic() - killed_at > _UNKILLABLE_S:
+            if monotonic() - killed_at > _UNKILLABLE_S and not await self._has_ended(runtime, held):
                 _log.error("unkillable", job_id=held.key.job_id, attempt=held.key.attempt)
                 self._do.post(m.Unkillable(held.key))
                 return
             await asyncio.wait({running}, timeout=1.0)
+
+    async def _has_ended(self, runtime: Runtime, held: m.Held) -> bool:
+        """Return whether the program has: then only its output is still being read."""
+        try:
+            return await runtime.outcome(held.key, held.handle) is not None
+        except WherryError:
+            return True  # it is gone; or the engine does not answer, which says nothing about the program
 
     async def _collect(self, held: m.Held) -> None:
         key = held.key
@@ -363,6 +375,7 @@ class Attempts:
         if runtime is not None:
             await until_done(partial(runtime.clear, key), note)
         await asyncio.to_thread(remove_tree, self.folder(key))
+        self._unwanted.discard(key)
         self._do.post(m.Cleared(key))
 
 

@@ -18,7 +18,7 @@ T0 = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = Key("j1", 1)
 ORDER = Order(
     job_id="j1", owner_id="u1", attempt=1, seq=5,
-    spec=JobSpec(image="i", command="run", timeouts=Timeouts(pull=10, stage_in=20, run=30)),
+    spec=JobSpec(image="i", command="run", timeouts=Timeouts(pull=10, stage_in=20, run=30, total=40)),
 )  # fmt: skip
 OUTPUTS = OutputsRef(manifest=BlobRef(sha256="0" * 64, size=1), files=1, bytes=1)
 BROKEN = Failure(reason=EndReason.BAD_SOURCE, message="bad")
@@ -174,7 +174,7 @@ def test_a_stop_before_the_program_gives_up_preparing_and_reports(before: tuple[
 
 def test_a_stop_during_the_start_stops_as_soon_as_it_runs() -> None:
     machine = after("start", "image", "staged")
-    assert acts(machine.handle(FACTS["stop"], T0)) == ["Save"]
+    assert acts(machine.handle(FACTS["stop"], T0)) == ["Save", "StartNoMore"]
     effects = machine.handle(FACTS["started"], T0)
     assert acts(effects) == ["Save", "Report", "Stop"]
     assert effects[-1] == m.Stop(machine.held[KEY], 3)
@@ -367,6 +367,29 @@ def test_an_agent_without_a_lease_does_not_start_what_was_about_to_be_started() 
     assert reports(effects)[0][1].error.reason == "fenced"
 
 
+def test_what_was_fenced_gets_no_second_grace_from_an_agent_after_this_one() -> None:
+    machine = fenced_machine("image", "staged", "started")
+    machine.handle(m.Tick(120), T0)
+    restarted = m.Machine(dict(machine.held), 1, lease=machine.lease)
+    restarted.handle(m.Tick(128), T0)
+    effects = restarted.handle(m.Recovered("docker", {KEY: ("c1", "started")}), T0)
+    assert [effect.grace_s for effect in effects if isinstance(effect, m.Stop)] == [0]
+
+
+def test_a_fenced_program_that_starts_nevertheless_is_killed_at_once() -> None:
+    machine = fenced_machine("image", "staged")
+    machine.handle(m.Tick(120), T0)
+    effects = machine.handle(FACTS["started"], T0)
+    assert [effect.grace_s for effect in effects if isinstance(effect, m.Stop)] == [0]
+
+
+def test_a_stop_before_the_start_is_answered_keeps_it_from_being_tried_again() -> None:
+    machine = after("start", "image", "staged")
+    assert acts(machine.handle(FACTS["stop"], T0)) == ["Save", "StartNoMore"]
+    ((_, said),) = reports(machine.handle(FACTS["failed"], T0))
+    assert (said.state, said.error.reason) == ("cancelled", "cancelled_by_user")
+
+
 FENCED = desired("start", order=fenced_order())
 RUNS = m.PREPARING | {m.Phase.STARTING, m.Phase.RUNNING}
 
@@ -410,12 +433,22 @@ def test_the_stop_that_ended_the_program_does_not_abandon_what_it_left() -> None
 
 
 @pytest.mark.parametrize(
-    ("reason", "state"), [("finishing_timeout", "failed"), ("node_drained", "failed"), ("total_timeout", "timed_out")]
+    ("reason", "state", "words"),
+    [
+        ("finishing_timeout", "failed", "could not be stored in time"),
+        ("node_drained", "failed", "is being emptied"),
+        ("total_timeout", "timed_out", "The job took longer than 40 s in all."),
+        ("run_timeout", "timed_out", "The program took longer than 30 s."),
+        ("pull_timeout", "timed_out", "Pulling the image took longer than 10 s."),
+        ("stage_in_timeout", "timed_out", "Bringing the files took longer than 20 s."),
+        ("agent_lost_container", "failed", "The node had not begun with it in time."),
+    ],
 )
-def test_a_stop_says_why(reason: str, state: str) -> None:
+def test_a_stop_says_why(reason: str, state: str, words: str) -> None:
     machine = after(*TO_RUNNING, "exited")
     ((_, said),) = reports(machine.handle(desired("stop", reason=EndReason(reason)), T0))
     assert (said.state, said.error.reason) == (state, reason)
+    assert words in said.error.message
 
 
 def test_a_program_that_sigkill_does_not_end_ends_the_attempt_and_is_a_problem_until_it_is_gone() -> None:

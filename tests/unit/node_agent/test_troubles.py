@@ -15,13 +15,13 @@ from services.node_agent.adapters.journal import Journal, Outgoing
 from services.node_agent.core import machine as m
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
-from services.node_agent.ports import Chunk, Image, Output
+from services.node_agent.ports import Chunk, Found, Image, Output
 from services.node_agent.shell import attempts as attempting
 from services.node_agent.shell import collect as collecting
 from services.node_agent.shell import outbox as outgoing
 from services.node_agent.shell.attempts import Attempts, Doing
 from services.node_agent.shell.output import OutputPump
-from shared.errors import WherryError
+from shared.errors import Unavailable, WherryError
 from shared.events import AttemptRunning, OutputBatch
 from shared.fleet import Order
 from shared.job import BlobRef, Failure
@@ -244,10 +244,6 @@ async def test_a_pull_that_fails_is_tried_three_times_more(tmp_path: Path, monke
     assert runtime.pulls == 4
 
 
-def test_the_pauses_between_pulls_grow() -> None:
-    assert attempting._PULL_PAUSES_S == (5.0, 20.0, 60.0)
-
-
 @pytest.mark.parametrize(
     "error",
     [WherryError("image_not_found", "no such"), WherryError("image_pull_failed", "a wrong digest")],
@@ -263,6 +259,79 @@ async def test_a_pull_that_can_never_do_is_not_tried_again(tmp_path: Path, error
 async def test_a_pull_for_which_the_time_is_up_says_why_it_failed(tmp_path: Path) -> None:
     facts, _ = await prepared(Registry(pull_failed()), tmp_path, pull_s=4)
     assert facts[-1] == m.Failed(KEY, Failure(reason=EndReason.IMAGE_PULL_FAILED, message="no route to it"))
+
+
+class BusyEngine(Program):
+    """An engine that does not answer a start, and knows that it did not happen."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.was_asked = asyncio.Event()
+
+    async def start(self, *_: object) -> None:
+        self.starts += 1
+        self.was_asked.set()
+        raise Unavailable("no answer")
+
+    async def found(self) -> list[Found]:
+        await asyncio.sleep(0.05)
+        return [Found(KEY, AT, "c1", "created")]
+
+
+async def test_a_start_that_got_no_answer_is_not_repeated_once_nobody_wants_it(tmp_path: Path) -> None:
+    engine = BusyEngine()
+    posted: list[m.Fact] = []
+    attempts, held = on(engine, tmp_path, posted, m.Phase.STARTING)
+    attempts.act(m.Start(held))
+    await engine.was_asked.wait()
+    attempts.act(m.StartNoMore(KEY))
+    async with asyncio.timeout(5):
+        while not posted:
+            await asyncio.sleep(0.01)
+    await attempts.close()
+    assert [type(fact) for fact in posted] == [m.Failed]
+    assert engine.starts == 1
+
+
+class Chatty(Program):
+    """A program that SIGKILL ends at once, and whose output takes long to read."""
+
+    def follow(self, _key: Key, _handle: str, _position: Any, sink: Any) -> Any:
+        async def wait() -> None:
+            for number in range(12):
+                await asyncio.sleep(0.1)
+                sink(Chunk("o", AT, b"line %d\n" % number, {"at": number}))
+
+        return SimpleNamespace(wait=wait, close=lambda: None)
+
+    async def kill(self, *_: object) -> None:
+        """End it."""
+
+
+async def test_a_program_that_has_ended_is_not_unkillable_while_its_output_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempting, "_UNKILLABLE_S", 0.05)
+    posted: list[m.Fact] = []
+    attempts, held = on(Chatty(), tmp_path, posted, m.Phase.RUNNING)
+    attempts.act(m.Follow(held))
+    attempts.act(m.Stop(held, 0.0))
+    async with asyncio.timeout(10):
+        while not posted:
+            await asyncio.sleep(0.02)
+    await attempts.close()
+    assert posted == [m.Exited(KEY, Outcome(0))]
+
+
+def on(runtime: Program, folder: Path, posted: list[m.Fact], phase: m.Phase) -> tuple[Attempts, m.Held]:
+    """Return what carries out effects on *runtime*, and an attempt in *phase*."""
+
+    async def publish(*_: object) -> None:
+        pass
+
+    doing = Doing({"process": cast("Any", runtime)}, cast("Any", None), folder, posted.append, publish, 1000)
+    order = Order(job_id="j1", owner_id="u1", attempt=1, spec=JobSpec(runtime="process", command="true"), seq=1)
+    return Attempts(doing), m.Held(order=order, phase=phase, since=AT, handle="c1")
 
 
 async def test_a_report_goes_out_though_the_journal_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
