@@ -26,7 +26,7 @@ _UNITS = {
     PendingCode.CPUS: "cpus",
     PendingCode.MEMORY: "of memory",
     PendingCode.DISK: "of disk",
-    PendingCode.GPUS: "GPU(s)",
+    PendingCode.GPUS: "GPUs",
     PendingCode.GPU_MEMORY: "on each GPU",
 }
 

@@ -15,6 +15,7 @@ from services.scheduler.core.placement import Placement, Trial
 from services.scheduler.core.placement import explain as refuse
 from services.scheduler.core.suggest import suggest
 from services.scheduler.core.waiting import refusal
+from services.scheduler.core.words import count
 from shared.job import Job, Owner, PendingReason
 from shared.requests import Explanation, NodeFit, Suggestion
 from shared.spec import JobSpec
@@ -99,9 +100,9 @@ class _Found:
         said = ["It can never run on the nodes that are there." if self.never else "It waits."]
         said += [f"{_capital(reason.message)}{_count(reason)}." for reason in self.reasons]
         if self.nearest and not self.fits:
-            said.append(f"The closest of {self.nodes} node(s) is {self.nearest[0].name}: {self.nearest[0].message}.")
+            said.append(f"{_closest(self.nodes)} {self.nearest[0].name}: {self.nearest[0].message}.")
         if self.ahead is not None:
-            said.append(f"{self.ahead} of {self.queue_length} waiting job(s) come before it.")
+            said.append(f"{count(self.ahead, 'waiting job comes', 'waiting jobs come')} before it.")
         if self.suggestion is not None:
             said.append(self.suggestion.message)
         return " ".join(said)
@@ -245,7 +246,11 @@ def _parts(score: dict[str, float]) -> str:
 
 
 def _count(reason: PendingReason) -> str:
-    return f" (rules out {reason.nodes} node(s))" if reason.nodes else ""
+    return f" ({count(reason.nodes, 'node')})" if reason.nodes else ""
+
+
+def _closest(nodes: int) -> str:
+    return f"The closest of {nodes} nodes is" if nodes > 1 else "The only node is"
 
 
 def _capital(text: str) -> str:

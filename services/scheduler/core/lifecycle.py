@@ -454,7 +454,7 @@ def requeue(job: Job, failure: Failure, wait_s: float, now: datetime) -> Change:
 
 
 def _cancelled(job: Job, now: datetime) -> Change:
-    failure = Failure(reason=EndReason.CANCELLED_BY_USER, message="cancelled as was asked for")
+    failure = Failure(reason=EndReason.CANCELLED_BY_USER, message="its owner or an administrator asked for it")
     if job.member_of is not None:
         failure = Failure(reason=EndReason.GANG_FAILED, message="stopped with the other members of its gang")
     return end(job, JobState.CANCELLED, failure, now)

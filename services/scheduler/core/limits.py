@@ -58,7 +58,7 @@ class Limits:
     reserve_outright_s: float = 600.0  # at the head for so long, and nothing more goes into the room that is kept
     classes_per_turn: int = 1000  # different requirements that are tried in one turn
     pending_after_s: float = 5.0  # shorter waits are not worth an event
-    pending_never_after_s: float = 1.0  # but what no node could ever run is said soon
+    pending_never_after_s: float = 1.0  # but what no node could ever run, or a quota keeps back, is said soon
     pending_every_s: float = 5.0
     pending_per_tick: int = 100
     retry_all_s: float = 5.0  # small gains of memory add up: everything is tried again this often

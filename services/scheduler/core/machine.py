@@ -299,7 +299,7 @@ class _Turn:
         state, now, limits = self.state, self.now, self.state.limits
         refusal = waiting.refusal(state, tracked, now, refusals)
         waited_s = (now.at - clocks.queued_since(tracked.job)).total_seconds()
-        if not refusal.reasons or (refusal.is_possible and waited_s < limits.pending_after_s):
+        if not refusal.reasons or (waited_s < limits.pending_after_s and not waiting.is_lasting(refusal)):
             return False
         never = not refusal.is_possible
         if _codes(tracked.job.pending) == _codes(refusal.reasons) and tracked.never in (None, never):

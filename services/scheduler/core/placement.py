@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from services.scheduler.core.fleet.columns import Columns, Floats, Mask
 from services.scheduler.core.limits import Limits
 from services.scheduler.core.need import CPU_UNIT, Need
+from services.scheduler.core.words import count
 from shared.fleet import NodeInfo
 from shared.job import PendingReason
 from shared.spec import GIB, KIB, MIB
@@ -443,10 +444,11 @@ def _usable(columns: Columns, rows: list[int], heard_after: float) -> tuple[list
     alive = [row for row in is_open if columns.seen[row] >= heard_after]
     reasons: list[PendingReason] = []
     if cordoned := len(rows) - len(is_open):
-        message = f"{cordoned} suitable node(s) are cordoned or drained"
+        message = f"{count(cordoned, 'suitable node is', 'suitable nodes are')} cordoned or drained"
         reasons.append(_reason(PendingCode.NODE_CORDONED, cordoned, message))
     if silent := len(is_open) - len(alive):
-        message = f"{silent} suitable node(s) are silent, not back for long, or speak another version"
+        nodes = count(silent, "suitable node is", "suitable nodes are")
+        message = f"{nodes} silent, not back for long, or of another version"
         reasons.append(_reason(PendingCode.NODE_UNHEALTHY, silent, message))
     return reasons, alive
 
@@ -470,14 +472,14 @@ def _resources(columns: Columns, rows: np.ndarray, need: Need, limits: Limits) -
 
 
 def _gpu_reasons(columns: Columns, rows: np.ndarray, need: Need, limits: Limits, reasons: list[PendingReason]) -> Mask:
-    wanted = f"needs {need.gpus} GPU(s)"
-    count = (columns.gpu_total[rows] > 0).sum(axis=1)
+    wanted = f"needs {count(need.gpus, 'GPU')}"
+    there = (columns.gpu_total[rows] > 0).sum(axis=1)
     large = (columns.gpu_total[rows] >= max(1, need.gpu_memory)).sum(axis=1)
     usable = columns.usable_gpus(need, limits, columns.gpu_memory)[rows].sum(axis=1)
-    if too_few := int((count < need.gpus).sum()):
-        message = f"{wanted}; the node with most has {int(count.max())}"
+    if too_few := int((there < need.gpus).sum()):
+        message = f"{wanted}; the node with most has {int(there.max())}"
         reasons.append(_reason(PendingCode.GPUS, too_few, message))
-    if too_small := int(((large < need.gpus) & (count >= need.gpus)).sum()):
+    if too_small := int(((large < need.gpus) & (there >= need.gpus)).sum()):
         largest = _bytes(float(columns.gpu_total[rows].max()))
         message = f"{wanted} with {_bytes(need.gpu_memory)} each; the largest GPU has {largest}"
         reasons.append(_reason(PendingCode.GPU_MEMORY, too_small, message))

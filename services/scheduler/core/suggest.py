@@ -13,6 +13,7 @@ from services.scheduler.core.fleet.columns import Columns, Floats, Mask
 from services.scheduler.core.limits import Limits
 from services.scheduler.core.need import CPU_UNIT, Need, need_of
 from services.scheduler.core.placement import Trial, suited
+from services.scheduler.core.words import count
 from shared.requests import Suggestion
 from shared.spec import MIB, JobSpec
 from shared.states import PendingCode
@@ -181,7 +182,7 @@ def _phrase(field: str, value: Any) -> str:
         case "resources.memory" | "resources.disk":
             return f"{amount(PendingCode.MEMORY, value)} of {field.removeprefix('resources.')}"
         case "resources.gpus":
-            return f"{value} GPU(s)" if value else "no GPU"
+            return count(value, "GPU") if value else "no GPU"
         case "resources.gpu_memory":
             return f"{amount(PendingCode.MEMORY, value)} on each GPU" if value else ""
         case "placement.tags":

@@ -9,6 +9,19 @@ from services.scheduler.core.placement import Refusal, explain
 from shared.job import PendingReason
 from shared.states import PendingCode
 
+#: What a little patience does not mend. What does not fit may fit in a moment, when something ends.
+_LASTING = frozenset(
+    {
+        PendingCode.QUOTA, PendingCode.NODE_CORDONED, PendingCode.NODE_NAME, PendingCode.CLUSTER, PendingCode.ARCH,
+        PendingCode.TAGS, PendingCode.RUNTIME,
+    }
+)  # fmt: skip
+
+
+def is_lasting(found: Refusal) -> bool:
+    """Return whether a job is told at once that it waits for *found*."""
+    return not found.is_possible or all(reason.code in _LASTING for reason in found.reasons)
+
 
 def refusal(state: State, tracked: Tracked, now: Now, known: dict[Need, Refusal]) -> Refusal:
     """Return what keeps a waiting job from being placed: its owner's quota, the nodes, reserved room, or its turn.

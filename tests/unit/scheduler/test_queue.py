@@ -144,9 +144,19 @@ def test_a_job_over_its_owners_quota_waits_says_so_and_blocks_nobody(make, world
         world.tick(second)
     [reason] = world.job("a2").pending
     assert reason.code is PendingCode.QUOTA
-    assert "1 job(s) at a time" in reason.message
+    assert reason.message == "the quota is 1 job at a time, and 1 is on nodes"
     end(world, make, "a1")
     assert world.job("a2").state is JobState.PLACED
+
+
+@pytest.mark.parametrize("quota", [Quota(running=0), Quota(cpus=0), Quota(memory=1)])
+def test_a_quota_that_keeps_a_job_back_is_told_within_two_seconds(make, world, quota) -> None:
+    world.state.set_quota("ann", quota)
+    world.hear(cpus=4)
+    world.turn(world.create(job_of(make, "a1", "ann")))
+    world.hear(cpus=4)
+    world.tick(1.25)
+    assert [reason.code for reason in world.job("a1").pending] == [PendingCode.QUOTA]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from services.scheduler.core.need import CPU_UNIT, Need
+from services.scheduler.core.words import count
 from shared.fleet import Quota
 from shared.spec import GIB
 
@@ -140,13 +141,13 @@ class Ledger:
             return None
         held, need = self._of(owner)[0], need.whole()
         if quota.running is not None and held.jobs + need.jobs > quota.running:
-            return f"the quota is {quota.running} job(s) at a time, and {held.jobs} are on nodes"
+            return f"the quota is {count(quota.running, 'job')} at a time, and {count(held.jobs, 'is', 'are')} on nodes"
         if quota.cpus is not None and held.ucpus + need.ucpus > round(quota.cpus * CPU_UNIT):
             return _beyond("cpus", quota.cpus, held.ucpus / CPU_UNIT, need.ucpus / CPU_UNIT)
         if quota.memory is not None and held.memory + need.memory > quota.memory:
             return _beyond("GiB of memory", quota.memory / GIB, held.memory / GIB, need.memory / GIB)
         if quota.gpus is not None and need.gpus and held.gpus + need.gpus > quota.gpus:
-            return _beyond("GPU(s)", quota.gpus, held.gpus, need.gpus)
+            return _beyond("GPUs", quota.gpus, held.gpus, need.gpus)
         return None
 
     def _of(self, owner: str) -> tuple[Holding, float, float]:
