@@ -34,6 +34,8 @@ def _if(possible: Any) -> Any:
 class Protocol(RuleBasedStateMachine):
     """A history of the world; whatever it was, everything must come to its end after it."""
 
+    healed = 0  # histories that were followed to their end
+
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
@@ -150,6 +152,7 @@ class Protocol(RuleBasedStateMachine):
     def teardown(self):
         if sys.exc_info()[0] is None:  # else a promise is broken already
             self.world.heal()
+            Protocol.healed += 1
 
 
 def _pick(some: list[int], i: int) -> int:

@@ -13,4 +13,6 @@ HISTORIES = int(os.environ.get("WHERRY_MODEL_HISTORIES") or (5000 if os.environ.
 
 @pytest.mark.timeout(900 + HISTORIES // 5)
 def test_the_protocol_keeps_its_promises_in_every_history() -> None:
+    before = Protocol.healed
     run_state_machine_as_test(Protocol, settings=settings(SETTINGS, max_examples=HISTORIES))
+    assert Protocol.healed - before >= HISTORIES

@@ -29,7 +29,7 @@ from tests.simulation.oracle import Oracle, Violation
 START = datetime(2026, 1, 1, tzinfo=UTC)
 #: Back-offs are short, so that a run has an end.
 LIMITS = Limits(backoff_failure_s=2, backoff_failure_max_s=30, backoff_loss_max_s=20)
-TURN_S = 0.1  # between what arrives and the scheduler's turn about it
+TURN_S = 0.2  # between what arrives and the scheduler's turn about it
 TICK_S = 1.0
 SNAPSHOT_S = 10.0
 RESEND_S = 0.3
@@ -165,7 +165,7 @@ class Fleet:
             self.oracle.agrees(leader.state, touched)
 
     def _check_all(self) -> None:
-        for leader in self.leaders:
+        for leader in tuple(self.leaders):
             if broken := check(leader.state):
                 raise Violation(f"I8: {broken[:5]}")
             if self._knows_all(leader):

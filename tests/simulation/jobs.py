@@ -47,7 +47,7 @@ def make_job(dice: random.Random, number: int, now: datetime, others: list[str])
 def programs_of(dice: random.Random, job: Job) -> Program:
     """Return what the attempts of *job* do."""
     return Program(
-        seconds=min(200.0, dice.expovariate(1 / 25)),
+        seconds=min(90.0, dice.expovariate(1 / 25)),
         fails=dice.choice((1, 1, 2, 9)) if dice.random() < 0.1 else 0,
         tempo=Tempo(
             pull_s=dice.uniform(1, 20) if dice.random() < 0.1 else 0.0,

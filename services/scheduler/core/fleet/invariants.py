@@ -22,15 +22,15 @@ def _jobs(state: State) -> list[str]:
             wrong.append(f"{job_id} is filed under another job's id")
         if job.is_terminal:
             wrong.append(f"{job_id} has ended and is still tracked")
-        holds = job.state in HOLDING and job.spec.gang is None  # what a gang has its members hold
-        if holds != (job_id in on_nodes):
+        is_placed, waits = job.state in HOLDING, job_id in state.line
+        if (is_placed and job.spec.gang is None) != (job_id in on_nodes):  # what a gang has its members hold
             wrong.append(f"{job_id} is {job.state} and its node does not agree")
-        if job.state in HOLDING and job_id in state.line:
+        if is_placed and waits:
             wrong.append(f"{job_id} is {job.state} and in the queue")
-        if job_id in state.needs and (job_id in state.line or not waits_for_needs(job)):
+        if job_id in state.needs and (waits or not waits_for_needs(job)):
             wrong.append(f"{job_id} waits for its needs, and does not")
         is_due = job.state is JobState.QUEUED and job.not_before is None
-        if is_due and job_id not in state.line and job_id not in state.needs:
+        if is_due and not waits and job_id not in state.needs:
             wrong.append(f"{job_id} is queued and not in the queue")
     return wrong
 
@@ -43,14 +43,15 @@ def _nodes(state: State) -> list[str]:
         held = [state.jobs[job_id] for job_id in node.jobs if job_id in state.jobs]
         if len(held) != len(node.jobs):
             wrong.append(f"{node.id} has a job that is not tracked")
-        promised = [sum(values) for values in zip((0, 0, 0), *(t.need[:3] for t in held), strict=True)]
-        if promised != [node.ucpus, node.memory, node.disk]:
+        needs = [t.need for t in held]
+        promised = (sum(n.ucpus for n in needs), sum(n.memory for n in needs), sum(n.disk for n in needs))
+        if promised != (node.ucpus, node.memory, node.disk):
             wrong.append(f"{node.id} promises {(node.ucpus, node.memory, node.disk)}, its jobs have {promised}")
         cold = sum(t.need.memory for t in held if t.job.attempts[-1].state in _COLD)
         if cold != node.cold_memory:
             wrong.append(f"{node.id} counts {node.cold_memory} bytes as not in use yet, it is {cold}")
-        gpus = [(gpu, t.job.id) for t in held for gpu in t.job.attempts[-1].gpus]
-        if sorted(gpus) != sorted(node.gpus.items()):
+        gpus = {gpu: t.job.id for t in held for gpu in t.job.attempts[-1].gpus}
+        if gpus != node.gpus or len(gpus) != sum(len(t.job.attempts[-1].gpus) for t in held):
             wrong.append(f"{node.id} promises the GPUs {node.gpus}, its jobs have {gpus}")
         keys = {(t.job.id, t.job.attempt) for t in held}
         if not node.accepted <= keys or not set(node.missing) | set(node.delivered) <= keys:
