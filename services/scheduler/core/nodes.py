@@ -55,6 +55,7 @@ DUTY_MOVES: Mapping[NodeDuty, Mapping[str, frozenset[NodeDuty]]] = {
     NodeDuty.DRAINED: {
         "cordon": frozenset({NodeDuty.CORDONED}),
         "undrain": frozenset({NodeDuty.ACTIVE}),
+        "drain": frozenset({NodeDuty.DRAINED}),  # it had left by itself, and is not to work when it is back
         "heard": frozenset({NodeDuty.ACTIVE}),  # back after it had left by itself
     },
 }
@@ -307,7 +308,7 @@ def _wished(record: NodeRecord, verb: str, wish: NodeWish, now: datetime) -> Nod
     if verb == "undrain":
         record = record.model_copy(update={"troubles": (), "troubled_jobs": ()})
     deadline = None
-    if verb == "drain" and wish.deadline_s is not None:
+    if duty is NodeDuty.DRAINING and wish.deadline_s is not None:
         deadline = now + timedelta(seconds=min(max(0.0, wish.deadline_s), _DRAIN_MAX_S))
     return _on_duty(record, duty, wish.by, wish.reason, now, deadline)
 

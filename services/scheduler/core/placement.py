@@ -20,6 +20,7 @@ _IMAGE_WEIGHT = 0.5
 _LOAD_WEIGHT = 0.2
 _SPARE_GPUS_WEIGHT = 1.0  # a job without GPUs goes to a GPU node only when there is no other
 _FAILED_WEIGHT = 10.0  # more than all the others together: any other node is better
+_NONE, _NOTHING = np.zeros(0, np.intp), np.zeros(0)
 _IMPOSSIBLE = np.float32(-1e30)  # a score that no other comes near; to add it is quicker than to choose
 _SCORES_KEPT = 4  # needs whose scores are remembered; with many more needs than these they are hardly used again
 _RESCORED_MAX = 8  # rows that are scored one by one; more are quicker all at once
@@ -114,7 +115,8 @@ class Trial:
         while len(self._taken) > mark:
             taken = self._taken.pop()
             slot, need = taken.slot, taken.need
-            self._gpus[slot, taken.gpus] = taken.gpu_memory
+            if need.gpus:
+                self._gpus[slot, taken.gpus] = taken.gpu_memory
             if self._kept is not None and taken.is_spare:
                 self._kept.give(need)
             self._most = None
@@ -275,9 +277,10 @@ class Trial:
         is_spare = kept is not None and kept.slot == slot and kept.uses_spare(need)
         if kept is not None and is_spare:
             kept.take(need)
-        chosen = self._choose_gpus(slot, need) if need.gpus else np.zeros(0, np.intp)
-        self._taken.append(_Taken(slot, need, chosen, self._gpus[slot, chosen], is_spare))
-        self._gpus[slot, chosen] = -1
+        chosen = self._choose_gpus(slot, need) if need.gpus else _NONE
+        self._taken.append(_Taken(slot, need, chosen, self._gpus[slot, chosen] if need.gpus else _NOTHING, is_spare))
+        if need.gpus:
+            self._gpus[slot, chosen] = -1
         self._change(slot, need, -1)
         node = self._columns.nodes[slot]
         if not need.gpus or node is None or node.beat is None:
@@ -294,10 +297,9 @@ class Trial:
         self._cpus[slot] += sign * need.ucpus
         self._memory[slot] += sign * need.memory
         self._disk[slot] += sign * need.disk
-        full = self._fullness(slot)
-        for (policy, spares_gpus), base in self._bases.items():
-            cost = _LOAD_WEIGHT * columns.load[slot] + (_SPARE_GPUS_WEIGHT * self._has_gpus[slot] if spares_gpus else 0)
-            base[slot] = (full if policy == "pack" else 1 - full) - cost
+        fuller = -sign * (need.ucpus * float(columns.per_cpu[slot]) + need.memory * float(columns.per_memory[slot])) / 2
+        for (policy, _), base in self._bases.items():
+            base[slot] += fuller if policy == "pack" else -fuller
         if need.gpus:
             for memory, usable in self._usable.items():
                 wanted = need._replace(gpu_memory=memory)
@@ -385,6 +387,15 @@ def suited(columns: Columns, need: Need, heard_after: float, limits: Limits) -> 
     if need.gpus:
         mask &= columns.usable_gpus(need, limits, columns.gpu_total).sum(axis=1) >= need.gpus
     return mask
+
+
+def fits_somewhere(columns: Columns, need: Need, heard_after: float, limits: Limits) -> bool:
+    """Return whether a node would do for *need*, alone, as things are."""
+    mask = suited(columns, need, heard_after, limits)
+    mask &= (columns.cpus >= need.ucpus) & (columns.memory >= need.memory) & (columns.disk >= need.disk)
+    if need.gpus:
+        mask &= columns.usable_gpus(need, limits, columns.gpu_memory).sum(axis=1) >= need.gpus
+    return bool(mask.any())
 
 
 def could_hold(columns: Columns, need: Need, heard_after: float, limits: Limits) -> bool:

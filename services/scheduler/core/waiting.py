@@ -5,7 +5,7 @@ from services.scheduler.core.fleet.share import Ledger
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.limits import Now
 from services.scheduler.core.need import Need
-from services.scheduler.core.placement import Refusal, explain
+from services.scheduler.core.placement import Refusal, explain, fits_somewhere
 from shared.job import PendingReason
 from shared.states import PendingCode
 
@@ -45,13 +45,15 @@ def refusal(state: State, tracked: Tracked, now: Now, known: dict[Need, Refusal]
 
 
 def _of_nodes(state: State, need: Need, now: Now, known: dict[Need, Refusal]) -> Refusal:
-    """Return what the nodes lack; for a gang, for a member that no node could ever hold, else for the first."""
-    told: list[Refusal] = []
-    for one in dict.fromkeys(need.members or (need,)):
-        if one not in known:
-            known[one] = explain(state.columns, one, now.mono - state.fresh_s, state.limits)
-        told.append(known[one])
-    return min(told, key=lambda refusal: (refusal.is_possible, not refusal.reasons))
+    """Return what the nodes lack; for a gang, for a member that fits nowhere: best for one that never will."""
+    found = known.get(need)
+    if found is None:
+        after, limits = now.mono - state.fresh_s, state.limits
+        lacking = [one for one in dict.fromkeys(need.members) if not fits_somewhere(state.columns, one, after, limits)]
+        told = [explain(state.columns, one, after, limits) for one in (lacking if need.members else (need,))]
+        found = min(told, key=lambda refusal: refusal.is_possible, default=Refusal((), is_possible=True))
+        known[need] = found
+    return found
 
 
 def _reserved(state: State, kept: Reservation, now: Now) -> str:

@@ -117,6 +117,8 @@ class World:
         self.events: list[tuple[str, str]] = []
         self.woken: list[str] = []
         self.latest: dict[str, Job] = {}
+        self.seqs: dict[str, int] = {}  # of the last event of each job
+        self.may_conflict = False  # the log may hold what this state does not know
         self.beats = 0
         self.fleet: list[FleetFact] = []
         self.looked_up: tuple[LookedUp, ...] = ()
@@ -136,14 +138,21 @@ class World:
         batch = {"looked_up": self.looked_up} | batch
         effects = handle(self.state, Batch(facts=facts, beats=heard, **batch), at(self.now))
         self.looked_up = tuple(LookedUp(job_id, self.latest.get(job_id)) for job_id in effects.lookups)
+        conflicts: list[str] = []
         for decision in effects.records:
             tracked = self.state.jobs.get(decision.job.id)
+            if self.may_conflict and decision.expect_seq != self.seqs.get(decision.job.id, 0):
+                conflicts.append(decision.job.id)
+                continue
             # Only a gang's member begins with what the scheduler records.
             assert decision.expect_seq == (tracked.seq if tracked else 0)
             assert tracked is not None or decision.job.member_of is not None
             record = self._append(lambda seq, job=decision.job: Recorded(seq, job, 1))
             self.state.believe(decision.job, record.seq, at(self.now))
             self.events.append((decision.job.id, decision.name.value))
+        for job_id in conflicts:  # as the shell does: believe what the log holds
+            self.state.assign(self.latest[job_id], self.seqs[job_id], at(self.now))
+            self.state.refused(job_id, self.seqs[job_id], at(self.now))
         for one in effects.nodes:
             assert one.expect_seq == self.state.roster.seq(one.record.id)
             seq = len(self.fleet) + 1
@@ -188,6 +197,7 @@ class World:
         self.log.append(entry)
         if isinstance(entry, Recorded):
             self.latest[entry.job.id] = entry.job
+            self.seqs[entry.job.id] = entry.seq
         return entry
 
 

@@ -1,16 +1,23 @@
 """Gangs: all members at once or none, and one end for all."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from services.scheduler.core import gang
+from services.scheduler.core.desired import desired_state
+from services.scheduler.core.facts import Recorded
+from services.scheduler.core.fleet.state import State
 from services.scheduler.core.limits import Limits
-from shared.fleet import Quota
+from services.scheduler.core.replay import Replay
+from shared.fleet import Quota, Usage
 from shared.job import Job
 from shared.spec import GIB, JobSpec
-from shared.states import AttemptState, EndReason, JobState, PendingCode
+from shared.states import JOB_TERMINAL, AttemptState, EndReason, JobState, PendingCode
 
 ROLES = {"server": {"count": 1, "command": "serve"}, "worker": {"count": 2, "resources": {"cpus": 3}}}
 
@@ -270,6 +277,110 @@ def test_a_gang_that_could_never_run_holds_up_nobody(make: SimpleNamespace):
     assert world.job("late").state is JobState.PLACED
 
 
+def test_an_exclusive_gang_of_which_a_member_may_still_run_is_not_placed_again(world: Any, make: SimpleNamespace):
+    start(world, make, exclusive=True, max_attempts=3, gang={"on_failure": "restart"})
+    for rank in range(3):
+        report(world, make, rank, make.running())
+    report(world, make, 0, make.finished(state=AttemptState.FAILED, reason=EndReason.EXIT_CODE))
+    report(world, make, 1, make.finished(state=AttemptState.FAILED, reason=EndReason.UNKILLABLE))
+    report(world, make, 2, make.finished(state=AttemptState.CANCELLED))
+    job = world.job("g1")
+    assert (job.state, job.error.reason) == (JobState.FAILED, EndReason.UNKILLABLE)
+
+
+def test_an_exclusive_gang_waits_until_what_a_silent_node_runs_has_certainly_ended(make: SimpleNamespace):
+    world = make.World(Limits(fence_unknown_s=120))
+    job = start(world, make, exclusive=True, gang={"on_failure": "restart"}, max_attempts=2)
+    for rank in range(3):
+        report(world, make, rank, make.running())
+    crashed = make.World(Limits(fence_unknown_s=120))  # this one does not know which lease was granted
+    crashed.latest, crashed.seq = dict(world.latest), world.seq
+    facts = [crashed.create(world.job(one)) for one in ("g1", *(one.job_id for one in job.members))]
+    crashed.turn(*facts)
+    silent = job.members[2]
+    for rank in (0, 1):
+        crashed.turn(
+            crashed.report(
+                job.members[rank].node,
+                job.members[rank].job_id,
+                make.finished(state=AttemptState.FAILED, reason=EndReason.EXIT_CODE),
+            )
+        )
+        crashed.settle()
+    assert crashed.job(silent.job_id).cancel_requested_at is not None
+    for second in range(1, 115):
+        crashed.now = second
+        for other in {"n1", "n2", "n3"} - {silent.node}:
+            crashed.hear(other)
+        crashed.tick(second)
+        assert not crashed.job(silent.job_id).is_terminal, second
+    for second in range(115, 160):
+        crashed.tick(second)
+    assert crashed.job(silent.job_id).is_terminal
+
+
+def test_a_gang_that_was_given_up_late_stays_so_when_its_members_run_after_all(world: Any, make: SimpleNamespace):
+    start(world, make, gang={"deadline": 20})
+    world.tick(21)
+    world.settle()
+    for rank in range(3):
+        report(world, make, rank, make.running(s=22))
+    assert world.job("g1").state is not JobState.RUNNING
+    for rank in range(3):
+        report(world, make, rank, make.finished(state=AttemptState.CANCELLED, s=23))
+    job = world.job("g1")
+    assert (job.state, job.tries, job.losses) == (JobState.QUEUED, 0, 1)
+
+
+def test_roles_that_suit_different_nodes_are_not_said_to_fit_nowhere(make: SimpleNamespace):
+    world = make.World()
+    world.hear("n1", cpus=8, memory=4 * GIB)
+    world.hear("n2", cpus=1, memory=64 * GIB)
+    roles = {
+        "thinks": {"resources": {"cpus": 8, "memory": GIB}},
+        "keeps": {"resources": {"cpus": 1, "memory": 60 * GIB}},
+    }
+    world.turn(world.create(make.job("before", resources={"cpus": 1, "memory": 50 * GIB})))
+    world.settle()
+    world.turn(world.create(gang_job(make, gang={"roles": roles})))
+    for second in range(1, 9):
+        world.now = second
+        world.hear("n1", cpus=8, memory=4 * GIB)
+        world.hear("n2", cpus=1, memory=64 * GIB, held=(("before", 1),))
+        world.tick(second)
+    assert PendingCode.MEMORY in [reason.code for reason in world.job("g1").pending]
+    assert world.state.jobs["g1"].never is False
+    world.turn(world.create(make.job("after", created_s=9)))
+    world.settle()
+    assert world.state.reservation.job_id == "g1"
+
+
+def test_room_that_others_than_us_use_is_not_waited_for_with_all_doors_closed(make: SimpleNamespace):
+    world = make.World(Limits(reserve_outright_s=60))
+    taken = Usage(memory_available=4 * GIB, disk_free=1000 * GIB)  # another program has 12 of 16 GiB
+    for node in ("n1", "n2"):
+        world.hear(node, usage=taken)
+    wanted = {"roles": {"worker": {"count": 2, "resources": {"memory": 8 * GIB}}}}
+    world.turn(world.create(gang_job(make, gang=wanted)))
+    for second in range(1, 70):
+        world.now = second
+        for node in ("n1", "n2"):
+            world.hear(node, usage=taken)
+        world.tick(second)
+    world.turn(world.create(make.job("late", created_s=70)))
+    world.settle()
+    assert world.job("late").state is JobState.PLACED
+
+
+def test_a_turn_places_no_more_members_than_it_places_jobs(make: SimpleNamespace):
+    world = make.World(Limits(placements_per_turn=10))
+    world.hear("n1", cpus=1000, memory=1000 * GIB, disk=10_000 * GIB)
+    wanted = {"roles": {"worker": {"count": 8}}}
+    effects = world.turn(*(world.create(gang_job(make, f"g{number}", gang=wanted)) for number in range(5)))
+    assert sum(one.job.member_of is not None for one in effects.records) == 16
+    assert effects.again
+
+
 def _beat(world: Any) -> None:
     for node in tuple(world.state.nodes.values()):
         held = tuple((job_id, world.job(job_id).attempt) for job_id in node.jobs)
@@ -278,3 +389,175 @@ def _beat(world: Any) -> None:
 
 def _places(count: int) -> list[Any]:
     return [SimpleNamespace(node="n1", gpus=(), score={}) for _ in range(count)]
+
+
+class Chaos:
+    """Gangs under everything that may happen: what nodes say in any order, losses, cancels, and a new scheduler."""
+
+    NODES = ("n1", "n2", "n3", "n4")
+
+    def __init__(self, make: SimpleNamespace, data: st.DataObject) -> None:
+        self.make, self.data = make, data
+        self.world = make.World(LIMITS)
+        self.world.may_conflict = True
+        self.lost: set[str] = set()
+
+    def draw(self, choices: Sequence[Any]) -> Any:
+        return self.data.draw(st.sampled_from(list(choices)))
+
+    def active(self) -> list[Job]:
+        return [job for job in self.world.latest.values() if not job.is_terminal]
+
+    def step(self) -> None:
+        what = self.draw(("report", "report", "report", "beats", "tick", "cancel", "lose", "find", "crash", "drain"))
+        getattr(self, f"_{what}")()
+
+    def _report(self) -> None:
+        running = [job for job in self.world.latest.values() if job.attempts]
+        if running:
+            job = self.draw(running)
+            self.world.turn(self.world.report(job.attempts[-1].node, job.id, self._word(job)))
+
+    def _word(self, job: Job) -> Any:
+        make, number = self.make, job.attempt
+        failed = [EndReason.EXIT_CODE, EndReason.RUNTIME_ERROR, EndReason.UNKILLABLE, EndReason.NODE_DRAINED]
+        return self.draw(
+            (
+                make.starting(number),
+                make.running(number),
+                make.running(number),
+                make.finishing(number),
+                make.finished(number),
+                make.finished(number, AttemptState.FAILED, self.draw(failed)),
+                make.finished(number, AttemptState.CANCELLED),
+                make.finished(number, AttemptState.TIMED_OUT),
+            )
+        )
+
+    def _beats(self) -> None:
+        for node_id in self.NODES:
+            if node_id not in self.lost:
+                self._beat(node_id, self.draw(("all", "all", "all", "none")))
+
+    def _beat(self, node_id: str, what: str) -> None:
+        node = self.world.state.nodes.get(node_id)
+        there = node.jobs if node and what == "all" else ()
+        self.world.hear(node_id, held=tuple((job_id, self.world.job(job_id).attempt) for job_id in there))
+        desired_state(self.world.state, node_id, 1, self.make.at(self.world.now))
+
+    def _tick(self) -> None:
+        self.world.tick(self.world.now + self.draw((1, 1, 4, 30)))
+
+    def _cancel(self) -> None:
+        if active := self.active():
+            self.world.turn(self.world.cancel(self.draw(active).id))
+
+    def _lose(self) -> None:
+        self.lost.add(self.draw(self.NODES))
+
+    def _find(self) -> None:
+        self.lost.clear()
+
+    def _drain(self) -> None:
+        node_id = self.draw(self.NODES)
+        if node_id in self.world.state.nodes:
+            self.world.wish(self.draw(("drain", "undrain")), node_id, deadline_s=self.draw((0.0, 20.0)))
+
+    def _crash(self) -> None:
+        """Begin anew from the log. The last that was decided may have been recorded in part."""
+        world = self.world
+        world.log = self._recorded(self.draw(("all", "all", "no members", "one member", "no gang")))
+        replay = Replay()
+        for entry in world.log:
+            replay.feed(entry)
+        world.seq = world.log[-1].seq
+        recorded = [one for one in world.log if isinstance(one, Recorded)]
+        world.latest = {one.job.id: one.job for one in recorded}
+        world.seqs = {one.job.id: one.seq for one in recorded}
+        world.state = State(LIMITS, self.make.at(world.now))
+        world.state.position, world.looked_up = replay.position, ()
+        world.turn(*replay.facts(), fleet=tuple(world.fleet))
+
+    def _recorded(self, what: str) -> list[Any]:
+        """Return the log as it is, or as it was when a round had just been decided and *what* of it recorded."""
+        log = self.world.log
+        placed = [n for n, one in enumerate(log) if _is_new_round(one)]
+        if what == "all" or not placed:
+            return log
+        first = placed[-1]
+        last, round_ = log[first], log[first].job.attempt
+        members = [one for one in log[first + 1 :] if _is_member_of(one, last.job.id, round_)]
+        parts = {"no members": [last], "one member": [last, *members[:1]], "no gang": members[:2]}
+        return [*log[:first], *parts[what]]
+
+    def end(self) -> None:
+        """Let all nodes be well and do as they are told, until all is over."""
+        self.lost.clear()
+        for node_id in self.world.state.nodes:
+            self.world.wish("undrain", node_id)
+        for _ in range(400):
+            if not self.active():
+                return
+            self.world.tick(self.world.now + 4)
+            for node_id in self.NODES:
+                self._beat(node_id, "all")
+                answer = desired_state(self.world.state, node_id, 1, self.make.at(self.world.now))
+                self._obey(node_id, answer)
+            self.world.settle()
+        raise AssertionError(f"never ends: {[(job.id, job.state, job.pending) for job in self.active()]}")
+
+    def _obey(self, node_id: str, answer: Any) -> None:
+        make = self.make
+        for one in answer.assignments:
+            if one.action == "stop":
+                ended = make.finished(one.attempt, AttemptState.CANCELLED, one.reason)
+                self.world.turn(self.world.report(node_id, one.job_id, ended))
+            elif one.action == "keep":
+                job = self.world.job(one.job_id)
+                word = make.finished if job.state in (JobState.RUNNING, JobState.FINISHING) else make.running
+                self.world.turn(self.world.report(node_id, one.job_id, word(one.attempt)))
+
+
+def _is_new_round(entry: Any) -> bool:
+    return isinstance(entry, Recorded) and bool(entry.job.members) and entry.job.state is JobState.PLACED
+
+
+def _is_member_of(entry: Any, gang_id: str, number: int) -> bool:
+    """Return whether *entry* is the first about a member of that round."""
+    place = entry.job.member_of if isinstance(entry, Recorded) else None
+    return place is not None and (place.gang_id, place.round, entry.job.state) == (gang_id, number, JobState.PLACED)
+
+
+LIMITS = Limits(losses_max=3, backoff_failure_s=2, backoff_failure_max_s=8, accept_s=60, obey_s=30)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_happens_gangs_end_once_with_all_their_members_and_hold_nothing(
+    make: SimpleNamespace, data: st.DataObject
+):
+    chaos = Chaos(make, data)
+    world = chaos.world
+    for node_id in chaos.NODES:
+        chaos._beat(node_id, "all")
+    for number in range(data.draw(st.integers(1, 2))):
+        spec = {"max_attempts": 2, "exclusive": data.draw(st.booleans()), "resources": {"cpus": 2, "memory": GIB}}
+        wanted = {"on_failure": chaos.draw(("stop", "restart")), "deadline": chaos.draw((20, 1800))}
+        world.turn(world.create(gang_job(make, f"g{number}", gang=wanted, **spec)))
+    world.turn(world.create(make.job("alone", max_attempts=2)))
+    for _ in range(data.draw(st.integers(0, 25))):
+        chaos.step()
+        if data.draw(st.booleans()):
+            world.settle()
+    chaos.end()
+    for job in world.latest.values():
+        assert job.is_terminal
+        assert all(one.state in JOB_TERMINAL for one in job.members)
+    ends = [one.job.id for one in world.log if isinstance(one, Recorded) and one.job.is_terminal]
+    assert len(ends) == len(set(ends))
+    assert world.state.jobs == {}
+    assert all((node.ucpus, node.memory, node.disk) == (0, 0, 0) for node in world.state.nodes.values())
+    assert world.state.shares.holding("u1").jobs == 0
+    gangs = world.state.gangs
+    assert not gangs.placed
+    assert not any((gangs._members, gangs._asked, gangs._missing))
