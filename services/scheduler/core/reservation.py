@@ -63,9 +63,7 @@ def reserve(
     return _kept(state, tracked, found[1], found[0], since_s, now) if found is not None else None
 
 
-def renew(
-    state: State, trial: Trial, tracked: Tracked, old: Reservation, now: Now
-) -> tuple[Reservation, Kept] | None:
+def renew(state: State, trial: Trial, tracked: Tracked, old: Reservation, now: Now) -> tuple[Reservation, Kept] | None:
     """Return the reservation as it is now and what it keeps out; on another node if its own will not do any more."""
     node, need = state.nodes.get(old.node), tracked.need.hardest()
     if node is not None and suited(state.columns, need, now.mono - state.fresh_s, state.limits)[node.slot]:

@@ -65,7 +65,7 @@ class Columns:
     def add(self, node_id: str, now: float) -> Node:
         """Give a new node a row and return it."""
         if not self._spare:
-            self._grow(max(_GROWTH, len(self.nodes)))
+            self._grow(max(_GROWTH, len(self.nodes) // 8))  # every row costs time, also an empty one
         node = Node(node_id, self._spare.pop(), now)
         self.nodes[node.slot] = node
         self.slots[node_id] = node.slot
