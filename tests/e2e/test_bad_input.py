@@ -69,7 +69,8 @@ def test_a_command_that_is_not_found_is_a_typed_error(stack: Stack) -> None:
 def test_an_image_that_does_not_exist_is_a_typed_error(stack: Stack) -> None:
     if stack.runtime != "docker":
         pytest.skip("images need a Docker engine")
-    job = stack.wait_end(stack.submit({**stack.spec("true"), "image": "localhost:1/nothing/here:1"}), timeout=120)
+    spec = {**stack.spec("true"), "image": "localhost:1/nothing/here:1", "timeouts": {"pull": 3}}  # no second try
+    job = stack.wait_end(stack.submit(spec), timeout=120)
     assert job["state"] == "failed"
     assert job["error"]["reason"] in {"image_not_found", "image_pull_failed"}
     assert "localhost:1/nothing/here:1" in job["error"]["message"]

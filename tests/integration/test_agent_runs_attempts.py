@@ -161,7 +161,12 @@ async def test_a_failing_job_keeps_its_outputs_and_says_its_exit_code(
         ({"runtime": "process", "command": ["no-such-program"]}, "command_not_found", "no-such-program"),
         ({"image": IMAGE, "command": "no-such-program -x"}, "command_not_found", "no-such-program -x"),
         ({"image": IMAGE, "command": ["/etc/passwd"]}, "command_not_found", "cannot be executed"),
-        ({"image": "localhost:1/no/image:1", "command": "true"}, "image_pull_failed", "localhost:1/no/image:1"),
+        # There is time for one more try.
+        (
+            {"image": "localhost:1/no/image:1", "command": "true", "timeouts": {"pull": 8}},
+            "image_pull_failed",
+            "localhost:1/no/image:1",
+        ),
         ({"image": IMAGE, "command": "x=aaaaaaaaaa; while true; do x=$x$x; done",
           "resources": {"memory": "16MiB"}}, "oom", "memory"),
         ({"image": IMAGE, "command": "sleep 60", "timeouts": {"run": 1}}, "run_timeout", "1 s"),
