@@ -12,6 +12,7 @@ from typing import Any
 from shared.channels import (
     ACCOUNT_OF,
     CHANNELS,
+    DEAD_LETTER,
     DLQ,
     FLEET,
     HEARTBEAT,
@@ -144,7 +145,11 @@ def _user(name: str, service: Service, peer: str = "*") -> User:
 
 
 def _sends(service: Service, peer: str) -> Iterator[str]:
-    return (_subject(channel, service, peer) for channel in CHANNELS if service in channel.sent_by)
+    for channel in CHANNELS:
+        if service in channel.sent_by:
+            # Nobody writes a letter in another's name: it would be believed when it is replayed.
+            reader = service.value if channel.name == DEAD_LETTER.name else "*"
+            yield _subject(channel, service, peer, reader)
 
 
 def _hears(service: Service, peer: str) -> Iterator[str]:
@@ -152,7 +157,7 @@ def _hears(service: Service, peer: str) -> Iterator[str]:
     for channel in CHANNELS:
         if service in channel.read_by and channel.stream is None:
             queue = ONLY_IN_QUEUE.get((channel.name, service))
-            subject = _subject(channel, service, peer)
+            subject = _subject(channel, service, peer, reader=service.value)
             yield f"{subject} {queue}" if queue else subject
 
 
@@ -178,15 +183,15 @@ def _broker_calls(service: Service) -> Iterator[str]:
         yield from (f"$JS.FC.{stream}.>", f"$JS.FC.*.*.{stream}.>")  # flow control, in both forms
 
 
-def _subject(channel: AnyChannel, service: Service, peer: str) -> str:
+def _subject(channel: AnyChannel, service: Service, peer: str, reader: str = "*") -> str:
     """Return the widest subject of *channel* that is *service*'s own on *peer*."""
     if Service.BROKER in channel.sent_by:  # a watcher listens to all of it at once
         return channel.template.partition("{")[0] + ">"
-    mine: dict[str, str] = {}
+    mine = {"reader": reader}
     if service is Service.NODE_AGENT:
-        mine = {"node_id": peer, "kind": "node", "peer": peer}
+        mine |= {"node_id": peer, "kind": "node", "peer": peer}
     elif service is Service.GATEWAY:
-        mine = {"kind": "gateway"}
+        mine |= {"kind": "gateway"}
     return channel.wildcard(**{name: value for name, value in mine.items() if name in channel.params})
 
 

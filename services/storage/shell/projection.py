@@ -142,7 +142,12 @@ class Projection:
             await self._bus.publish(TOKEN_REVOKED, TokenRevoked(user_id=owner_id))
 
     async def _write_letters(self, messages: Messages) -> None:
-        letters = [f.letter_upsert(one.seq, one.data) for one in messages if isinstance(one.data, DeadLetter)]
+        letters = [
+            f.letter_upsert(one.seq, one.data)
+            for one in messages
+            # The subject is believed: the broker has checked who may write there.
+            if isinstance(one.data, DeadLetter) and one.data.reader == one.params["reader"]
+        ]
         await self._fleet.write_letters(letters)
 
 

@@ -437,9 +437,9 @@ class Chaos:
     def _beats(self) -> None:
         for node_id in self.NODES:
             if node_id not in self.lost:
-                self._beat(node_id, self.draw(("all", "all", "all", "none")))
+                self.beat(node_id, self.draw(("all", "all", "all", "none")))
 
-    def _beat(self, node_id: str, what: str) -> None:
+    def beat(self, node_id: str, what: str) -> None:
         node = self.world.state.nodes.get(node_id)
         there = node.jobs if node and what == "all" else ()
         self.world.hear(node_id, held=tuple((job_id, self.world.job(job_id).attempt) for job_id in there))
@@ -500,7 +500,7 @@ class Chaos:
                 return
             self.world.tick(self.world.now + 4)
             for node_id in self.NODES:
-                self._beat(node_id, "all")
+                self.beat(node_id, "all")
                 answer = desired_state(self.world.state, node_id, 1, self.make.at(self.world.now))
                 self._obey(node_id, answer)
             self.world.settle()
@@ -539,7 +539,7 @@ def test_whatever_happens_gangs_end_once_with_all_their_members_and_hold_nothing
     chaos = Chaos(make, data)
     world = chaos.world
     for node_id in chaos.NODES:
-        chaos._beat(node_id, "all")
+        chaos.beat(node_id, "all")
     for number in range(data.draw(st.integers(1, 2))):
         spec = {"max_attempts": 2, "exclusive": data.draw(st.booleans()), "resources": {"cpus": 2, "memory": GIB}}
         wanted = {"on_failure": chaos.draw(("stop", "restart")), "deadline": chaos.draw((20, 1800))}

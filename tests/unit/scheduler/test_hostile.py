@@ -12,6 +12,7 @@ from services.scheduler.core.facts import read_fact
 from shared.events import AttemptFinished, AttemptStarting, Event, JobChanged
 from shared.fleet import GPUS_MAX, Gpu
 from shared.job import BlobRef, Failure, GangPlace, Job
+from shared.model import Message
 from shared.spec import GIB, JobSpec
 from shared.states import AttemptState, EndReason, JobState, NodeDuty
 
@@ -123,7 +124,7 @@ def test_a_drain_that_ends_in_a_million_years_is_one_without_an_end(world: Any):
 def test_a_job_that_is_handed_in_as_anything_but_new_is_not_taken_in(make: SimpleNamespace, change: dict[str, Any]):
     def created(job: Job) -> Any:
         data = JobChanged(job=Job.model_validate(job.model_dump() | change))
-        event = Event(id="e1", source="s", type="t", time=make.START, subject=job.id, data=data)
+        event = Event[Message](id="e1", source="s", type="t", time=make.START, subject=job.id, data=data)
         return read_fact(f"wherry.job.u1.{job.id}.created", 1, event)
 
     assert created(make.job()) is None

@@ -119,3 +119,10 @@ def test_the_reference_names_a_variable_for_each_user():
 def test_every_durable_consumer_has_one_service_that_reads_it():
     mine = sorted(consumer for consumers in CONSUMERS.values() for consumer in consumers)
     assert mine == sorted((durable.stream, durable.name) for durable in DURABLES)
+
+
+def test_nobody_writes_or_hears_dead_letters_in_anothers_name():
+    for name in ("scheduler", "storage", "notifier"):
+        user = next(one for one in users() if one.name == name)
+        assert [one for one in user.publish or () if one.startswith("wherry.dlq")] == [f"wherry.dlq.{name}"]
+        assert [one for one in user.subscribe or () if one.startswith("wherry.replay")] == [f"wherry.replay.{name}"]
