@@ -130,6 +130,16 @@ def test_a_snapshot_of_the_release_before_carries_nothing_and_loads(make) -> Non
     assert snapshot.read_carried(b'{"carried": {"lately": "?"}}') == snapshot.Carried()
 
 
+def test_a_job_that_fits_and_whose_turn_has_not_come_says_that_others_are_before_it(make) -> None:
+    world = make.World(replace(Limits(), placements_per_turn=1))
+    world.hear(cpus=8)
+    world.turn(*(world.create(make.job(f"j{n}", created_s=n)) for n in range(4)))
+    world.now = 9
+    world.hear(cpus=8, held=(("j0", 1),))
+    world.tick(9)
+    assert [reason.code for reason in world.job("j3").pending] == [PendingCode.BEHIND_OTHERS]
+
+
 # --- quotas --------------------------------------------------------------------------------------------------------
 
 
