@@ -147,7 +147,7 @@ def _wait_for_fleet(port: int, nodes: int, seconds: float = 120) -> None:
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nodes", type=int, default=250)
+    parser.add_argument("--nodes", type=int, default=300)
     parser.add_argument("--interval", type=float, default=0.5, help="seconds between two heartbeats of a node")
     parser.add_argument("--jobs", type=float, default=130, help="jobs a second; each makes four entries in the log")
     parser.add_argument("--seconds", type=float, default=30)

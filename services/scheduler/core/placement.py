@@ -60,6 +60,8 @@ class Trial:
         self._limits = limits
         self._alive: Mask = (columns.seen >= heard_after) & ~columns.closed
         self._cpus, self._memory, self._disk = columns.cpus.copy(), columns.memory.copy(), columns.disk.copy()
+        for free in (self._cpus, self._memory, self._disk):
+            free[~self._alive] = 0  # nobody needs none of it
         self._gpus: Floats = columns.gpu_memory.copy()
         self._has_gpus = columns.gpus > 0
         self._usable: dict[int, Floats] = {}  # GPU memory wanted -> per node, how many GPUs will do
@@ -71,15 +73,14 @@ class Trial:
         self._taken: list[_Taken] = []
         self._touched: list[int] = []
         self._kept: Kept | None = None
+        self._most_upto = 0
         self._most: tuple[float, ...] | None = None  # the most CPUs, memory and disk of any node when last looked at
 
     def may_fit(self, need: Need) -> bool:
         """Return False if no node has as much of one thing as *need* wants: quickly, for most of a long queue."""
         if self._most is None:
-            self._most = tuple(
-                float(np.where(self._alive, free, -np.inf).max(initial=-np.inf))
-                for free in (self._cpus, self._memory, self._disk)
-            )
+            self._most = tuple(float(free.max(initial=0)) for free in (self._cpus, self._memory, self._disk))
+            self._most_upto = len(self._touched)
         cpus, memory, disk = self._most
         return need.ucpus <= cpus and need.memory <= memory and need.disk <= disk
 
@@ -98,7 +99,8 @@ class Trial:
             values[rows] -= _FAILED_WEIGHT
         slot = int(values.argmax()) if values.size else 0
         if not values.size or values[slot] <= _IMPOSSIBLE / 2:
-            self._most = None
+            if self._most_upto < len(self._touched):
+                self._most = None
             return None
         node = self._columns.nodes[slot]
         assert node is not None  # noqa: S101 - an empty row was never heard

@@ -17,7 +17,7 @@ Place = tuple[float, str]
 Floats = NDArray[np.float64]
 
 _COMPARED_MAX = 512
-_CENTURY_S = 3.2e9  # longer than anybody waits: a priority weighs more
+_PRIORITY_WEIGHT = 1e13  # more than there are turns to count
 
 
 class Block(Enum):
@@ -143,6 +143,7 @@ class Blocked:
         self._kept_out: list[Kind] = []  # those blocked as RESERVED, and some that were
         self._wanted = np.zeros((4, 16))
         self._order = np.zeros(16)
+        self._count = 0
 
     def __len__(self) -> int:
         return len(self._kinds)
@@ -160,8 +161,8 @@ class Blocked:
                 self._order = np.pad(self._order, (0, kind.row))
             need = kind.need
             self._wanted[:, kind.row] = need.ucpus, need.memory, need.disk, need.gpus
-            first = kind.groups[0]
-            self._order[kind.row] = first.head[0] - first.priority * _CENTURY_S
+            self._count += 1
+            self._order[kind.row] = self._count - max(group.priority for group in kind.groups) * _PRIORITY_WEIGHT
         if why is Block.RESERVED and kind.block is not why:
             self._kept_out.append(kind)
         kind.block, kind.upto = why, upto
@@ -188,8 +189,8 @@ class Blocked:
 
         Args:
             free: a row for each node that has more now: its free CPUs, memory, disk and GPUs.
-            limit: about so many needs at most, those that wait for longest at the highest priority, and the first of
-                each owner: the others have their turn when these are gone, or when all are tried.
+            limit: about so many needs at most, those of the highest priority that were not tried for longest, and the
+                first of each owner: what is tried does not grow with the queue, and all have their turn.
         """
         count = len(self._kinds)
         may_fit = np.zeros(count, dtype=np.bool_)
