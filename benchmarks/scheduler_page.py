@@ -41,9 +41,10 @@ reservation for the job at the head, placing, the jobs' next events. Recording i
 | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |
 {decide}
 
-With equal jobs the length of the queue does not matter. Where hardly two jobs need the same, a turn also tries jobs that
-do not fit after all, at most about twice as many as nodes have gained room; all that wait are compared with the gained room as
-vectors, which is what grows a little."""
+The goal is met by placement itself, not by a whole turn, in which most of the time goes into the jobs' next events. With
+equal jobs the length of the queue does not matter. Where hardly two jobs need the same, a turn also tries jobs that do
+not fit after all, at most about twice as many as nodes have gained room; with 100,000 different needs the comparison of
+all of them with the gained room, as vectors, and colder caches come on top."""
 
 LOAD = """## The whole process
 
