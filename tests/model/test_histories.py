@@ -30,3 +30,21 @@ def test_a_scheduler_that_reads_slowly_has_nothing_forgotten_that_another_has_ju
     world.deliver_answer(len(world.answers) - 1)
     work(world)
     world.heal()
+
+
+def test_a_scheduler_that_stood_still_does_not_start_again_what_has_ended_meanwhile() -> None:
+    """It believes the attempt placed and not yet taken, and is the first to answer the node."""
+    world = World()
+    world.submit("exclusive")
+    world.elect(1)
+    world.calm(0)
+    world.calm(1, None, ends=False)
+    for _ in range(3):
+        world.cancel(0)
+    world.pause_scheduler(1)
+    world.calm(2, None, ends=False)
+    for _ in range(3):
+        world.cancel(0)
+    world.first_word(1, 0)
+    world.calm(1, None, ends=False)
+    assert sum(world.oracle.starts.values()) == 1

@@ -42,6 +42,7 @@ class Journal:
     epoch: int = 0
     outbox: dict[str, m.Report] = field(default_factory=dict)
     lease: Lease | None = None
+    dropped: dict[Key, None] = field(default_factory=dict)
 
     def write(self, effects: Iterable[m.Effect]) -> None:
         """Write one turn down: all of it or, if the agent dies before, nothing."""
@@ -51,6 +52,7 @@ class Journal:
                     self.held[held.key] = held
                 case m.Drop(key):
                     self.held.pop(key, None)
+                    self.dropped[key] = None
                     for id_ in [id_ for id_, report in self.outbox.items() if report.key == key]:
                         del self.outbox[id_]
                 case m.SaveEpoch(epoch):
@@ -150,7 +152,13 @@ class Agent:
             capacity=self.capacity,
             usage=self._usage,
         )
-        self.machine = m.Machine(dict(journal.held), journal.epoch, boot_id=self.boot_id, lease=journal.lease)
+        self.machine = m.Machine(
+            dict(journal.held),
+            journal.epoch,
+            boot_id=self.boot_id,
+            lease=journal.lease,
+            dropped=dict(journal.dropped),
+        )
         self.unsent = dict(self.journal.outbox)
         waiting = {report.key for report in self.unsent.values()}
         self.facts = [self._recovered()]

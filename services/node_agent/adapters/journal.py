@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.node_agent.core.container import Key
-from services.node_agent.core.machine import Drop, Held, Save, SaveEpoch
+from services.node_agent.core.machine import DROPPED_KEPT, Drop, Held, Save, SaveEpoch
 from shared.states import AttemptEventName
 
 _SCHEMA = """
@@ -16,12 +16,18 @@ CREATE TABLE IF NOT EXISTS attempts (job_id TEXT, attempt INTEGER, body TEXT NOT
 CREATE TABLE IF NOT EXISTS outbox (
     place INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE, job_id TEXT, attempt INTEGER, name TEXT, body BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS dropped (
+    place INTEGER PRIMARY KEY AUTOINCREMENT, job_id TEXT, attempt INTEGER, UNIQUE (job_id, attempt)
+);
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 _KEEP_REPORT = """
 INSERT INTO outbox (id, job_id, attempt, name, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
 """
+
+_KEEP_DROPPED = "INSERT INTO dropped (job_id, attempt) VALUES (?, ?) ON CONFLICT (job_id, attempt) DO NOTHING"
+_FORGET_DROPPED = "DELETE FROM dropped WHERE place <= (SELECT max(place) FROM dropped) - ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ class Kept:
     held: list[Held]
     epoch: int
     outbox: list[Outgoing]
+    dropped: list[Key]
 
 
 class Journal:
@@ -82,7 +89,8 @@ class Journal:
         outbox = [
             Outgoing(id_, Key(job, attempt), AttemptEventName(name), body) for id_, job, attempt, name, body in rows
         ]
-        return Kept(held, int(epoch[0]) if epoch else 0, outbox)
+        dropped = [Key(*row) for row in database.execute("SELECT job_id, attempt FROM dropped ORDER BY place")]
+        return Kept(held, int(epoch[0]) if epoch else 0, outbox, dropped)
 
     def _write(self, writes: list[Write]) -> None:
         with self._database as transaction:
@@ -94,6 +102,8 @@ class Journal:
                     case Drop(key):
                         transaction.execute("DELETE FROM attempts WHERE job_id = ? AND attempt = ?", key)
                         transaction.execute("DELETE FROM outbox WHERE job_id = ? AND attempt = ?", key)
+                        transaction.execute(_KEEP_DROPPED, key)
+                        transaction.execute(_FORGET_DROPPED, (DROPPED_KEPT,))
                     case SaveEpoch(epoch):
                         transaction.execute("INSERT OR REPLACE INTO facts VALUES ('epoch', ?)", (str(epoch),))
                     case Outgoing():

@@ -20,6 +20,8 @@ from shared.spec import Timeouts
 from shared.states import AttemptEventName, AttemptState, EndReason
 
 _COMMAND_CHARS_MAX = 200
+#: Attempts of which a node remembers that it once held them: more than any scheduler has stood still for.
+DROPPED_KEPT = 10_000
 
 
 class Phase(StrEnum):
@@ -198,7 +200,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Take the attempt and its reports out of the journal."""
+    """Take the attempt and its reports out of the journal; only that it was here is kept, for a while."""
 
     key: Key
 
@@ -313,6 +315,7 @@ class Machine:
         epoch: the highest seen.
         boot_id: names the machine's start.
         lease: the last that was granted; an agent before this one may have noted it.
+        dropped: attempts that are no longer held, the oldest first; they never start here again, whoever wants it.
     """
 
     held: dict[Key, Held] = field(default_factory=dict[Key, Held])
@@ -320,6 +323,7 @@ class Machine:
     recovered: set[str] = field(default_factory=set[str])  # runtimes that have answered
     boot_id: str = ""
     lease: Lease | None = None
+    dropped: dict[Key, None] = field(default_factory=dict[Key, None])
     older: Older | None = None  # set while only a scheduler answers that has seen less than this node
 
     def handle(self, fact: Fact, now: datetime) -> list[Effect]:
@@ -373,9 +377,11 @@ class Machine:
         return effects
 
     def _assigned(self, assignment: Assignment, now: datetime) -> list[Effect]:
-        held = self.held.get(Key(assignment.job_id, assignment.attempt))
+        key = Key(assignment.job_id, assignment.attempt)
+        held = self.held.get(key)
         match assignment.action:
-            case "start" if held is None and assignment.order is not None:
+            # A scheduler that has stood still may want what was here and has ended since.
+            case "start" if held is None and assignment.order is not None and key not in self.dropped:
                 order = assignment.order
                 save = self._save(Held(order=order, since=now))
                 # Of a runtime that has not answered yet, `Recovered` begins with what was accepted meanwhile.
@@ -574,6 +580,9 @@ class Machine:
 
     def _drop(self, held: Held) -> list[Effect]:
         del self.held[held.key]
+        self.dropped[held.key] = None
+        while len(self.dropped) > DROPPED_KEPT:
+            del self.dropped[next(iter(self.dropped))]
         return [Drop(held.key)]
 
 

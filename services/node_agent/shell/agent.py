@@ -107,6 +107,7 @@ class Agent:
             kept.epoch,
             boot_id=self._host.boot_id,
             lease=self._lease_note.read(),
+            dropped=dict.fromkeys(kept.dropped),
         )
         self._watch = Watch(
             runtimes, settings.stray_age_s, lambda: set(self._machine.held), self._facts.put_nowait, self._wake.set

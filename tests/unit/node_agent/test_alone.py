@@ -64,12 +64,13 @@ async def test_a_driver_that_hangs_costs_its_time_limit_and_is_named_and_the_car
     assert await gpus.read() == (GPU,)
     assert not gpus.problem
     hangs.clear()
-    for _ in range(2):
+    threads = threading.active_count()
+    for _ in range(5):
         began = time.monotonic()
         assert await gpus.read() == (GPU,)
         assert time.monotonic() - began < 5
         assert "not answered" in gpus.problem
-    assert threading.active_count() < 10, "one thread waits, however often it is asked"
+    assert threading.active_count() <= threads + 1, "one thread waits, however often it is asked"
     hangs.set()
     async with asyncio.timeout(5):
         while gpus.problem:

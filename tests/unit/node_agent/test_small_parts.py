@@ -210,6 +210,7 @@ async def test_the_journal_gives_back_what_was_written(tmp_path: Path) -> None:
     kept = again.load()
     again.close()
     assert (kept.held, kept.epoch, kept.outbox) == ([held("j1")], 7, [later])
+    assert kept.dropped == [Key("j2", 1)]
 
 
 async def test_a_write_to_the_journal_is_all_or_none(tmp_path: Path) -> None:
