@@ -42,8 +42,8 @@ def no_resend(patch: pytest.MonkeyPatch) -> None:
     """A report is sent by the agent that has made it, or never."""
     start = Agent.start
 
-    def forgetful(self: Agent) -> None:
-        start(self)
+    def forgetful(self: Agent, mono: float) -> None:
+        start(self, mono)
         self.unsent = {}
 
     patch.setattr(Agent, "start", forgetful)

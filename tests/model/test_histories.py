@@ -1,5 +1,7 @@
 """Histories that once broke a promise, step by step."""
 
+import pytest
+
 from tests.model.world import World
 
 
@@ -48,3 +50,14 @@ def test_a_scheduler_that_stood_still_does_not_start_again_what_has_ended_meanwh
     world.first_word(1, 0)
     world.calm(1, None, ends=False)
     assert sum(world.oracle.starts.values()) == 1
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+def test_an_agent_that_was_away_for_longer_than_its_lease_does_not_start_what_another_node_may_run(how: str) -> None:
+    """It died, or stood still, between making a container and starting it, before it had noted its lease."""
+    world = World()
+    world.submit("exclusive")
+    world.calm(0)
+    world.interrupt(0, 6, "restart")
+    world.outlast_the_lease(0, how, ends=False, comes_back=True)
+    world.calm(1, None, ends=False)

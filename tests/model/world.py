@@ -114,7 +114,7 @@ class World:
         make = lambda node: Agent(node, capacity, self.log, self.oracle.started, self.oracle.ended_program)  # noqa: E731
         self.nodes = [Node(make(node)) for node in NODES]
         for node in self.nodes:
-            node.agent.start()
+            node.agent.start(self.now.mono)
             node.agent.beats = BEATS_BEFORE
         self.elect(0)
 
@@ -253,7 +253,7 @@ class World:
     def agent_turn(self, i: int, dies_after: int | None) -> None:
         """Let an agent that has heard something decide, write and act, or die in the midst of it."""
         if there := self.with_facts():
-            _pick(there, i).agent.turn(self.now.at, dies_after=dies_after)
+            _pick(there, i).agent.turn(self.now, dies_after=dies_after)
 
     def with_facts(self) -> list[Node]:
         """Return the nodes whose agent has a turn to take."""
@@ -288,7 +288,7 @@ class World:
             node.is_paused = False
             node.agent.tick(self.now.mono)
         elif not node.agent.is_up and not node.is_destroyed:
-            node.agent.start()
+            node.agent.start(self.now.mono)
 
     def kill(self, n: int) -> None:
         """Kill an agent. Its programs run on."""
@@ -409,7 +409,7 @@ class World:
         is_busy = True
         while is_busy:
             went_on = [agent.step(task) for task in _unblocked(agent)]
-            is_busy = agent.turn(self.now.at) or any(went_on)
+            is_busy = agent.turn(self.now) or any(went_on)
 
     # --- what single steps seldom lead to ---
 
@@ -436,7 +436,7 @@ class World:
             if not node.acts:
                 break
             if node.agent.facts:
-                node.agent.turn(self.now.at)
+                node.agent.turn(self.now)
             elif waiting := _unblocked(node.agent):
                 node.agent.step(waiting[0])
         getattr(self, how)(n)

@@ -9,6 +9,7 @@ from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
 from services.node_agent.core.lease import Lease
 from services.scheduler.core import lifecycle
+from services.scheduler.core.limits import Now
 from shared.fleet import Capacity, DesiredState, Heartbeat, NodeInfo, Usage
 from shared.job import BlobRef, Failure, OutputsRef
 from shared.states import AttemptEventName, EndReason
@@ -140,7 +141,7 @@ class Agent:
         """Return whether the agent runs."""
         return self.machine is not None
 
-    def start(self) -> None:
+    def start(self, mono: float) -> None:
         """Start the agent on what its journal and its engine hold."""
         self.sessions += 1
         self.beats = 0
@@ -161,7 +162,8 @@ class Agent:
         )
         self.unsent = dict(self.journal.outbox)
         waiting = {report.key for report in self.unsent.values()}
-        self.facts = [self._recovered()]
+        # As the agent does: a lease that ran out meanwhile counts before anything is started.
+        self.facts = [m.Tick(mono), self._recovered()]
         for held in self.journal.held.values():
             if held.phase is m.Phase.FINISHED and not held.is_delivered and held.key not in waiting:
                 self.facts.append(m.Delivered(held.key))
@@ -203,14 +205,16 @@ class Agent:
 
     # --- turns ---
 
-    def turn(self, now: datetime, *, dies_after: int | None = None) -> bool:
+    def turn(self, now: Now, *, dies_after: int | None = None) -> bool:
         """Take in what is there: decide, write down, act. *dies_after* counts those parts, each act as one.
 
         Return whether there was anything to do.
         """
         assert self.machine is not None
         facts, self.facts = self.facts, []
-        effects = [effect for fact in facts for effect in self.machine.handle(fact, now)]
+        if facts and self.machine.must_watch_lease:
+            facts.insert(0, m.Tick(now.mono))
+        effects = [effect for fact in facts for effect in self.machine.handle(fact, now.at)]
         if dies_after == 0:
             self.crash()
             return True

@@ -255,7 +255,7 @@ class Fleet:
     def start(self, site: Site, after_s: float = 0.0) -> None:
         """Start an agent that does not run."""
         if not site.agent.is_up and not site.is_dead:
-            site.agent.start()
+            site.agent.start(self.now.mono)
             site.is_sending = False
             self._work(site)
             self._plan_beat(site, after_s)
@@ -297,7 +297,7 @@ class Fleet:
     def _work(self, site: Site) -> None:
         agent = site.agent
         while agent.is_up and agent.facts:
-            agent.turn(self.now.at)
+            agent.turn(self.now)
         if agent.unsent and not site.is_sending:
             site.is_sending = True
             self.at(self._delay(), self._send, site, agent.sessions)

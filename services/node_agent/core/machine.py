@@ -341,6 +341,11 @@ class Machine:
                 held = self.held.get(fact.key)
                 return [] if held is None else self._attempt(held, fact, now)
 
+    @property
+    def must_watch_lease(self) -> bool:
+        """Return whether it holds something that must not run without a lease: a turn then begins with a look at it."""
+        return any(held.order.spec.is_fenced for held in self.held.values())
+
     def attempts(self) -> tuple[HeldAttempt, ...]:
         """Return what the heartbeat says of the attempts."""
         return tuple(
@@ -372,7 +377,7 @@ class Machine:
             effects.append(SaveEpoch(state.epoch))
         for assignment in state.assignments:
             effects += self._assigned(assignment, now)
-        if self.lease is not None and any(held.order.spec.is_fenced for held in self.held.values()):
+        if self.lease is not None and self.must_watch_lease:
             effects.append(NoteLease(self.lease))
         return effects
 

@@ -157,6 +157,9 @@ class Agent:
             facts = [await self._facts.get()]
             while not self._facts.empty():
                 facts.append(self._facts.get_nowait())
+            if self._machine.must_watch_lease:
+                # The agent may have stood still since these came: what must not run twice is not started by them then.
+                facts.insert(0, m.Tick(boottime()))
             now = self._clock.now()
             effects = [effect for fact in facts for effect in self._machine.handle(fact, now)]
             outgoing = {
