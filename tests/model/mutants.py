@@ -50,13 +50,15 @@ def no_resend(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_epoch(patch: pytest.MonkeyPatch) -> None:
-    """An agent obeys whoever answers."""
+    """An agent obeys whoever answers; nor does it know what it has held before, the second guard of the same."""
     desired = Machine._desired
 
     def obedient(self: Machine, state: Any, *rest: Any) -> Any:
         return desired(self, state.model_copy(update={"epoch": max(state.epoch, self.epoch)}), *rest)
 
     patch.setattr(Machine, "_desired", obedient)
+    patch.setattr("services.node_agent.core.machine.DROPPED_KEPT", 0)
+    patch.setattr("tests.simulation.agent.DROPPED_KEPT", 0)
 
 
 def no_session(patch: pytest.MonkeyPatch) -> None:

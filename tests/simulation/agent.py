@@ -8,6 +8,7 @@ from services.node_agent.core import machine as m
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
 from services.node_agent.core.lease import Lease
+from services.node_agent.core.machine import DROPPED_KEPT
 from services.scheduler.core import lifecycle
 from services.scheduler.core.limits import Now
 from shared.fleet import Capacity, DesiredState, Heartbeat, NodeInfo, Usage
@@ -53,7 +54,7 @@ class Journal:
                     self.held[held.key] = held
                 case m.Drop(key):
                     self.held.pop(key, None)
-                    self.dropped[key] = None
+                    self.dropped |= {key: None} if DROPPED_KEPT else {}
                     for id_ in [id_ for id_, report in self.outbox.items() if report.key == key]:
                         del self.outbox[id_]
                 case m.SaveEpoch(epoch):
