@@ -1,8 +1,10 @@
 """What tests of several kinds share: real servers that start in a fraction of a second."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,31 @@ class FilesAndOneStack(LoadFileScheduling):
 @pytest.hookimpl(optionalhook=True)  # unknown where xdist is turned off
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     return FilesAndOneStack(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what failed: of a run that is cut off, pytest's own summary never comes."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        why = crash.message if crash else str(report.longrepr)
+        print(f"\nFAILED {report.nodeid} ({report.when}, {report.duration:.0f} s): {why[:3000]}", flush=True)
+
+
+@contextmanager
+def passing_folder(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """Give a folder for servers that is gone after the block: pytest keeps its own, and those have gigabytes."""
+    folder = factory.mktemp(name)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for what a file's tests share, gone after them."""
+    with passing_folder(tmp_path_factory, "shared") as folder:
+        yield folder
 
 
 @dataclass
@@ -74,16 +101,17 @@ def start_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
     started: list[NatsServer] = []
 
     def start(accounts: str | None = None, home: Path | None = None) -> RunningNats:
-        server = NatsServer(home or tmp_path_factory.mktemp("nats"), accounts)
+        server = NatsServer(home or folders.enter_context(passing_folder(tmp_path_factory, "nats")), accounts)
         started.append(server)
         server.start()
         return RunningNats(server.url, process=server)
 
-    yield start
-    for server in started:
-        if server.running and server.process:
-            os.kill(server.process.pid, signal.SIGCONT)  # one that was left paused cannot end
-        server.stop()
+    with ExitStack() as folders:
+        yield start
+        for server in started:
+            if server.running and server.process:
+                os.kill(server.process.pid, signal.SIGCONT)  # one that was left paused cannot end
+            server.stop()
 
 
 @pytest.fixture

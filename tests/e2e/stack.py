@@ -123,7 +123,8 @@ class Stack:
     # --- jobs --------------------------------------------------------------------------------------------------
 
     def spec(self, command: str, **more: Any) -> dict[str, Any]:
-        spec: dict[str, Any] = {"command": command, "resources": {"cpus": 0.5, "memory": "128MiB"}, **more}
+        small = {"cpus": 0.5, "memory": "128MiB", "disk": "512MiB"}  # the default is 10 GiB, which not every disk has
+        spec: dict[str, Any] = {"command": command, **more, "resources": small | more.get("resources", {})}
         spec["runtime"] = self.runtime
         if self.image:
             spec["image"] = self.image
@@ -158,7 +159,18 @@ class Stack:
             assert job["state"] in wanted or job["state"] not in ENDS, job
             return job if job["state"] in wanted else None
 
-        return until(reached, f"job {job_id} in {sorted(wanted)}", timeout)
+        try:
+            return until(reached, f"job {job_id} in {sorted(wanted)}", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.why_not(job_id)}") from None
+
+    def why_not(self, job_id: str) -> str:
+        """Return what wherry says of a job that does not go on, and of its nodes."""
+        said = []
+        for path in (f"/jobs/{job_id}", f"/jobs/{job_id}/explain", "/nodes"):
+            with contextlib.suppress(httpx.TransportError):
+                said.append(f"{path}: {self.http.get(path).text}")
+        return "\n".join(said)
 
     def wait_end(self, job_id: str, timeout: float = 90) -> dict[str, Any]:
         return self.wait_state(job_id, *ENDS, timeout=timeout)

@@ -4,7 +4,7 @@ from tests.e2e.stack import Stack
 
 
 def spec(stack: Stack, **gang: object) -> dict[str, object]:
-    tiny = {"resources": {"cpus": 0.1, "memory": "32MiB"}}
+    tiny = {"resources": {"cpus": 0.1, "memory": "32MiB", "disk": "16MiB"}}
     wanted = {"roles": {"server": {"count": 1, **tiny}, "worker": {"count": 2, **tiny}}} | gang
     return stack.spec('echo "$WHERRY_ROLE $WHERRY_INDEX of $WHERRY_GANG_SIZE"', kind="gang", gang=wanted)
 

@@ -248,7 +248,7 @@ async def head_of(storage: Any) -> AsyncIterator[Head]:
 async def agent_of(storage: Any, head: Head, folder: Path) -> AsyncIterator[AgentProcess]:
     """A started agent, known to *head*; whatever happens, nothing of it is left."""
     agent = AgentProcess(storage, folder / "data", new_id("t"))
-    agent.data.mkdir()
+    agent.data.mkdir(parents=True)
     head.want.clear()
     head.says.clear()
     head.beats.clear()

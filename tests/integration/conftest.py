@@ -31,6 +31,7 @@ from shared.requests import Empty
 from shared.settings import ServiceSettings
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState
+from tests.conftest import passing_folder
 
 ROOT = Path(__file__).parents[2]
 NODES = ("n1", "n2")
@@ -44,7 +45,12 @@ def mongo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if url := os.environ.get("WHERRY_TEST_MONGO_URL"):
         yield url
         return
-    with MongoServer(tmp_path_factory.mktemp("mongo"), cache_gb=0.25, oplog_mb=256) as server:
+    with (
+        passing_folder(tmp_path_factory, "mongo") as folder,
+        MongoServer(folder, cache_gb=0.25, oplog_mb=256) as server,
+    ):
+        with MongoClient[dict[str, Any]](server.url) as client:  # what a test drops is room for the next at once
+            client.admin.command({"setParameter": 1, "minSnapshotHistoryWindowInSeconds": 1})
         yield server.url
 
 
@@ -158,7 +164,11 @@ class StorageProcess(StorageStack):
 @pytest.fixture(scope="session")
 def nats_with_accounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
     """A broker with the generated accounts. Writes are not fsynced: these tests cut no power."""
-    with NatsServer(tmp_path_factory.mktemp("nats"), accounts_config(PASSWORDS, NODES), sync_always=False) as server:
+    accounts = accounts_config(PASSWORDS, NODES)
+    with (
+        passing_folder(tmp_path_factory, "nats") as folder,
+        NatsServer(folder, accounts, sync_always=False) as server,
+    ):
         yield server
 
 

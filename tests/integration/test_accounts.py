@@ -30,9 +30,8 @@ NAMES = [stream.name for stream in STREAMS]
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    home: Path = tmp_path_factory.mktemp("nats")
-    with NatsServer(home, accounts_config(PASSWORDS, NODES), sync_always=False) as server:
+def broker(folder: Path) -> Iterator[NatsServer]:
+    with NatsServer(folder, accounts_config(PASSWORDS, NODES), sync_always=False) as server:
         asyncio.run(_set_up(server))
         yield server
 

@@ -30,9 +30,9 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def storage(mongo_server: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
+async def storage(mongo_server: str, folder: Path) -> AsyncIterator[Any]:
     busybox()
-    async with storage_of(mongo_server, tmp_path_factory.mktemp("storage")) as storage:
+    async with storage_of(mongo_server, folder / "storage") as storage:
         yield storage
 
 
@@ -43,8 +43,8 @@ async def head(storage: Any) -> AsyncIterator[Head]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def agent(storage: Any, head: Head, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AgentProcess]:
-    async with agent_of(storage, head, tmp_path_factory.mktemp("agent")) as agent:
+async def agent(storage: Any, head: Head, folder: Path) -> AsyncIterator[AgentProcess]:
+    async with agent_of(storage, head, folder / "agent") as agent:
         yield agent
 
 

@@ -27,9 +27,9 @@ COUNT = 'echo run >> "$WHERRY_OUTPUTS/runs"; i=0; while [ $i -lt %d ]; do i=$((i
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def head(mongo_server: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Head]:
+async def head(mongo_server: str, folder: Path) -> AsyncIterator[Head]:
     busybox()
-    async with storage_of(mongo_server, tmp_path_factory.mktemp("storage")) as storage, head_of(storage) as head:
+    async with storage_of(mongo_server, folder) as storage, head_of(storage) as head:
         yield head
 
 

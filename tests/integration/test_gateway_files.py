@@ -8,6 +8,7 @@ import socket
 import zipfile
 from collections.abc import Iterator
 from http.client import HTTPResponse
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,8 +26,8 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
-    with GatewayStack(tmp_path_factory.mktemp("gateway"), WHERRY_UPLOAD_IDLE_S="3") as running:
+def stack(folder: Path) -> Iterator[GatewayStack]:
+    with GatewayStack(folder, WHERRY_UPLOAD_IDLE_S="3") as running:
         yield running
 
 

@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,8 +39,8 @@ GIB = 1024**3
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
-    with GatewayStack(tmp_path_factory.mktemp("gateway")) as running:
+def stack(folder: Path) -> Iterator[GatewayStack]:
+    with GatewayStack(folder) as running:
         yield running
 
 

@@ -16,8 +16,8 @@ PASSWORD = "correct horse battery 9"
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
-    with GatewayStack(tmp_path_factory.mktemp("gateway")) as running:
+def stack(folder: Path) -> Iterator[GatewayStack]:
+    with GatewayStack(folder) as running:
         yield running
 
 

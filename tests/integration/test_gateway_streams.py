@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,9 +19,9 @@ from tests.integration.gateway_stack import ADMIN, NODE, OTHER_NODE, SPEC, Gatew
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayStack]:
+def stack(folder: Path) -> Iterator[GatewayStack]:
     env = {"WHERRY_HEARTBEAT_S": "0.5", "WHERRY_STREAM_BACKLOG_BYTES": "200000"}
-    with GatewayStack(tmp_path_factory.mktemp("gateway"), **env) as running:
+    with GatewayStack(folder, **env) as running:
         yield running
 
 

@@ -16,8 +16,8 @@ from infra.local.servers import MongoServer, NatsServer, ServerFailedError
 
 
 @pytest.fixture(scope="module")
-def mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoServer]:
-    with MongoServer(tmp_path_factory.mktemp("mongo"), cache_gb=0.25, oplog_mb=64) as server:
+def mongo(folder: Path) -> Iterator[MongoServer]:
+    with MongoServer(folder, cache_gb=0.25, oplog_mb=64) as server:
         yield server
 
 

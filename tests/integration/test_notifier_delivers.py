@@ -46,8 +46,8 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    with NatsServer(tmp_path_factory.mktemp("nats"), accounts_config(PASSWORDS, ()), sync_always=False) as server:
+def broker(folder: Path) -> Iterator[NatsServer]:
+    with NatsServer(folder, accounts_config(PASSWORDS, ()), sync_always=False) as server:
         asyncio.run(_set_up(server))
         yield server
 
