@@ -6,7 +6,14 @@ Sizes are bytes (``"512MiB"`` is understood), times are seconds (``"2h"`` is und
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 from shared.model import Frozen
 
@@ -145,10 +152,52 @@ def _need(value: object) -> object:
     return {"job": value} if isinstance(value, str) else value
 
 
-#: An output of another job: ``job:<id>`` for all of its outputs, ``job:<id>/<path>`` for a file or a folder.
-JobInput = Annotated[str, StringConstraints(max_length=4096, pattern=r"^job:j[a-z2-7]{25}(/[^\x00-\x1f\x7f]+)?$")]
+#: ``job:<id>`` for all outputs of another job, ``job:<id>/<path>`` for a file or a folder of them; ``artifact:<id>``;
+#: ``dataset:<name>`` for its newest version, ``dataset:<name>@<version>``; or a URL.
+InputText = Annotated[
+    str,
+    StringConstraints(
+        max_length=4096,
+        pattern=(
+            r"^(job:j[a-z2-7]{25}(/[^\x00-\x1f\x7f]+)?|artifact:a[a-z2-7]{25}"
+            r"|dataset:[a-z0-9][a-z0-9._-]{0,127}(@[1-9][0-9]{0,8})?|https?://[^\s\x00-\x1f\x7f]+)$"
+        ),
+    ),
+]
 InputName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 RoleName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+
+
+class Input(Frozen):
+    """Something that a job finds below its inputs.
+
+    Text alone stands for its `source`. A zip is unpacked into a folder unless `unpack` is false; anything else is a
+    file as it is. Outputs of a job are always as they were left.
+    """
+
+    source: InputText
+    unpack: bool = True
+    #: Set by the gateway for artifacts and datasets, from what they are at that moment; users cannot.
+    artifact: ArtifactId | None = None
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    size: int | None = Field(default=None, ge=0)
+
+    @property
+    def job(self) -> tuple[str, str | None] | None:
+        """Return another job's id and the path among its outputs (None: all of them), where it is such an input."""
+        if not self.source.startswith("job:"):
+            return None
+        job_id, _, path = self.source.removeprefix("job:").partition("/")
+        return job_id, path.strip("/") or None
+
+    @model_serializer(mode="wrap")
+    def _short(self, whole: SerializerFunctionWrapHandler) -> str | dict[str, Any]:
+        """Write what has nothing but a source as it was given."""
+        return self.source if self == Input(source=self.source) else whole(self)
+
+
+def _input(value: object) -> object:
+    return {"source": value} if isinstance(value, str) else value
 
 
 class GangRole(Frozen):
@@ -212,7 +261,7 @@ class JobSpec(Frozen):
     #: Never two attempts at a time, even if a node is cut off. Implies `on_disconnect: stop`.
     exclusive: bool = False
     needs: Annotated[tuple[Annotated[Need, BeforeValidator(_need)], ...], Field(max_length=100)] = ()
-    inputs: Annotated[dict[InputName, JobInput], Field(max_length=64)] = {}
+    inputs: Annotated[dict[InputName, Annotated[Input, BeforeValidator(_input)]], Field(max_length=64)] = {}
     timeouts: Timeouts = Timeouts()
     notify: Annotated[tuple[Notify, ...], Field(max_length=20)] = ()
     labels: Annotated[tuple[Label, ...], Field(max_length=64)] = ()
@@ -264,9 +313,8 @@ class JobSpec(Frozen):
     def needed(self) -> tuple[Need, ...]:
         """Return every job that has to end first: those of `needs`, and those whose outputs are inputs, each once."""
         found = {need.job: need for need in self.needs}
-        for source in self.inputs.values():
-            job = source.removeprefix("job:").partition("/")[0]
-            found.setdefault(job, Need(job=job))
+        for job_id, _ in filter(None, (one.job for one in self.inputs.values())):
+            found.setdefault(job_id, Need(job=job_id))
         return tuple(found.values())
 
     def argv(self) -> tuple[str, ...] | None:

@@ -15,8 +15,10 @@ def unusable(spec: JobSpec) -> list[FieldProblem]:
     for index, need in enumerate(spec.needs):
         if ways.setdefault(need.job, need.on) != need.on:
             found.append(_problem(f"needs[{index}]", f"Job {need.job} is needed in two ways; give one of them"))
-    for name, source in spec.inputs.items():
-        _, slash, path = source.partition("/")
+    for name, given in spec.inputs.items():
+        if given.job is None:
+            continue
+        _, slash, path = given.source.partition("/")
         parts = path.removesuffix("/").split("/")
         if slash and ("\\" in path or any(part in ("", ".", "..") for part in parts)):
             message = f"{path!r} is no path below a job's outputs: give names with single slashes between them"
@@ -45,8 +47,9 @@ def not_theirs(spec: JobSpec, principal: Principal, owners: Mapping[str, str | N
 def _named(spec: JobSpec) -> Iterator[tuple[str, str, bool]]:
     for index, need in enumerate(spec.needs):
         yield f"needs[{index}]", need.job, False
-    for name, source in spec.inputs.items():
-        yield f"inputs.{name}", source.removeprefix("job:").partition("/")[0], True
+    for name, given in spec.inputs.items():
+        if given.job is not None:
+            yield f"inputs.{name}", given.job[0], True
 
 
 def _problem(field: str, message: str) -> FieldProblem:

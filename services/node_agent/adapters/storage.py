@@ -57,14 +57,14 @@ class Storage:
             WherryError: ``input_missing``, ``stage_in_failed``, ``disk``.
         """
         room = order.spec.resources.disk
-        for name, source in order.spec.inputs.items():
+        for name, given in order.spec.inputs.items():
             try:
                 room = await self._fetch_input(order, name, folder / name, room)
             except WherryError as error:
                 if error.code in (EndReason.DISK, EndReason.STAGE_IN_FAILED):
                     raise
                 reason = EndReason.STAGE_IN_FAILED if error.retryable else EndReason.INPUT_MISSING
-                message = f"The input {name} ({source}) could not be fetched: {error.message}"
+                message = f"The input {name} ({given.source}) could not be fetched: {error.message}"
                 raise WherryError(reason, message) from error
 
     async def _fetch_input(self, order: Order, name: str, target: Path, room: int) -> int:

@@ -7,7 +7,8 @@ from shared.states import EndReason
 
 def asked_path(spec: JobSpec, name: str) -> str | None:
     """Return the path among the other job's outputs that the input *name* is for; None for all of them."""
-    return spec.inputs[name].partition("/")[2].strip("/") or None
+    found = spec.inputs[name].job
+    return found[1] if found else None
 
 
 def place(path: str, asked: str | None) -> str:

@@ -73,11 +73,10 @@ def input_source(job: Job, node_id: str, name: str) -> InputSource:
     Raises:
         NotFound: it does not, or the job has no such input.
     """
-    current, text = job.current, job.spec.inputs.get(name)
-    if current is None or current.node != node_id or job.is_terminal or text is None:
+    current, given = job.current, job.spec.inputs.get(name)
+    if current is None or current.node != node_id or job.is_terminal or given is None or given.job is None:
         raise NotFound(f"There is no input {name!r} for this node.")
-    source, _, path = text.removeprefix("job:").partition("/")
-    return InputSource(source, path.strip("/") or None)
+    return InputSource(*given.job)
 
 
 def check_input(job: Job, source: Job) -> None:
