@@ -387,12 +387,24 @@ JOB_GET = _ask(
 JOB_LIST = _ask("jobList", "jobs.list", requests.JobListQuery, requests.JobList, "A page of jobs.")
 JOB_EVENTS = _ask("jobEvents", "jobs.events", requests.EventQuery, requests.EventPage, "Events after a sequence.")
 JOB_LOGS = _ask("jobLogs", "jobs.logs", requests.LogQuery, requests.LogPage, "Lines of an attempt.")
-JOB_METRICS = _ask("jobMetrics", "jobs.metrics", requests.JobQuery, requests.MetricPage, "What the job measured.")
+JOB_METRICS = _ask(
+    "jobMetrics", "jobs.metrics", requests.MetricQuery, requests.MetricPage, "What an attempt measured, as series."
+)
 JOB_OUTPUTS = _ask("jobOutputs", "jobs.outputs", requests.OutputQuery, requests.OutputPage, "What the job left.")
 JOB_DELIVERIES = _ask(
     "jobDeliveries", "jobs.deliveries", requests.JobQuery, requests.DeliveryList, "The job's notifications."
 )
 ARTIFACT_GET = _ask("artifactGet", "artifacts.get", requests.ArtifactQuery, requests.Artifact, "An artifact's facts.")
+ARTIFACT_LIST = _ask(
+    "artifactList", "artifacts.list", requests.ArtifactListQuery, requests.ArtifactList, "A page of artifacts."
+)
+ARTIFACT_DELETE = _ask(
+    "artifactDelete",
+    "artifacts.delete",
+    requests.ArtifactQuery,
+    requests.Empty,
+    "Remove an artifact, unless something needs it.",
+)
 NODE_LIST = _ask("nodeList", "nodes.list", requests.NodeListQuery, requests.NodeList, "A page of nodes.")
 NODE_GET = _ask("nodeGet", "nodes.get", requests.NodeQuery, requests.NodeView, "One node.")
 DEAD_LETTERS = _ask(
@@ -468,6 +480,48 @@ INPUT_LIST = _blob(
     requests.InputQuery,
     requests.OutputPage,
     "What another job left and a job of this node has as an input. The one entry of a file has the asked path.",
+)
+
+# --- uploads that resume (tus): any gateway may go on with what another began -------------------------------------
+RESUMABLE_CREATE = _ask(
+    "resumableCreate", "uploads.create", requests.ResumableCreate, requests.Resumable, "Begin an upload that resumes."
+)
+RESUMABLE_GET = _ask(
+    "resumableGet", "uploads.get", requests.ResumableQuery, requests.Resumable, "How far an upload has come."
+)
+RESUMABLE_BEGIN = _ask(
+    "resumableBegin", "uploads.begin", requests.ResumableBegin, requests.Resumable, "Go on writing an upload."
+)
+RESUMABLE_ADVANCE = _ask(
+    "resumableAdvance",
+    "uploads.advance",
+    requests.ResumableAdvance,
+    requests.Resumable,
+    "So much of an upload is stored; all of it is checked and becomes an artifact.",
+)
+RESUMABLE_END = _ask(
+    "resumableEnd", "uploads.end", requests.ResumableQuery, requests.Empty, "Drop an upload and its bytes."
+)
+RESUMABLE_CHUNK = Channel(
+    "resumableChunk",
+    "wherry.storage.uploads.chunk",
+    requests.Empty,
+    _by(_G),
+    _by(_T),
+    "One chunk: raw bytes, headers Wherry-Upload (id), Wherry-Epoch and Wherry-Chunk (number from 0). "
+    "Answered once stored.",
+    reply=requests.Empty,
+    raw_body=True,
+)
+RESUMABLE_TAIL = Channel(
+    "resumableTail",
+    "wherry.storage.uploads.tail",
+    requests.ResumableBegin,
+    _by(_G),
+    _by(_T),
+    "What is stored of the chunk that `offset` is within; the answer is raw bytes.",
+    reply=requests.Empty,
+    raw_reply=True,
 )
 
 CHANNELS: tuple[Channel[Any, Any], ...] = tuple(

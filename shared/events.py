@@ -4,7 +4,7 @@ from typing import Generic, Self, TypeVar
 
 from pydantic import AwareDatetime, Field
 
-from shared.job import BlobRef, ExitCode, Failure, Job, OutputsRef
+from shared.job import BlobRef, ExitCode, Failure, Job, OutputsRef, Peaks
 from shared.model import Message, Name, Remark, Sentence
 from shared.states import AttemptState
 
@@ -86,6 +86,7 @@ class AttemptFinished(Message):
     image_digest: Name | None = None
     running_at: AwareDatetime | None = None  # for when `running` was never delivered
     remarks: tuple[Remark, ...] = ()
+    peaks: Peaks = {}
 
 
 class CancelRequested(Message):
@@ -179,12 +180,31 @@ class MetricPoint(Message):
     at: AwareDatetime
 
 
+class LostLines(Message):
+    """Lines *first* to *last* of an attempt were left out by its node on purpose: nobody need look for them."""
+
+    first: int
+    last: int
+
+
+class SeriesPart(Message):
+    """This batch is part *index* (from 0) of *count*: together they hold all metrics, in place of what came before."""
+
+    index: int = Field(ge=0)
+    count: int = Field(ge=1, le=10_000)
+
+
 class OutputBatch(Message):
-    """What an attempt printed since the last batch. May be lost; the whole log comes home as an artifact."""
+    """What an attempt printed since the last batch. May be lost; the whole log comes home as an artifact.
+
+    What it measured comes once more at its end, with `final`, and that is sent until it is kept.
+    """
 
     lines: tuple[LogLine, ...] = ()
     progress: Progress | None = None
     metrics: tuple[MetricPoint, ...] = ()
+    lost: tuple[LostLines, ...] = ()
+    final: SeriesPart | None = None
 
 
 class TokenRevoked(Message):
@@ -208,8 +228,10 @@ __all__ = [
     "JobChanged",
     "JobSummary",
     "LogLine",
+    "LostLines",
     "MetricPoint",
     "OutputBatch",
     "Progress",
+    "SeriesPart",
     "TokenRevoked",
 ]

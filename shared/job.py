@@ -16,6 +16,10 @@ REMARKS_KEPT = 50
 ExitCode = Annotated[int, Field(ge=-(2**31), lt=2**32)]
 
 
+#: The most that an attempt used of something, by name (``system.memory``).
+Peaks = Annotated[dict[Annotated[str, Field(max_length=100)], float], Field(max_length=200)]
+
+
 class Owner(Message):
     """Whose job it is, as known when it was handed in."""
 
@@ -73,6 +77,7 @@ class Attempt(Message):
     exit_code: int | None = None
     error: Failure | None = None
     outputs: OutputsRef | None = None
+    peaks: Peaks = {}
 
 
 class GangPlace(Message):

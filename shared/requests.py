@@ -198,9 +198,31 @@ class LogPage(Message):
     more: bool = False
 
 
-class MetricPage(Message):
-    """Every point that the job printed, in order of arrival; at most 10,000."""
+class MetricQuery(Message):
+    """What an attempt (None: the current one) measured, of the series *names* (none: of all)."""
 
+    job_id: str
+    min_seq: int = 0
+    attempt: int | None = None
+    names: tuple[str, ...] = ()
+    most: int = 1000  # points of each series, 1 to 5000; a longer one is thinned, with its first, last and extremes
+
+
+class SeriesSummary(Message):
+    """A series as it was measured, however few of its points are given."""
+
+    name: str
+    count: int
+    least: float
+    greatest: float
+    last: float
+
+
+class MetricPage(Message):
+    """Points of several series in order of arrival, and what each of these series is in all."""
+
+    attempt: int = 0
+    series: tuple[SeriesSummary, ...] = ()
     points: tuple[MetricPoint, ...] = ()
 
 
@@ -236,6 +258,13 @@ class Artifact(Message):
     name: str = ""
     media_type: str = "application/octet-stream"
     created_at: datetime
+
+
+class ArtifactList(Message):
+    """A page of artifacts; `cursor` asks for the next."""
+
+    artifacts: tuple[Artifact, ...] = ()
+    cursor: str | None = None
 
 
 class NodeQuery(Message):
@@ -447,6 +476,64 @@ class Committed(Message):
 
     blob: BlobRef
     artifact_id: str | None = None
+
+
+class ResumableCreate(Message):
+    """Begin an upload that any gateway may go on with. The id is the sender's choice: repeating it is harmless."""
+
+    upload_id: str
+    owner_id: str
+    length: int | None = None  # None: told later
+    name: str = ""
+    media_type: str = "application/octet-stream"
+    metadata: str = ""  # tus' Upload-Metadata, as the user sent it
+
+
+class ResumableQuery(Message):
+    """An upload that may be resumed, by id."""
+
+    upload_id: str
+
+
+class ResumableBegin(Message):
+    """Go on writing at `offset`. Whoever wrote before is shut out from then on."""
+
+    upload_id: str
+    offset: int
+    length: int | None = None  # told now where it was not before
+    checked: bool = False  # what is written counts only once `ResumableAdvance` says so: its checksum comes first
+
+
+class ResumableAdvance(Message):
+    """The writer of `epoch` has had everything below `offset` stored. At the upload's length it becomes an artifact."""
+
+    upload_id: str
+    epoch: int
+    offset: int
+
+
+class Resumable(Message):
+    """An upload that may be resumed. `epoch` counts its writers; `offset` is what is durable, in bytes."""
+
+    upload_id: str
+    owner_id: str
+    state: Literal["open", "sealed", "committed", "dropped"]
+    offset: int
+    epoch: int = 0
+    length: int | None = None
+    metadata: str = ""
+    created_at: datetime
+    expires_at: datetime
+    artifact_id: str | None = None  # with sha256, once it is committed
+    sha256: str | None = None
+
+
+class ArtifactListQuery(Message):
+    """An owner's artifacts, newest first. `owner_id` None is everybody's (admins)."""
+
+    owner_id: str | None = None
+    limit: int = 100  # 1 to 1,000
+    cursor: str | None = None
 
 
 class InputQuery(Message):
