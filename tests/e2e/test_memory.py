@@ -34,7 +34,7 @@ def test_a_gigabyte_in_and_out_stays_under_150_mb_in_gateway_agent_and_storage(s
     artifact = stack.http.put("/artifacts", content=body(), timeout=300)
     assert artifact.status_code in {200, 201}, artifact.text
     command = 'mv big.bin "$WHERRY_OUTPUTS/big.bin"'
-    job_id = stack.submit(stack.spec(command, source=artifact.json()["artifact_id"]))
+    job_id = stack.submit(stack.spec(command, source=artifact.json()["artifact_id"], resources={"disk": "3GiB"}))
     job = stack.wait_end(job_id, timeout=400)
     assert job["state"] == "succeeded", job
 

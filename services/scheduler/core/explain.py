@@ -3,6 +3,7 @@
 Nothing here decides or changes anything: placements are tried on a copy of what is free.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from services.scheduler.core import gang, lifecycle, reservation
@@ -138,6 +139,7 @@ class _Asked:
             places.append(found)
             over = over or ledger.over_quota(self.owner, need_of(unit))
             ledger.charge(self.owner, need_of(unit))
+        short = self._short(trial, missing, places) if missing is not None else ""
         trial.undo(mark)
         known = sum(node.beat is not None for node in state.nodes.values())
         nodes = (state.nodes[place.node] for place in places)
@@ -153,16 +155,27 @@ class _Asked:
             nodes=known,
             names=tuple(node.info.name for node in nodes),
         )
-        return whole if missing is None else self._missing(whole, missing, trial, len(units))
+        return whole if missing is None else self._missing(whole, missing, trial, len(units), short)
 
-    def _missing(self, found: _Found, unit: JobSpec, trial: Trial, members: int) -> _Found:
-        """Return what is to be said of the first part that found no node."""
+    def _short(self, trial: Trial, unit: JobSpec, places: Sequence[Placement]) -> str:
+        """Return what the node of the member placed last has too little of for the next, once it has those."""
+        if not places:
+            return ""
+        need, slot = need_of(unit), self.state.columns.slots[places[-1].node]
+        wanted = (need.ucpus, need.memory, need.disk, need.gpus)
+        pairs = zip(trial.free(slot, need), wanted, ("CPUs", "memory", "disk", "GPUs"), strict=True)
+        words = [word for free, want, word in pairs if free < want]
+        name = self.state.nodes[places[-1].node].info.name
+        return f"; with them {name} has too little left of {' and '.join(words)} for another" if words else ""
+
+    def _missing(self, found: _Found, unit: JobSpec, trial: Trial, members: int, short: str) -> _Found:
+        """Return what is to be said of the first part that found no node; *short* is of a gang's members."""
         state, need = self.state, need_of(unit)
         after = self._heard_after()
         refused = refuse(state.columns, need, after, state.limits)
         reasons = list(refused.reasons)
         if not reasons and members > 1:
-            text = f"{len(found.places)} of {members} members fit at once; they start together"
+            text = f"{len(found.places)} of {members} members fit at once; they start together{short}"
             reasons.append(_reason(PendingCode.GANG, text))
         elif not reasons:
             reasons.append(_reason(PendingCode.RESERVED, "it fits only where room is kept for a job that is before it"))

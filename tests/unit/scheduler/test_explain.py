@@ -266,6 +266,7 @@ def test_a_gang_fits_as_a_whole_or_says_how_many_members_do(world, make):
     assert (said.would_start, said.never) == (False, False)
     assert PendingCode.GANG in {reason.code for reason in said.reasons}
     assert "2 of 3 members fit at once" in said.text
+    assert "with them name-n1 has too little left of CPUs for another" in said.text
     world.hear("n2", cpus=1)
     said, _ = asked(world, make, **gang)
     assert said.would_start
