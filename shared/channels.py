@@ -405,6 +405,23 @@ ARTIFACT_DELETE = _ask(
     requests.Empty,
     "Remove an artifact, unless something needs it.",
 )
+DATASET_PUT = _ask(
+    "datasetPut", "datasets.put", requests.DatasetPut, requests.DatasetStored, "A new version of a dataset."
+)
+DATASET_GET = _ask("datasetGet", "datasets.get", requests.DatasetQuery, requests.Dataset, "One dataset.")
+DATASET_LIST = _ask(
+    "datasetList", "datasets.list", requests.DatasetListQuery, requests.DatasetList, "A page of datasets."
+)
+DATASET_UPDATE = _ask(
+    "datasetUpdate", "datasets.update", requests.DatasetUpdate, requests.Dataset, "Describe or share a dataset."
+)
+DATASET_DELETE = _ask(
+    "datasetDelete",
+    "datasets.delete",
+    requests.DatasetRemove,
+    requests.Empty,
+    "Remove a dataset or a version of it, unless a job that has not ended needs it.",
+)
 NODE_LIST = _ask("nodeList", "nodes.list", requests.NodeListQuery, requests.NodeList, "A page of nodes.")
 NODE_GET = _ask("nodeGet", "nodes.get", requests.NodeQuery, requests.NodeView, "One node.")
 DEAD_LETTERS = _ask(

@@ -1,58 +1,27 @@
 """Webhooks: a signed POST to where it may go, and nowhere else."""
 
-import socket
 from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from services.notifier.core import guard, texts
+from services.notifier.core import texts
 from services.notifier.core.delivery import Outcome, Verdict, judge_webhook
 from services.notifier.core.signing import sign
+from shared import guard
 from shared.clock import utc_now
 from shared.errors import WherryError
 from shared.events import DeliveryRequested
+from shared.outbound import BlockedAddressError, PublicResolver, session
 
 #: As much of an answer is read, so that the connection can be used again; what it says is nobody's business.
 ANSWER_BYTES_MAX = 64 * 1024
 
 #: Returns the secret of a delivery, or raises `WherryError`.
 SecretOf = Callable[[DeliveryRequested], Awaitable[str]]
-
-
-class BlockedAddressError(OSError):
-    """A name led to an address that webhooks may not go to."""
-
-
-class PublicResolver(AbstractResolver):
-    """Lets only public addresses through. What it returns is what is dialled: nothing can change between."""
-
-    def __init__(self, inner: AbstractResolver | None = None) -> None:
-        self._inner = inner or ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Return the addresses of *host*.
-
-        Raises:
-            BlockedAddressError: one of them is not public.
-            OSError: there are none.
-
-        """
-        found = await self._inner.resolve(host, port, family)
-        for result in found:
-            if not guard.is_public(result["host"]):
-                raise BlockedAddressError(f"{host} is at {result['host']}, which is not a public address")
-        return found
-
-    async def close(self) -> None:
-        """Close the resolver below."""
-        await self._inner.close()
 
 
 class WebhookSender:
@@ -84,26 +53,16 @@ class WebhookSender:
         self._open: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._guarded = self._session(PublicResolver(self._resolver))
-        self._open = self._session(None)
+        self._guarded = session(PublicResolver(self._resolver), self._timeout)
+        self._open = session(None, self._timeout)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for session in (self._guarded, self._open):
-            if session:
-                await session.close()
-
-    def _session(self, resolver: AbstractResolver | None) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, limit=0)
-        return aiohttp.ClientSession(
-            connector=connector,
-            timeout=self._timeout,
-            trust_env=False,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        for opened in (self._guarded, self._open):
+            if opened:
+                await opened.close()
 
     def host(self, request: DeliveryRequested) -> str:
         """Return the receiver's host and port."""
@@ -120,28 +79,26 @@ class WebhookSender:
             host, port = url.host or "", url.port or 0
         except ValueError:
             return Outcome(Verdict.HOPELESS, "the address is no URL")
-        named = guard.is_named(host, port, self._allowed)
-        refused = None if named and url.scheme in ("http", "https") else guard.refusal(url.scheme, host, port)
-        if refused:
+        if refused := guard.url_refusal(request.target, self._allowed):
             return Outcome(Verdict.HOPELESS, f"not sent: {refused}")
         try:
             secret = await self._secret_of(request)
         except WherryError as error:
             verdict = Verdict.FAILED if error.retryable else Verdict.HOPELESS
             return Outcome(verdict, f"not sent: the signing secret cannot be had ({error.code})")
-        session = self._open if named else self._guarded
-        if session is None:
+        chosen = self._open if guard.is_named(host, port, self._allowed) else self._guarded
+        if chosen is None:
             raise RuntimeError("the sender is not open")
-        return await self._post(session, url, request, secret)
+        return await self._post(chosen, url, request, secret)
 
-    async def _post(self, session: aiohttp.ClientSession, url: URL, request: DeliveryRequested, secret: str) -> Outcome:
+    async def _post(self, chosen: aiohttp.ClientSession, url: URL, request: DeliveryRequested, secret: str) -> Outcome:
         body = texts.payload(request, self._public_url)
         try:
             headers = self._headers(request, secret, body)
         except ValueError as error:
             return Outcome(Verdict.HOPELESS, f"not sent: {error}")
         try:
-            async with session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
+            async with chosen.post(url, data=body, headers=headers, allow_redirects=False) as answer:
                 await _drain(answer)
                 return judge_webhook(answer.status, _seconds(answer.headers.get("Retry-After")))
         except aiohttp.InvalidURL:

@@ -1,7 +1,9 @@
-"""Where webhooks may go: public addresses, by https, unless the operator has named the place."""
+"""Where our own calls may go: public addresses, by https, unless the operator names the place."""
 
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from yarl import URL
 
 HTTPS_PORTS = frozenset({443, 8443})
 
@@ -60,6 +62,23 @@ def is_public(address: str) -> bool:
 def is_named(host: str, port: int, allowed: Collection[str]) -> bool:
     """Return whether the operator has named *host* and *port*; http and private addresses are then fine."""
     return f"{_bare(host)}:{port}" in {f"{_bare(name)}:{number}" for name, _, number in map(_cut, allowed)}
+
+
+def url_refusal(url: str, allowed: Collection[str]) -> str | None:
+    """Return why *url* may not be called, or None. It is read as the HTTP client reads it.
+
+    A name's addresses are judged when they are dialled, see `shared.outbound`.
+    """
+    try:
+        parsed = URL(url)
+        host, port = parsed.host or "", parsed.port or 0
+    except ValueError:
+        return "the address is no URL"
+    if parsed.user is not None or parsed.password is not None:
+        return "the address holds a user or a password"
+    if parsed.scheme in ("http", "https") and is_named(host, port, allowed):
+        return None
+    return refusal(parsed.scheme, host, port)
 
 
 def refusal(scheme: str, host: str, port: int) -> str | None:

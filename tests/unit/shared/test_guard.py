@@ -1,6 +1,6 @@
 import pytest
 
-from services.notifier.core.guard import is_named, is_public, refusal
+from shared.guard import is_named, is_public, refusal
 
 
 @pytest.mark.parametrize(
