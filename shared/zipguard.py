@@ -1,36 +1,35 @@
-"""Judging a zip by its central directory, before a byte of it is unpacked.
+"""The zip guard: what of a zip may be unpacked, judged before a byte of it is, and counted while it is.
 
-What an entry claims is checked here; what it really holds is counted by whoever unpacks it.
+`inspect` reads the directory and compares each entry's own header with it; `Archive.read` gives one entry's bytes and
+holds them to what was said. Both gateway and node agent use this; neither reads a zip in another way.
 """
 
-import calendar
-import re
+import bz2
 import stat
-import struct
-import unicodedata
-import zipfile
 import zlib
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
 from typing import BinaryIO
 
-from shared.errors import WherryError
+from shared import zip_records
+from shared.zip_names import Places, is_litter, name_of, parts_of
+from shared.zip_records import BadZip, Reason, Record
 
-_METHODS = frozenset(
-    {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
-)  # LZMA may claim gigabytes of memory
-_ENCRYPTED = 0x1 | 0x40 | 0x2000
-_DRIVE = re.compile(r"^[A-Za-z]:")
-_END = struct.Struct("<4s4H2LH")
-_END64_LOCATOR = struct.Struct("<4sLQL")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_CENTRAL = struct.Struct("<4s24x3H12x")
+__all__ = ["Archive", "BadZip", "Limits", "Reason", "ZipEntry", "inspect"]
+
+_STORED, _DEFLATED, _DEFLATE64, _BZIP2 = 0, 8, 9, 12
+_METHODS = frozenset({_STORED, _DEFLATED, _BZIP2})  # LZMA may claim gigabytes of memory
+_PIECE_BYTES = 256 * 1024
+_PACKED_PIECE_BYTES = 64 * 1024
 _LOCAL_HEADER_BYTES = 30
-#: What a broken or hostile zip makes the standard library raise.
-BROKEN_ZIP = (
-    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError, OSError, ValueError,
-    NotImplementedError, RuntimeError, OverflowError,
-)  # fmt: skip
+_DOS_FOLDER, _DOS_DEVICE, _DOS_REPARSE_POINT = 0x10, 0x40, 0x400
+#: An empty folder may be "packed": deflate needs two bytes for nothing, bzip2 fourteen.
+_PACKED_NOTHING_BYTES = 14
+_EPOCH = 315_532_800  # 1980: what a zip without a time means
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,10 @@ class Limits:
     """What a zip may claim. Sizes in bytes.
 
     Attributes:
+        entries: files and folders, with folders that paths only imply.
         ratio: unpacked to packed size of the whole; looked at only where the unpacked size is above `ratio_from`.
+        depth: names in a path.
+        directory_bytes: of the list of entries that ends every zip.
     """
 
     entries: int = 100_000
@@ -49,6 +51,7 @@ class Limits:
     depth: int = 64
     name_bytes: int = 255
     path_bytes: int = 2048
+    directory_bytes: int = 32 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,191 +60,262 @@ class ZipEntry:
 
     Attributes:
         path: relative, with forward slashes, without `.` or `..`.
-        member: the name under which `zipfile` finds it.
-        size: claimed bytes after unpacking.
+        size: bytes after unpacking, as claimed; `Archive.read` holds it to that.
         mode: permission bits.
         mtime: seconds since the epoch; a zip does not say in which time zone, so UTC is taken.
+        record: what the directory says of it.
     """
 
     path: str
-    member: str
     is_dir: bool
     size: int
     mode: int
     mtime: int
+    record: Record
 
 
-def inspect(file: BinaryIO, limits: Limits = Limits()) -> list[ZipEntry]:
-    """Return the entries of the zip in *file*, in the order of its directory; folders that paths imply are not listed.
+def inspect(file: BinaryIO, limits: Limits = Limits(), *, headers: bool = True) -> "Archive":
+    """Return the zip in *file*, judged. Memory: about 200 bytes an entry, however long its names are.
+
+    Args:
+        file: is read by `Archive` too; it must stay open and must not change.
+        limits: what it may claim.
+        headers: whether to compare each entry's own header with the directory. Without, only the directory is read,
+            and `Archive.read` compares what it reads.
 
     Raises:
-        WherryError: ``bad_source``, naming the entry and what is wrong with it.
+        BadZip: ``bad_source``, naming the entry and what is wrong with it.
     """
-    try:
-        _count_entries(file, limits)
-        file.seek(0)
-        with zipfile.ZipFile(file) as archive:
-            return _inspect(archive, limits)
-    except BROKEN_ZIP as error:
-        raise _bad(f"not a zip that can be read: {error}") from error
+    archive = Archive(file, limits)
+    archive.check(headers=headers)
+    return archive
 
 
-def _inspect(archive: zipfile.ZipFile, limits: Limits) -> list[ZipEntry]:
-    infos = archive.infolist()
-    entries = [entry for info in infos if (entry := _entry(info, limits)) is not None]
-    if not any(not entry.is_dir for entry in entries):
-        raise _bad("the zip is empty: it holds no file")
-    _check_names(entries)
-    _check_overlap(infos, archive.start_dir)
-    _check_sizes(infos, limits)
-    return entries
+class Archive:
+    """A zip that was judged: iterate it for its entries, in the order of its directory, as often as you like.
+
+    Folders that paths only imply are not listed, nor is what macOS adds (``__MACOSX/`` and ``Icon`` files).
+    """
+
+    def __init__(self, file: BinaryIO, limits: Limits) -> None:
+        self._file = file
+        self._limits = limits
+        self._end = zip_records.find_end(file)
+        self._starts: array[int] = array("Q")  # where entries begin, in order; then where the directory does
+
+    def __iter__(self) -> Iterator[ZipEntry]:
+        """Give the entries.
+
+        Raises:
+            BadZip: the file has changed.
+        """
+        for record in zip_records.records(self._file, self._end):
+            name, parts = self._name(record)
+            if parts and not is_litter(parts):
+                yield _entry(record, name, parts)
+
+    def __len__(self) -> int:
+        """Return how many records the directory has."""
+        return self._end.count
+
+    def check(self, *, headers: bool) -> None:
+        """Judge it; see `inspect`."""
+        limits, end = self._limits, self._end
+        if end.count > limits.entries:
+            wrong = f"it has more than {limits.entries} entries. Pack some as a zip in the zip"
+            raise BadZip(Reason.TOO_MANY, wrong)
+        if end.size > limits.directory_bytes:
+            wrong = f"its directory has {end.size} bytes, more than {limits.directory_bytes}. Use shorter names"
+            raise BadZip(Reason.DIRECTORY_SIZE, wrong)
+        self._check_entries()
+        if headers:
+            for record in zip_records.records(self._file, end):
+                self._data_at(record)
+
+    def read(self, entry: ZipEntry) -> Iterator[bytes]:
+        """Give the content of a file in pieces of at most 256 KiB.
+
+        Raises:
+            BadZip: it is not what was said: another size or checksum, or damaged.
+        """
+        at, record = self._data_at(entry.record), entry.record
+        given = crc = 0
+        for piece in _unpacked(self._file, at, record):
+            if not piece:
+                continue
+            given += len(piece)
+            if given > record.size:
+                raise BadZip(Reason.WRONG_SIZE, f"{record.shown} holds more than it claims. Pack it again")
+            crc = zlib.crc32(piece, crc)
+            yield piece
+        if given != record.size:
+            raise BadZip(Reason.WRONG_SIZE, f"{record.shown} holds less than it claims. Pack it again")
+        if crc != record.crc:
+            raise BadZip(Reason.CHECKSUM, f"{record.shown} has another checksum than it should. Send or pack it again")
+
+    def _check_entries(self) -> None:
+        places, files, total, packed = Places(self._limits.entries), 0, 0, 0
+        starts, ends = array("Q"), array("Q")
+        for record in zip_records.records(self._file, self._end):
+            name, parts = self._name(record)
+            is_dir = name.endswith("/")
+            _check_kind(record, is_dir=is_dir)
+            self._check_sizes(record)
+            end = record.header_at + _LOCAL_HEADER_BYTES + len(record.name) + record.packed
+            if end > self._end.start:
+                raise BadZip(Reason.OVERLAP, f"{record.shown} overlaps the directory of the zip. Pack it again")
+            if parts:
+                places.add(name, parts, is_dir=is_dir)
+            starts.append(record.header_at)
+            ends.append(end)
+            files += not is_dir and not is_litter(parts)
+            total, packed = total + record.size, packed + record.packed
+        if not files:
+            raise BadZip(Reason.EMPTY, "the zip is empty: it holds no file. Pack at least one")
+        self._check_total(total, packed)
+        self._check_extents(starts, ends)
+
+    def _name(self, record: Record) -> tuple[str, list[str]]:
+        name = name_of(record)
+        if name.endswith("/") != record.name.endswith(b"/"):
+            raise BadZip(Reason.HEADERS_DIFFER, f"{record.shown} is a folder by one name, a file by another. Rename it")
+        limits = self._limits
+        parts = parts_of(name, depth=limits.depth, name_bytes=limits.name_bytes, path_bytes=limits.path_bytes)
+        return name, parts
+
+    def _check_sizes(self, record: Record) -> None:
+        if record.size > self._limits.file_bytes:
+            wrong = f"{record.shown} has {record.size} bytes, more than {self._limits.file_bytes}. Leave it out"
+            raise BadZip(Reason.FILE_SIZE, wrong)
+        if record.method == _STORED and record.packed != record.size:
+            raise BadZip(Reason.WRONG_SIZE, f"{record.shown} is not packed, yet claims two sizes. Pack it again")
+
+    def _check_total(self, total: int, packed: int) -> None:
+        limits = self._limits
+        if total > limits.total_bytes:
+            wrong = f"it unpacks to {total} bytes, more than {limits.total_bytes}. Pack less"
+            raise BadZip(Reason.TOTAL_SIZE, wrong)
+        if total > limits.ratio_from and total > packed * limits.ratio:
+            times = total // max(packed, 1)
+            wrong = f"it unpacks to {times} times its size, more than {limits.ratio}. Make such files in the job itself"
+            raise BadZip(Reason.RATIO, wrong)
+
+    def _check_extents(self, starts: "array[int]", ends: "array[int]") -> None:
+        """Refuse entries that share bytes (a small file could claim any size), and bytes before the first."""
+        order = sorted(range(len(starts)), key=starts.__getitem__)
+        if starts[order[0]] != 0:
+            raise BadZip(
+                Reason.FOREIGN_BYTES, "it has bytes before its first entry that belong to none. Pack it as a plain zip"
+            )
+        for one, next_ in pairwise(order):
+            if starts[next_] < ends[one]:
+                names = [record.shown for record in zip_records.records(self._file, self._end)]
+                raise BadZip(Reason.OVERLAP, f"{names[next_]} overlaps {names[one]}. Pack it again")
+        self._starts = array("Q", (starts[at] for at in order))
+        self._starts.append(self._end.start)
+
+    def _data_at(self, record: Record) -> int:
+        behind = self._starts[bisect_right(self._starts, record.header_at)]
+        return zip_records.data_at(self._file, record, behind)
 
 
-def _entry(info: zipfile.ZipInfo, limits: Limits) -> ZipEntry | None:
-    path = _path(info, limits)
-    mode = info.external_attr >> 16
+def _check_kind(record: Record, *, is_dir: bool) -> None:
+    """Refuse what is neither a plain file nor a folder, or cannot be read."""
+    mode = record.attributes >> 16
     kind = stat.S_IFMT(mode)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise _bad(f"{info.filename!r} is a link or a device; only files and folders are taken")
-    if info.flag_bits & _ENCRYPTED:
-        raise _bad(f"{info.filename!r} is encrypted")
-    if info.compress_type not in _METHODS:
-        raise _bad(f"{info.filename!r} is packed by method {info.compress_type}; use deflate")
-    is_dir = info.is_dir()
-    if is_dir != (kind == stat.S_IFDIR) and kind != 0:
-        raise _bad(f"{info.filename!r} claims to be a file and a folder")
-    if is_dir and info.file_size:
-        raise _bad(f"{info.filename!r} is a folder with content of its own")
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or record.attributes & (_DOS_DEVICE | _DOS_REPARSE_POINT):
+        wrong = (
+            f"{record.shown} is a link or a device; only files and folders are taken. Put what it means in its place"
+        )
+        raise BadZip(Reason.SPECIAL_FILE, wrong)
+    if record.flags & zip_records.ENCRYPTED_FLAGS:
+        raise BadZip(Reason.ENCRYPTED, f"{record.shown} is encrypted. Pack it without a password")
+    if record.method not in _METHODS or record.flags & zip_records.PATCH_FLAG:
+        which = f"method {record.method}" + (" (deflate64)" if record.method == _DEFLATE64 else "")
+        raise BadZip(Reason.METHOD, f"{record.shown} is packed by {which}; use deflate")
+    if (is_dir and kind == stat.S_IFREG) or (not is_dir and (kind == stat.S_IFDIR or _is_dos_folder(record))):
+        raise BadZip(Reason.FILE_AND_FOLDER, f"{record.shown} claims to be a file and a folder. Pack it again")
+    if is_dir and (record.size or record.crc or record.packed > _PACKED_NOTHING_BYTES):
+        raise BadZip(Reason.FOLDER_WITH_CONTENT, f"{record.shown} is a folder with content of its own. Pack it again")
     if not is_dir and mode & (stat.S_ISUID | stat.S_ISGID):
-        raise _bad(f"{info.filename!r} has the set-user or set-group bit")
-    if info.file_size > limits.file_bytes:
-        raise _bad(f"{info.filename!r} has {info.file_size} bytes, more than {limits.file_bytes}")
-    if not path:
-        return None  # the root itself, "./"
+        raise BadZip(Reason.SET_ID, f"{record.shown} has the set-user or set-group bit. Take it away (chmod ug-s)")
+
+
+def _is_dos_folder(record: Record) -> bool:
+    return record.attributes >> 16 == 0 and bool(record.attributes & _DOS_FOLDER)
+
+
+def _entry(record: Record, name: str, parts: list[str]) -> ZipEntry:
+    is_dir = name.endswith("/")
     # Zips made outside Unix, or by hand, carry no mode.
-    mode = mode & 0o777 or (0o755 if is_dir else 0o644)
-    return ZipEntry(path, info.filename, is_dir, info.file_size, mode, _mtime(info))
+    mode = record.attributes >> 16 & 0o777 or (0o755 if is_dir else 0o644)
+    return ZipEntry("/".join(parts), is_dir, record.size, mode, _mtime(record), record)
 
 
-def _mtime(info: zipfile.ZipInfo) -> int:
+def _mtime(record: Record) -> int:
+    year, month, day = (record.date >> 9) + 1980, record.date >> 5 & 15, record.date & 31
+    hour, minute, second = record.time >> 11, record.time >> 5 & 63, (record.time & 31) * 2
     try:
-        return calendar.timegm((*info.date_time, 0, 0, 0))
+        return int(datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp())
     except ValueError:  # month 0 and the like
-        return calendar.timegm((1980, 1, 1, 0, 0, 0))
+        return _EPOCH
 
 
-def _path(info: zipfile.ZipInfo, limits: Limits) -> str:
-    name = info.orig_filename  # `filename` is cut at a NUL
-    if "\x00" in name:
-        raise _bad(f"{name!r} has a NUL in its name")
-    if "\\" in name:
-        raise _bad(f"{name!r} has a backslash in its name; use forward slashes")
-    if name.startswith("/") or _DRIVE.match(name):
-        raise _bad(f"{name!r} is an absolute path")
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise _bad(f"{name!r} leads out of its folder")
-    if not parts and not info.is_dir():
-        raise _bad(f"{name!r} is no name for a file")
-    if len(parts) > limits.depth:
-        raise _bad(f"{name[:80]!r}… is nested deeper than {limits.depth} folders")
-    if any(len(_encoded(part)) > limits.name_bytes for part in parts) or len(_encoded(name)) > limits.path_bytes:
-        raise _bad(f"{name[:80]!r}… is too long a name: at most {limits.name_bytes} bytes, {limits.path_bytes} in all")
-    return "/".join(parts)
+def _unpacked(file: BinaryIO, at: int, record: Record) -> Iterator[bytes]:
+    """Give what comes out of the packed bytes at *at*, all of which must be needed for it."""
+    packed = _pieces(file, at, record.packed)
+    if record.method == _STORED:
+        yield from packed
+        return
+    unpacked = _inflated(packed) if record.method == _DEFLATED else _unbzipped(packed)
+    try:
+        yield from unpacked
+    except zlib.error as error:
+        raise BadZip(Reason.BROKEN_DATA, f"{record.shown} is damaged: {error}. Send or pack it again") from error
 
 
-def _check_names(entries: list[ZipEntry]) -> None:
-    """Refuse two entries for one place, also where a file system folds case or composes accents."""
-    files: dict[str, str] = {}
-    seen: set[str] = set()
-    for entry in entries:
-        folded = unicodedata.normalize("NFC", entry.path).casefold()
-        if folded in seen:
-            raise _bad(f"{entry.path!r} is there twice (names are compared without case)")
-        seen.add(folded)
-        if not entry.is_dir:
-            files[folded] = entry.path
-    for folded in seen:
-        for parent in _parents(folded):
-            if parent in files:
-                raise _bad(f"{files[parent]!r} is a file and a folder at once")
+def _inflated(packed: Iterator[bytes]) -> Iterator[bytes]:
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    for piece in packed:
+        _check_used(piece if unpacker.eof else b"")
+        left, more = piece, True
+        while more and not unpacker.eof:
+            given = unpacker.decompress(left, _PIECE_BYTES)
+            left = unpacker.unconsumed_tail
+            more = bool(left) or len(given) == _PIECE_BYTES
+            yield given
+        _check_used(unpacker.unused_data)
+    if not unpacker.eof:
+        raise zlib.error("it ends in the middle")
 
 
-def _parents(path: str) -> Iterator[str]:
-    cut = path.rfind("/")
-    while cut > 0:
-        yield path[:cut]
-        cut = path.rfind("/", 0, cut)
+def _unbzipped(packed: Iterator[bytes]) -> Iterator[bytes]:
+    unpacker = bz2.BZ2Decompressor()
+    for piece in packed:
+        _check_used(piece if unpacker.eof else b"")
+        yield _unbzipped_piece(unpacker, piece)
+        while not (unpacker.eof or unpacker.needs_input):
+            yield _unbzipped_piece(unpacker, b"")
+        _check_used(unpacker.unused_data)
+    if not unpacker.eof:
+        raise zlib.error("it ends in the middle")
 
 
-def _check_overlap(infos: list[zipfile.ZipInfo], directory_start: int) -> None:
-    """Refuse entries that share bytes: a small file could claim any size."""
-    end, last = 0, ""
-    for info in sorted(infos, key=lambda info: info.header_offset):
-        if info.header_offset < end:
-            raise _bad(f"{info.filename!r} overlaps {last!r}")
-        end = info.header_offset + _LOCAL_HEADER_BYTES + len(info.orig_filename) + info.compress_size
-        last = info.filename
-    if end > directory_start:
-        raise _bad(f"{last!r} overlaps the directory of the zip")
+def _unbzipped_piece(unpacker: bz2.BZ2Decompressor, packed: bytes) -> bytes:
+    try:
+        return unpacker.decompress(packed, _PIECE_BYTES)
+    except OSError as error:  # so it calls damage; a disk that cannot be read is something else
+        raise zlib.error(str(error)) from error
 
 
-def _check_sizes(infos: list[zipfile.ZipInfo], limits: Limits) -> None:
-    total = sum(info.file_size for info in infos)
-    packed = sum(info.compress_size for info in infos)
-    if total > limits.total_bytes:
-        raise _bad(f"it unpacks to {total} bytes, more than {limits.total_bytes}")
-    if total > limits.ratio_from and total > packed * limits.ratio:
-        raise _bad(f"it unpacks to {total // max(packed, 1)} times its size, more than {limits.ratio}")
+def _check_used(rest: bytes) -> None:
+    if rest:
+        raise zlib.error("there are bytes behind its end")
 
 
-def _count_entries(file: BinaryIO, limits: Limits) -> None:
-    """Walk the central directory and stop above the limit: `zipfile` would hold every entry in memory first."""
-    start, size = _directory(file)
-    file.seek(start)
-    left, count = size, 0
-    while left >= _CENTRAL.size:
-        signature, name, extra, comment = _CENTRAL.unpack(file.read(_CENTRAL.size))
-        if signature != b"PK\x01\x02":
-            raise zipfile.BadZipFile("its directory is damaged")
-        count += 1
-        if count > limits.entries:
-            raise _bad(f"it has more than {limits.entries} entries")
-        file.seek(name + extra + comment, 1)
-        left -= _CENTRAL.size + name + extra + comment
-    if count == 0:
-        raise _bad("the zip is empty: it holds no file")
-
-
-def _directory(file: BinaryIO) -> tuple[int, int]:
-    """Return where the central directory begins and its size, both in bytes."""
-    length = file.seek(0, 2)
-    tail_start = max(0, length - (1 << 16) - _END.size)
-    file.seek(tail_start)
-    tail = file.read()
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or at + _END.size > len(tail):
-        raise zipfile.BadZipFile("it has no end record")
-    size = _END.unpack_from(tail, at)[5]
-    end = tail_start + at
-    locator = end - _END64_LOCATOR.size
-    if locator >= _END64.size:
-        file.seek(locator)
-        if file.read(4) == b"PK\x06\x07":
-            end = locator - _END64.size
-            file.seek(end)
-            record = _END64.unpack(file.read(_END64.size))
-            if record[0] != b"PK\x06\x06":
-                raise zipfile.BadZipFile("its 64-bit end record is damaged")
-            size = record[8]
-    if size > end:
-        raise zipfile.BadZipFile("its directory is larger than the file")
-    return end - size, size
-
-
-def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
-
-
-def _bad(what: str) -> WherryError:
-    return WherryError("bad_source", f"source: {what}")
+def _pieces(file: BinaryIO, at: int, size: int) -> Iterator[bytes]:
+    end = at + size
+    while at < end:
+        piece = zip_records.read_at(file, at, min(_PACKED_PIECE_BYTES, end - at))
+        at += len(piece)
+        yield piece

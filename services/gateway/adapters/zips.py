@@ -12,8 +12,10 @@ from shared.errors import WherryError
 from shared.job import BlobRef
 from shared.requests import CHUNK_BYTES, BlobRead
 
-#: How much of an upload's end is kept: the directory of a zip with tens of thousands of entries.
+#: How much of an upload's end is kept: the directory of a zip with tens of thousands of entries, or all of a small zip.
 TAIL_BYTES = 4 * 1024 * 1024
+#: Up to this size, unpacked, the contents of a zip that is here whole are looked at too: a fraction of a second.
+_CONTENTS_BYTES_MAX = 16 * 1024 * 1024
 _LOCAL_HEADER, _EMPTY_ZIP = b"PK\x03\x04", b"PK\x05\x06"
 # A directory of 100,000 entries takes tens of megabytes while it is judged: one at a time.
 _one_at_a_time = asyncio.Semaphore(1)
@@ -55,7 +57,8 @@ class _Window(io.RawIOBase):
 class PassingZip:
     """An upload that is judged when its last byte has passed, while storage can still be told to forget it.
 
-    Iterate it to pass the bytes on.
+    Iterate it to pass the bytes on. Of a zip that fits into the tail everything is judged, else its directory: the
+    node looks at the rest before it unpacks.
 
     Args:
         chunks: the upload.
@@ -115,7 +118,7 @@ class PassingZip:
             return b"" if first < start else tail[first - start : end - start]
 
         try:
-            await _inspect(self._size, read_at)
+            await _inspect(self._size, read_at, is_whole=start == 0)
         except WherryError:
             # An answer from a file with a hole in it is no answer.
             if not self._missed:
@@ -138,13 +141,25 @@ async def judge_stored(blobs: BlobClient, blob: BlobRef) -> None:
         return asyncio.run_coroutine_threadsafe(fetch(first, end), loop).result()
 
     _check_head(await fetch(0, min(blob.size, len(_LOCAL_HEADER))))
-    await _inspect(blob.size, read_at)
+    if blob.size > TAIL_BYTES:
+        await _inspect(blob.size, read_at, is_whole=False)
+        return
+    content = await fetch(0, blob.size)
+    await _inspect(len(content), lambda first, end: content[first:end], is_whole=True)
 
 
-async def _inspect(size: int, read_at: Callable[[int, int], bytes]) -> None:
+async def _inspect(size: int, read_at: Callable[[int, int], bytes], *, is_whole: bool) -> None:
     file = io.BufferedReader(_Window(size, read_at), CHUNK_BYTES)
     async with _one_at_a_time:
-        await asyncio.to_thread(zipguard.inspect, cast("BinaryIO", file))
+        await asyncio.to_thread(_look, cast("BinaryIO", file), is_whole=is_whole)
+
+
+def _look(file: BinaryIO, *, is_whole: bool) -> None:
+    zip_ = zipguard.inspect(file, headers=is_whole)
+    if is_whole and sum(entry.size for entry in zip_) <= _CONTENTS_BYTES_MAX:
+        for entry in zip_:
+            for _ in zip_.read(entry):
+                pass
 
 
 def _check_head(head: bytes) -> None:

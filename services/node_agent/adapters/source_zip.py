@@ -1,15 +1,12 @@
 """Reading a source zip in pieces, counting what really comes out."""
 
-import zipfile
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from services.node_agent.core import archive
 from shared import zipguard
-from shared.errors import WherryError
-
-_PIECE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +29,16 @@ def members(path: Path, *, bytes_max: int) -> Iterator[Member]:
     """
     limits = zipguard.Limits(total_bytes=bytes_max, file_bytes=bytes_max)
     with path.open("rb") as file:
-        entries = zipguard.inspect(file, limits)
-        made: set[str] = set()
-        counter = _Counter(bytes_max)
-        with zipfile.ZipFile(file) as archive_:
-            for entry in entries:
-                yield from _folders(PurePosixPath(entry.path), made)
-                if entry.is_dir:
-                    made.add(entry.path)
-                    yield Member(entry.path, is_dir=True, mode=entry.mode | 0o700, mtime=entry.mtime)
-                else:
-                    pieces = _pieces(archive_, entry, counter)
-                    mode = entry.mode | 0o400
-                    yield Member(entry.path, False, mode, entry.mtime, entry.size, pieces)  # noqa: FBT003
+        zip_ = zipguard.inspect(file, limits)
+        made = _Made()
+        for entry in zip_:
+            yield from made.on_the_way_to(entry.path)
+            if entry.is_dir:
+                made.add(entry.path)
+                yield Member(entry.path, is_dir=True, mode=entry.mode | 0o700, mtime=entry.mtime)
+            else:
+                mode = entry.mode | 0o400
+                yield Member(entry.path, False, mode, entry.mtime, entry.size, zip_.read(entry))  # noqa: FBT003
 
 
 def tar_of(members_: Iterator[Member], folder: str) -> Iterator[bytes]:
@@ -58,30 +52,27 @@ def tar_of(members_: Iterator[Member], folder: str) -> Iterator[bytes]:
             yield archive.padding(member.size)
 
 
-@dataclass(slots=True)
-class _Counter:
-    left: int
+class _Made:
+    """The folders that are there. Digests of their paths: those of a hostile zip would be hundreds of megabytes."""
 
+    def __init__(self) -> None:
+        self._digests: set[bytes] = set()
+        self._last = ""
 
-def _folders(path: PurePosixPath, made: set[str]) -> Iterator[Member]:
-    """Give the folders that a path implies: an unpacker would make them for root."""
-    for parent in reversed(path.parents[:-1]):
-        if str(parent) not in made:
-            made.add(str(parent))
-            yield Member(str(parent), is_dir=True, mode=0o755)
+    def add(self, path: str) -> bool:
+        """Note a folder; return whether it is new."""
+        before = len(self._digests)
+        self._digests.add(hashlib.blake2b(path.encode(), digest_size=16).digest())
+        return len(self._digests) > before
 
-
-def _pieces(archive_: zipfile.ZipFile, entry: zipguard.ZipEntry, counter: _Counter) -> Iterator[bytes]:
-    given = 0
-    try:
-        with archive_.open(entry.member) as content:
-            while piece := content.read(_PIECE_BYTES):
-                given += len(piece)
-                counter.left -= len(piece)
-                if given > entry.size or counter.left < 0:
-                    raise WherryError("bad_source", f"source: {entry.path!r} holds more than it claims")
-                yield piece
-    except zipguard.BROKEN_ZIP as error:
-        raise WherryError("bad_source", f"source: {entry.path!r} cannot be unpacked: {error}") from error
-    if given != entry.size:
-        raise WherryError("bad_source", f"source: {entry.path!r} holds less than it claims")
+    def on_the_way_to(self, path: str) -> Iterator[Member]:
+        """Give the folders that a path implies: an unpacker would make them for root."""
+        parent = path.rpartition("/")[0]
+        if parent == self._last:
+            return
+        self._last = parent
+        names = parent.split("/")
+        for depth in range(1, len(names) + 1):
+            folder = "/".join(names[:depth])
+            if self.add(folder):
+                yield Member(folder, is_dir=True, mode=0o755)
