@@ -1,6 +1,6 @@
 """What the agent needs of the outside: a runtime that runs programs, and a store for their results."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -143,6 +143,10 @@ class Runtime(Protocol):
 
     def outputs(self, key: Key, handle: str) -> AsyncIterator[Output]:
         """Give everything in the outputs of an ended program."""
+        ...
+
+    async def disk_used(self, keys: Collection[Key]) -> Mapping[Key, int]:
+        """Return the bytes on disk that the programs of *keys* have written; what is not known is left out."""
         ...
 
     async def clear(self, key: Key) -> None:

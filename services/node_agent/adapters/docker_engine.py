@@ -5,9 +5,9 @@ import json
 import socket
 import tarfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from services.node_agent.adapters.docker_endpoint import Endpoint
 from services.node_agent.adapters.reader_thread import ReaderThread
 from services.node_agent.core import archive, container
 from services.node_agent.core.container import Key, Place
+from services.node_agent.core.disk import used_by_attempts
 from services.node_agent.core.ending import Outcome
 from services.node_agent.core.frames import FrameParser, LogPosition, moment
 from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, RuntimeFacts, Sink, nothing
@@ -216,6 +217,11 @@ class DockerRuntime:
                     queue.get_nowait()
                 await asyncio.wait({reading}, timeout=0.05)
 
+    async def disk_used(self, keys: Collection[Key]) -> Mapping[Key, int]:
+        """Return what the programs have written, by the engine's own count."""
+        counted = used_by_attempts(await self._call(self._disk_use, pool=self._long_pool))
+        return {key: counted[key] for key in keys if key in counted}
+
     async def clear(self, key: Key) -> None:
         """Remove the attempt's containers, then its volumes, also those that its image declared."""
         name = self._place.name(key)
@@ -283,6 +289,15 @@ class DockerRuntime:
             except (docker.errors.DockerException, OSError, ValueError) as error:
                 tried.append(f"{endpoint.url or 'nothing'} ({endpoint.why}): {_short(error)}")
         raise Unavailable("no Docker engine answers; tried " + "; ".join(tried))
+
+    def _disk_use(self) -> dict[str, Any]:
+        api = self._api()
+        # Newer engines then leave the images uncounted; older ones do not know the words.
+        url, only = f"{api.base_url}/v{api.api_version}/system/df", {"type": ["container", "volume"]}
+        with closing(api.get(url, params=only, timeout=_SILENT_TIMES * self._timeout_s)) as response:
+            if not response.ok:
+                raise Unavailable(f"the engine does not count its disk use: {response.text[:200].strip()}")
+            return response.json()
 
     def _pull(self, reference: str, tell: Callable[[float, str], None], cancelled: threading.Event) -> None:
         repository, tag = docker.utils.parse_repository_tag(reference)

@@ -7,7 +7,7 @@ import shutil
 import signal as signals
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +27,8 @@ from shared.requests import CHUNK_BYTES
 
 _POLL_S = 0.03
 _DIE_S = 10.0
+#: Files and folders of one attempt that a look at its disk goes through: what is beyond them is not counted.
+_LOOKED_AT_MAX = 1_000_000
 #: What programs inherit. Nothing else: the agent's environment has credentials in it.
 INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
 
@@ -117,6 +119,7 @@ class ProcessRuntime:
         root = self._of(key) / "outputs"
         if not root.is_dir():
             raise NotFound("the outputs are gone")
+        names: dict[int, str] = {}  # of files that have several, by inode
         for path in _walk(root):
             name, status = str(path.relative_to(root)), path.lstat()
             mode = stat.S_IMODE(status.st_mode)
@@ -124,6 +127,8 @@ class ProcessRuntime:
                 yield Output(name, "dir", mode, status.st_mtime)
             elif not stat.S_ISREG(status.st_mode):
                 yield Output(name, "other", mode, status.st_mtime)
+            elif status.st_nlink > 1 and names.setdefault(status.st_ino, name) != name:
+                yield Output(name, "link", mode, status.st_mtime, target=names[status.st_ino])
             else:
                 with path.open("rb") as file:
                     size = status.st_size
@@ -131,6 +136,10 @@ class ProcessRuntime:
                         yield Output(name, "file", mode, status.st_mtime, size, body=await asyncio.to_thread(file.read))
                     else:
                         yield Output(name, "file", mode, status.st_mtime, size, chunks=pieces_of(file))
+
+    async def disk_used(self, keys: Collection[Key]) -> Mapping[Key, int]:
+        """Return what the programs have written: all in their folders but the inputs, each file once."""
+        return {key: await asyncio.to_thread(_written, self._of(key)) for key in keys}
 
     async def clear(self, key: Key) -> None:
         """Kill the program if it runs, and remove its folder."""
@@ -267,6 +276,28 @@ def _kill(folder: Path, signal: signals.Signals) -> bool:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(who["group"], signal)
     return is_program or _who(folder) is not None
+
+
+def _written(folder: Path) -> int:
+    """Return the length of all files below *folder*, inputs aside. What goes away meanwhile does not count."""
+    seen: set[tuple[int, int]] = set()  # files of several names
+    total, entries, waiting = 0, 0, [str(folder)]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as found:
+            for entry in found:
+                entries += 1
+                if entries > _LOOKED_AT_MAX:
+                    return total
+                with suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode):
+                        if entry.path != f"{folder}/inputs":
+                            waiting.append(entry.path)
+                    elif stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
+                        if status.st_nlink > 1:
+                            seen.add((status.st_dev, status.st_ino))
+                        total += status.st_size
+    return total
 
 
 def _walk(root: Path) -> Iterator[Path]:

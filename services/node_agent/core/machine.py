@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Literal
 
 from services.node_agent.core.container import Key
+from services.node_agent.core.disk import over_disk
 from services.node_agent.core.ending import Outcome, by_reboot, failure_of
 from services.node_agent.core.lease import Lease, Older
 from shared.events import AttemptFinished, AttemptFinishing, AttemptRunning, AttemptStarting
@@ -20,6 +21,8 @@ from shared.spec import Timeouts
 from shared.states import AttemptEventName, AttemptState, EndReason
 
 _COMMAND_CHARS_MAX = 200
+#: Seconds that a program which fills the disk has to end by itself.
+_DISK_GRACE_S = 2.0
 #: Attempts of which a node remembers that it once held them: more than any scheduler has stood still for.
 DROPPED_KEPT = 10_000
 
@@ -153,6 +156,14 @@ class Unkillable:
 
 
 @dataclass(frozen=True, slots=True)
+class OverDisk:
+    """The program has written more than it was promised: `used` bytes."""
+
+    key: Key
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class Collected:
     """What it left is stored, or cannot be."""
 
@@ -184,8 +195,8 @@ class Tick:
 
 
 Fact = (
-    Desired | Recovered | ImageMissing | ImageFound | Staged | Started | Failed | Exited | Unkillable | Collected
-    | Delivered | Cleared | Tick
+    Desired | Recovered | ImageMissing | ImageFound | Staged | Started | Failed | Exited | Unkillable | OverDisk
+    | Collected | Delivered | Cleared | Tick
 )  # fmt: skip
 
 # --- effects: the first four are the journal's, written together before any other is carried out ------------------
@@ -448,6 +459,9 @@ class Machine:
                 return self._exited(held, outcome, now)
             case (Phase.RUNNING, Unkillable()):
                 return self._finish(held, _UNKILLABLE, now)
+            case (Phase.RUNNING, OverDisk(_, used)):
+                failure = over_disk(used, held.order.spec.resources.disk)
+                return self._stop(held, End(state=AttemptState.FAILED, failure=failure), _DISK_GRACE_S, now)
             case (Phase.FINISHING, Collected()):
                 return self._collected(held, fact, now)
             case (Phase.FINISHED, Delivered()) if not held.is_delivered:

@@ -22,6 +22,7 @@ from services.node_agent.core.problems import problem
 from services.node_agent.ports import Runtime, RuntimeFacts
 from services.node_agent.settings import AgentSettings
 from services.node_agent.shell.attempts import Attempts, Doing
+from services.node_agent.shell.disk import DiskWatch
 from services.node_agent.shell.outbox import Outbox, event_of
 from services.node_agent.shell.watch import Watch
 from shared import observe
@@ -112,6 +113,9 @@ class Agent:
         self._watch = Watch(
             runtimes, settings.stray_age_s, lambda: set(self._machine.held), self._facts.put_nowait, self._wake.set
         )
+        self._disk = DiskWatch(
+            self._watch.runtimes, self._machine.held.values, self._facts.put_nowait, settings.disk_interval_s
+        )
         self._outbox = Outbox(bus, settings.node, journal, self._delivered)
         self._attempts = Attempts(
             Doing(
@@ -121,6 +125,7 @@ class Agent:
                 post=self._facts.put_nowait,
                 publish=self._publish,
                 log_bytes_max=settings.log_bytes_max,
+                outputs_bytes_max=settings.outputs_bytes_max,
             )
         )
         self._resume(kept)
@@ -134,7 +139,8 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as tasks:
                 works = (
-                    self._turns(), self._ticks(), self._watch.run(), self._listen(), self._heartbeat_loop()
+                    self._turns(), self._ticks(), self._watch.run(), self._disk.run(), self._listen(),
+                    self._heartbeat_loop(),
                 )  # fmt: skip
                 running = [tasks.create_task(work) for work in works]
                 code = await self._ended

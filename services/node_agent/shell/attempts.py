@@ -53,6 +53,7 @@ class Doing:
         post: takes facts.
         publish: sends output, or loses it.
         log_bytes_max: of an attempt's output.
+        outputs_bytes_max: of what an attempt leaves, kept; None: as much as the disk that it was promised.
     """
 
     runtimes: Mapping[str, Runtime]
@@ -61,6 +62,7 @@ class Doing:
     post: Post
     publish: PublishOutput
     log_bytes_max: int
+    outputs_bytes_max: int | None = None
 
 
 class Attempts:
@@ -344,7 +346,9 @@ class Attempts:
         refusals = 0
 
         async def bring() -> None:
-            outputs, remarks = await collect(runtime, self._do.storage, key, held.handle, self.folder(key))
+            outputs, remarks = await collect(
+                runtime, self._do.storage, key, held.handle, self.folder(key), self._kept_most(held)
+            )
             self._do.post(m.Collected(key, outputs, remarks))
 
         def judge(error: Exception) -> None:
@@ -361,6 +365,10 @@ class Attempts:
         except Exception as error:  # noqa: BLE001 - reported as the attempt's end
             failure = Failure(reason=EndReason.UPLOAD_FAILED, message=f"The results could not be stored: {error}")
             self._do.post(m.Collected(key, None, failure=failure))
+
+    def _kept_most(self, held: m.Held) -> int:
+        most = self._do.outputs_bytes_max
+        return held.order.spec.resources.disk if most is None else most
 
     async def _clear(self, held: m.Held) -> None:
         key = held.key

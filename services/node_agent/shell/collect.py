@@ -9,6 +9,7 @@ from pathlib import Path
 
 from services.node_agent.adapters.storage import Storage
 from services.node_agent.core.container import Key
+from services.node_agent.core.disk import in_units
 from services.node_agent.ports import Output, Runtime
 from services.node_agent.shell.output import NAMES
 from shared.errors import NotFound
@@ -64,16 +65,18 @@ class _ManifestFile:
 
 
 async def collect(
-    runtime: Runtime, storage: Storage, key: Key, handle: str, folder: Path
+    runtime: Runtime, storage: Storage, key: Key, handle: str, folder: Path, bytes_max: int
 ) -> tuple[OutputsRef, tuple[str, ...]]:
     """Store outputs and logs of an ended attempt; return the reference to the manifest, and remarks. Safe to repeat.
+
+    Files beyond *bytes_max* bytes in all, or beyond FILES_MAX, are left out, which the remarks and the manifest say.
 
     Raises:
         WherryError: storage or the runtime refused, or (retryable) is away.
     """
     path = folder / "manifest.json"
     manifest = _ManifestFile(path, key)
-    files = _Files(storage, key, manifest)
+    files = _Files(storage, key, manifest, bytes_max)
     try:
         # First, for it is on this disk already: while storage is away, the engine is not kept reading.
         names = tuple(NAMES.values())
@@ -96,10 +99,10 @@ async def collect(
 class _Files:
     """Stores files as they come and lists them in that order: small ones several at once, large ones alone."""
 
-    def __init__(self, storage: Storage, key: Key, manifest: _ManifestFile) -> None:
+    def __init__(self, storage: Storage, key: Key, manifest: _ManifestFile, bytes_max: int) -> None:
         self.remarks = _Remarks()
         self._storage, self._key, self._manifest = storage, key, manifest
-        self._count = 0
+        self._count, self._bytes, self._bytes_max = 0, 0, bytes_max
         self._links: list[Output] = []
         self._blobs: dict[str, tuple[str, int]] = {}  # of a hundred thousand files: small values
         self._under_way: deque[tuple[Output, asyncio.Task[BlobRef]]] = deque()
@@ -114,8 +117,13 @@ class _Files:
             self.remarks.add(f"{output.path}: a link or a device, left out")
         elif self._count >= FILES_MAX:
             self.remarks.add(f"{output.path}: beyond {FILES_MAX} files, left out")
+        elif self._bytes + output.size > self._bytes_max:
+            self.remarks.add(
+                f"{output.path}: its {in_units(output.size)} are beyond the {in_units(self._bytes_max)} "
+                "that are kept of a job, left out"
+            )
         else:
-            self._count += 1
+            self._count, self._bytes = self._count + 1, self._bytes + output.size
             await self._take_file(output)
 
     async def end(self) -> None:

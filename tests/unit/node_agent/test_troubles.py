@@ -71,7 +71,7 @@ async def test_a_name_that_is_not_utf8_is_left_out_and_the_others_come_home(tmp_
 
     blobs = Blobs()
     runtime: Any = SimpleNamespace(outputs=outputs)
-    ref, remarks = await collecting.collect(runtime, cast("Any", blobs), KEY, "", tmp_path)
+    ref, remarks = await collecting.collect(runtime, cast("Any", blobs), KEY, "", tmp_path, 2**40)
     manifest = Manifest.from_bytes(blobs.kept[ref.manifest.sha256])
     assert [entry.path for entry in manifest.entries] == ["fine.txt"]
     assert remarks[0] == "caf\ufffd.txt: its name is not UTF-8, left out"
