@@ -6,18 +6,24 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from services.node_agent.core.series import SYSTEM
 from shared.events import LOG_LINE_BYTES_MAX, LogLine, MetricPoint, Progress
 
 #: Stands at the end of a line that was too long.
 CUT_MARK = " …[line cut]"
 MESSAGE_CHARS_MAX = 300
+_DRAWINGS_LOOKED_AT = 4
 _TEXT_MAX = LOG_LINE_BYTES_MAX - len(CUT_MARK.encode())
 _PROGRESS = re.compile(r"^::progress\s+(\d*\.?\d+(?:[eE][-+]?\d+)?)(%?)\s*(?:::(.*))?$")
 _METRIC = re.compile(r"^::metric\s+(\S.*)$")
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_./:@-]{0,99}$")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_PERCENT_BAR = re.compile(r"(?:^|[\s:])(\d{1,3})%\|")  # tqdm
-_COUNT_BAR = re.compile(r"^\s*(\d+)/(\d+)\s+(?:\[[=>.\s]*\]|[━╸╺]+)")  # Keras 2 and 3
+#: tqdm: a percentage and a bar, of blocks or in ASCII; a column of a table has neither.
+_PERCENT_BAR = re.compile(r"(?:^|[\s:])(\d{1,3})%\|(?=[█▉▊▋▌▍▎▏]|[#\d]*\s*\|\s*[\d.]+[kMGTP]?/[\d.?]+)")
+_COUNT_BAR = re.compile(r"^\s*(\d+)/(\d+)\s+(?:\[=*>?\.*\](?<=[=>.]\])|[━╸╺]+)")  # Keras 2 and 3
+_METRIC_LINES = re.compile(rb"^::metric [^\n]*", re.MULTILINE)
+_PROGRESS_LINES = re.compile(rb"^::progress [^\n]*", re.MULTILINE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")  # Keras goes back by backspaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +56,43 @@ class OutputParser:
     next_number: int = 1
     pending: dict[str, _Pending] = field(default_factory=lambda: {"o": _Pending(), "e": _Pending()})
 
-    def feed(self, stream: str, at: datetime, chunk: bytes, *, keep_lines: bool = True) -> Parsed:
-        """Take in bytes of *stream* ("o" or "e") printed at *at*; with *keep_lines* off only signals are looked for."""
+    def skim(self, stream: str, at: datetime, chunk: bytes, last: int) -> Parsed:
+        """Take in bytes as `feed` does, but give only the lines among the *last* bytes, at little cost.
+
+        All are counted, and metrics and progress are found in all of them.
+        """
+        end = chunk.rfind(b"\n", 0, max(0, len(chunk) - last))
+        start = chunk.find(b"\n") + 1
+        if end < start:
+            return self.feed(stream, at, chunk)
+        opening = self.feed(stream, at, chunk[:start])
+        skipped = chunk[start : end + 1]
+        self.next_number += skipped.count(b"\n")
+        found = _Found(at, progress=opening.progress, metrics=list(opening.metrics))
+        if b"::" in skipped:
+            for line in (*_METRIC_LINES.findall(skipped), *_PROGRESS_LINES.findall(skipped)[-1:]):
+                found.signal(line)
+        rest = self.feed(stream, at, chunk[end + 1 :])
+        return Parsed(rest.lines, rest.progress or found.progress, (*found.metrics, *rest.metrics))
+
+    def feed(self, stream: str, at: datetime, chunk: bytes) -> Parsed:
+        """Take in bytes of *stream* ("o" or "e") printed at *at*."""
         pending = self.pending[stream]
         pieces = chunk.split(b"\n")
         found = _Found(at)
         for piece in pieces[:-1]:
             self._extend(pending, piece, found)
-            self._end_line(stream, pending, found, keep_lines=keep_lines)
+            self._end_line(stream, pending, found)
         if pieces[-1]:
             self._extend(pending, pieces[-1], found)
         return found.parsed()
 
-    def finish(self, at: datetime, *, keep_lines: bool = True) -> Parsed:
+    def finish(self, at: datetime) -> Parsed:
         """Return what the last lines say, which had no line end."""
         found = _Found(at)
         for stream, pending in self.pending.items():
             if pending.text:
-                self._end_line(stream, pending, found, keep_lines=keep_lines)
+                self._end_line(stream, pending, found)
         return found.parsed()
 
     def saved(self) -> dict[str, Any]:
@@ -86,7 +111,8 @@ class OutputParser:
     def _extend(self, pending: _Pending, piece: bytes, found: "_Found") -> None:
         first, *redrawn = piece.split(b"\r")
         self._append(pending, first)
-        for update in redrawn:
+        # Of very many drawings the last few are enough: the very last may only wipe the line.
+        for update in redrawn[-_DRAWINGS_LOOKED_AT:]:
             found.bar(pending.text)
             pending.is_returned = True
             self._append(pending, update)
@@ -98,15 +124,15 @@ class OutputParser:
         pending.is_cut = pending.is_cut or len(piece) > room
         pending.text += piece[: max(room, 0)]
 
-    def _end_line(self, stream: str, pending: _Pending, found: "_Found", *, keep_lines: bool) -> None:
+    def _end_line(self, stream: str, pending: _Pending, found: "_Found") -> None:
         found.signal(pending.text)
-        if keep_lines:
-            text = pending.text.decode("utf-8", "replace")
-            if len(text) > _TEXT_MAX // 3:  # a replaced byte takes three
-                text = text.encode()[:_TEXT_MAX].decode("utf-8", "ignore")
-            text += CUT_MARK if pending.is_cut else ""
-            found.lines.append(LogLine(n=self.next_number, t=found.at, s=stream, x=text))
-            self.next_number += 1
+        text = pending.text.decode("utf-8", "replace")
+        if len(text) > _TEXT_MAX // 3:  # a replaced byte takes three
+            text = text.encode()[:_TEXT_MAX].decode("utf-8", "ignore")
+        text += CUT_MARK if pending.is_cut else ""
+        # What is built here is right; checking it would take longer than all the rest.
+        found.lines.append(LogLine.model_construct(n=self.next_number, t=found.at, s=stream, x=text))
+        self.next_number += 1
         pending.text, pending.is_cut, pending.is_returned = b"", False, False
 
 
@@ -153,7 +179,7 @@ def metrics_in(text: str, at: datetime) -> list[MetricPoint]:
     for word in match[1].split():
         name, _, number = word.partition("=")
         value = _number(number)
-        if value is not None and _NAME.match(name):
+        if value is not None and _NAME.match(name) and not name.startswith(SYSTEM):
             values[name] = value
     step = values.pop("step", None)
     return [
@@ -164,7 +190,7 @@ def metrics_in(text: str, at: datetime) -> list[MetricPoint]:
 
 def bar_in(text: str, at: datetime) -> Progress | None:
     """Read a bar as tqdm or Keras draws it."""
-    text = _ANSI.sub("", text)
+    text = _CONTROL.sub("", _ANSI.sub("", text))
     if match := _PERCENT_BAR.search(text):
         fraction = int(match[1]) / 100
     elif (match := _COUNT_BAR.match(text)) and int(match[2]):

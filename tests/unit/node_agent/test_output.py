@@ -76,12 +76,30 @@ def test_carriage_return_and_line_feed_count_a_metric_once() -> None:
     assert len(parser.feed("o", AT, b"::metric loss=1\r\n").metrics) == 1
 
 
-def test_with_lines_off_only_signals_are_found() -> None:
+@given(
+    st.lists(
+        st.sampled_from([b"a", b"\n", b"\r", b"long line " * 5, b"\n::metric x=1\n", b"\n::progress 0.5\n"]),
+        max_size=40,
+    ),
+    st.integers(0, 100),
+)
+def test_what_is_skimmed_has_the_same_numbers_and_signals(pieces: list[bytes], last: int) -> None:
+    chunk = b"".join(pieces)
+    whole, skimmed = OutputParser(), OutputParser()
+    expected, found = whole.feed("o", AT, chunk), skimmed.skim("o", AT, chunk, last)
+    assert found.metrics == expected.metrics
+    assert found.progress == expected.progress
+    assert skimmed.saved() == whole.saved()
+    assert set(found.lines) <= set(expected.lines)
+    in_last = chunk[max(0, len(chunk) - last) :].count(b"\n")
+    assert found.lines[len(found.lines) - in_last :] == expected.lines[len(expected.lines) - in_last :]
+
+
+def test_of_many_drawings_the_last_that_is_a_bar_counts() -> None:
     parser = OutputParser()
-    parsed = parser.feed("o", AT, b"text\n::progress 0.3\n", keep_lines=False)
-    assert parsed.lines == ()
+    parsed = parser.feed("e", AT, b"".join(b"\r%3d%%|##   | %d/100" % (n, n) for n in range(50)) + b"\r          \r")
     assert parsed.progress
-    assert parser.next_number == 1
+    assert parsed.progress.fraction == pytest.approx(0.49)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +127,7 @@ def test_what_is_no_progress_line(text: str) -> None:
 
 
 def test_metric_lines() -> None:
-    found = metrics_in("::metric accuracy=0.93 val/loss=1e-3 step=3 bad=x inf=inf =1 7=7", AT)
+    found = metrics_in("::metric accuracy=0.93 val/loss=1e-3 step=3 bad=x inf=inf =1 7=7 system.cpu=9", AT)
     assert [(point.name, point.value, point.step) for point in found] == [("accuracy", 0.93, 3), ("val/loss", 0.001, 3)]
     assert [point.step for point in metrics_in("::metric a=1", AT)] == [None]
     assert metrics_in("::metrics a=1", AT) == []
@@ -120,6 +138,10 @@ def test_metric_lines() -> None:
     [
         ("  42%|####      | 42/100 [00:01<00:01, 41.9it/s]", 0.42),
         ("train: 100%|██████████| 5/5", 1.0),
+        ("45%|████", 0.45),
+        ("  0%|          | 0/7 [00:00<?, ?it/s]", 0.0),
+        ("  7%|7         | 71.0k/1.00M [00:01<00:13, 67.2kB/s]", 0.07),
+        ("12/100 [==>...........................] - ETA: 3s\b\b\b\b", 0.12),
         ("12/48 [======>.......................] - ETA: 1s - loss: 0.3", 0.25),
         ("\x1b[1m 5/10\x1b[0m \x1b[32m━━━━━━━━━\x1b[0m\x1b[37m━━━━━\x1b[0m \x1b[1m0s\x1b[0m", 0.5),
         ("9/6 [====] over", 1.0),
@@ -129,10 +151,16 @@ def test_bars_of_tqdm_and_keras(text: str, fraction: float) -> None:
     progress = bar_in(text, AT)
     assert progress
     assert progress.fraction == pytest.approx(fraction)
-    assert "\x1b" not in progress.message
+    assert progress.message.isprintable()
 
 
-@pytest.mark.parametrize("text", ["see /usr/bin", "1/2 cup of sugar", "CPU 50% busy", "0/0 [====]", "a|b 5 %|"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see /usr/bin", "1/2 cup of sugar", "CPU 50% busy", "0/0 [====]", "a|b 5 %|", "recall 45%| of all", "3/4 [ ] done",
+        "| acc | 45%| 3/4 |", "2/7 [] tests", "100% of 12/100 done", "1/3 [INFO] step",
+    ],
+)  # fmt: skip
 def test_what_is_no_bar(text: str) -> None:
     assert bar_in(text, AT) is None
 
