@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 
+from services.storage.adapters.dataset_store import DatasetStore
 from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.gridfs import GridFs
 from services.storage.adapters.job_store import JobStore
@@ -13,12 +14,14 @@ from services.storage.adapters.schema import prepare
 from services.storage.adapters.upload_store import UploadStore
 from services.storage.routes import people
 from services.storage.routes.blobs import BlobRoutes, artifact_route
+from services.storage.routes.datasets import dataset_routes
 from services.storage.routes.fleet import FleetRoutes
 from services.storage.routes.jobs import JobRoutes
 from services.storage.routes.letters import LetterRoutes
 from services.storage.routes.table import QUEUE, serve
 from services.storage.settings import StorageSettings
 from services.storage.shell.accounts import Accounts
+from services.storage.shell.datasets import Datasets
 from services.storage.shell.inputs import Inputs
 from services.storage.shell.jobs import Jobs, ProjectionMark
 from services.storage.shell.outputs import Outputs
@@ -81,6 +84,7 @@ class Storage:
         self._uploads = Uploads(gridfs, upload_store)
         outputs = Outputs(gridfs, upload_store)
         self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs, Inputs(jobs, outputs))
+        self._datasets = Datasets(DatasetStore(mongo), upload_store, gridfs, jobs, outputs)
         self._questions = JobRoutes(jobs, job_store, outputs)
         quotas = Quotas(bus, people_store, fleet_store, jobs, job_store)
         self._fleet = FleetRoutes(mongo, fleet_store, job_store, quotas)
@@ -104,6 +108,7 @@ class Storage:
                 *self._questions.routes(),
                 *self._fleet.routes(),
                 *self._letters.routes(),
+                *dataset_routes(self._datasets),
                 artifact_route(self._blobs),
             ],
         )

@@ -21,6 +21,7 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("owner_id", _UP), ("state", _UP), ("created_us", _DOWN), ("_id", _DOWN)]),
         IndexModel([("labels", _UP), ("created_us", _DOWN), ("_id", _DOWN)]),
         IndexModel([("name", _UP), ("created_us", _DOWN), ("_id", _DOWN)]),
+        IndexModel([("datasets", _UP)], sparse=True),
     ],
     "events": [IndexModel([("job_id", _UP), ("_id", _UP)]), IndexModel([("owner_id", _UP), ("_id", _UP)])],
     "logs": [IndexModel([("key", _UP), ("first", _UP), ("last", _UP)]), IndexModel([("key", _UP), ("last", _DOWN)])],
@@ -36,7 +37,14 @@ INDEXES: dict[str, list[IndexModel]] = {
     "secrets": [IndexModel([("owner_id", _UP)])],
     "artifacts": [IndexModel([("owner_id", _UP), ("created_us", _DOWN)]), IndexModel([("sha256", _UP)])],
     "blob_refs": [IndexModel([("scope", _UP), ("sha256", _UP)], unique=True), IndexModel([("sha256", _UP)])],
+    "datasets": [IndexModel([("versions.artifact_id", _UP)])],
+    "fetches": [IndexModel([("job_id", _UP)]), IndexModel([("artifact_id", _UP)], sparse=True)],
     "uploads": [IndexModel([("active_at", _UP)]), IndexModel([("file_id", _UP)])],
+    "resumables": [
+        IndexModel([("active_at", _UP)]),
+        IndexModel([("file_id", _UP)]),
+        IndexModel([("owner_id", _UP), ("state", _UP)]),
+    ],
     # The names and keys of GridFS: any client finds what it expects. The last one keeps each digest once.
     "fs.files": [
         IndexModel([("filename", _UP), ("uploadDate", _UP)]),

@@ -1,16 +1,21 @@
 """Uploads under way, what their bytes became (artifacts), and who holds which bytes (references)."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from services.storage.adapters.mongo import DuplicateKeyError, Mongo, ObjectId, insert_new
+from services.storage.core.access import artifact_ref
 from services.storage.core.projections import Document, microseconds, moment_of
+from services.storage.core.queries import Filter
 from shared.job import BlobRef
 from shared.requests import Artifact, BlobScope, Committed
 
 UploadState = Literal["open", "sealed", "committed", "dropped"]
+
+#: Documents that are looked at together.
+_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +37,12 @@ class Upload:
 
 
 class UploadStore:
-    """Collections ``uploads``, ``artifacts`` and ``blob_refs``."""
+    """Collections ``uploads``, ``artifacts`` and ``blob_refs``, and which files of GridFS are to be collected."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._uploads = mongo["uploads"]
+        self._resumables = mongo["resumables"]
+        self._files = mongo["fs.files"]
         self._artifacts = mongo["artifacts"]
         self._refs = mongo["blob_refs"]
         self._meta = mongo["meta"]
@@ -87,7 +94,11 @@ class UploadStore:
     async def under_way(self, file_ids: Sequence[ObjectId]) -> set[ObjectId]:
         """Return those of *file_ids* that belong to uploads that may still be committed."""
         wanted = {"file_id": {"$in": list(file_ids)}, "state": {"$in": ["open", "sealed"]}}
-        return {document["file_id"] async for document in self._uploads.find(wanted, {"file_id": 1})}
+        return {
+            document["file_id"]
+            for uploads in (self._uploads, self._resumables)
+            async for document in uploads.find(wanted, {"file_id": 1})
+        }
 
     async def forget(self, upload_id: str) -> None:
         """Delete the record of an upload, not its bytes."""
@@ -108,6 +119,10 @@ class UploadStore:
             {"scope": scope, "sha256": sha256, "file_id": file_id, "at": now} for scope, sha256, file_id in refs
         ]
         await insert_new(self._refs, documents)
+
+    async def drop_refs(self, scope: str) -> None:
+        """Delete the references of *scope*, not the bytes."""
+        await self._refs.delete_many({"scope": scope})
 
     async def holds(self, scope: str, sha256: str) -> bool:
         """Return whether *scope* has stored these bytes."""
@@ -137,16 +152,88 @@ class UploadStore:
     async def artifact(self, artifact_id: str) -> Artifact | None:
         """Return an artifact."""
         document = await self._artifacts.find_one({"_id": artifact_id})
-        if document is None:
-            return None
-        return Artifact(
-            id=document["_id"],
-            owner_id=document["owner_id"],
-            blob=BlobRef(sha256=document["sha256"], size=document["size"]),
-            name=document["name"],
-            media_type=document["media_type"],
-            created_at=moment_of(document["created_us"]),
-        )
+        return _artifact(document) if document else None
+
+    async def artifacts(self, wanted: Filter, limit: int) -> list[Artifact]:
+        """Return artifacts, newest first."""
+        found = self._artifacts.find(wanted).sort([("created_us", -1), ("_id", -1)]).limit(limit)
+        return [_artifact(document) async for document in found]
+
+    async def remove_artifact(self, artifact_id: str) -> None:
+        """Delete an artifact and its reference; a reference that stays behind is a void one."""
+        await self._artifacts.delete_one({"_id": artifact_id})
+        await self._refs.delete_many({"scope": artifact_ref(artifact_id)})
+
+    # --- files that nothing refers to: condemned, looked at again, then gone. A pardon may come in between -----------
+
+    async def pardon(self, file_ids: Set[ObjectId]) -> bool:
+        """Let files stay that have a reference again, and tell whether all of them are there."""
+        wanted = {"_id": {"$in": list(file_ids)}}
+        await self._files.update_many(wanted | {"metadata.condemned": True}, {"$unset": {"metadata.condemned": ""}})
+        return await self._files.count_documents(wanted | {"metadata.doomed": None}) == len(file_ids)
+
+    async def drop_void_refs(self, before: datetime) -> None:
+        """Delete references, older than *before*, of artifacts that are not there."""
+        wanted = {"scope": {"$regex": f"^{artifact_ref('')}"}, "at": {"$lt": before}}
+        found = self._refs.find(wanted, {"scope": 1}, batch_size=_BATCH)
+        async for batch in _batches(found):
+            ids = {document["scope"].removeprefix(artifact_ref("")): document["_id"] for document in batch}
+            there = {one["_id"] async for one in self._artifacts.find({"_id": {"$in": list(ids)}}, {"_id": 1})}
+            void = [ref_id for artifact_id, ref_id in ids.items() if artifact_id not in there]
+            await self._refs.delete_many({"_id": {"$in": void}})
+
+    async def unreferenced(self, before: datetime) -> list[ObjectId]:
+        """Return the files, older than *before*, that nothing refers to."""
+        found = self._files.find({"uploadDate": {"$lt": before}}, {"metadata.sha256": 1}, batch_size=_BATCH)
+        loose: list[ObjectId] = []
+        async for batch in _batches(found):
+            ids = {document["metadata"]["sha256"]: document["_id"] for document in batch}
+            held = await self._refs.distinct("sha256", {"sha256": {"$in": list(ids)}})
+            loose += [file_id for sha256, file_id in ids.items() if sha256 not in held]
+        return loose
+
+    async def doom(self, file_id: ObjectId) -> bool:
+        """Give a file up for good unless something refers to it; tell whether its chunks may go.
+
+        A new file of the same digest may be stored from then on: this one is found by nobody.
+        """
+        seen = {"_id": file_id, "metadata.doomed": None}
+        found = await self._files.find_one_and_update(seen, {"$set": {"metadata.condemned": True}})
+        if found is None:
+            return await self._files.find_one({"_id": file_id}) is not None
+        sha256 = found["metadata"]["sha256"]
+        if await self._refs.find_one({"sha256": sha256}, {"_id": 1}) is not None:
+            await self._files.update_one({"_id": file_id}, {"$unset": {"metadata.condemned": ""}})
+            return False
+        gone = {"filename": f"deleted:{file_id}", "metadata.sha256": f"deleted:{file_id}", "metadata.doomed": True}
+        done = await self._files.update_one(seen | {"metadata.condemned": True}, {"$set": gone})
+        return done.matched_count == 1
+
+    async def remove_file(self, file_id: ObjectId) -> None:
+        """Delete the last trace of a doomed file, whose chunks are gone."""
+        await self._files.delete_one({"_id": file_id, "metadata.doomed": True})
+
+
+async def _batches(found: AsyncIterable[Document]) -> AsyncGenerator[list[Document], None]:
+    batch: list[Document] = []
+    async for document in found:
+        batch.append(document)
+        if len(batch) >= _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _artifact(document: Document) -> Artifact:
+    return Artifact(
+        id=document["_id"],
+        owner_id=document["owner_id"],
+        blob=BlobRef(sha256=document["sha256"], size=document["size"]),
+        name=document["name"],
+        media_type=document["media_type"],
+        created_at=moment_of(document["created_us"]),
+    )
 
 
 def _upload(document: Document) -> Upload:

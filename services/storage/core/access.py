@@ -95,6 +95,11 @@ def ref_scope(scope: OwnerScope | AttemptScope, artifact_id: str | None) -> str:
     """Return the name under which a reference to the stored bytes is kept."""
     if isinstance(scope, AttemptScope):
         return attempt_ref(scope.job_id, scope.attempt)
+    return artifact_ref(artifact_id or "")
+
+
+def artifact_ref(artifact_id: str) -> str:
+    """Return the name of an artifact's reference; of no artifact, how all of them begin."""
     return f"artifact:{artifact_id}"
 
 

@@ -52,8 +52,16 @@ def job_upsert(seq: int, job: Job) -> Upsert:
         "created_us": microseconds(job.created_at),
         "job": job.to_bytes().decode(),
     }
+    if used := datasets_of(job):
+        fields["datasets"] = used
     fields |= {f"nodes.{attempt.number}": attempt.node for attempt in job.attempts}
     return Upsert(job.id, seq, fields)
+
+
+def datasets_of(job: Job) -> list[str]:
+    """Return the datasets (``name@version``) that a job has as inputs."""
+    sources = (given.source for given in job.spec.inputs.values())
+    return sorted({source.removeprefix("dataset:") for source in sources if source.startswith("dataset:")})
 
 
 def event_document(seq: int, job: Job, text: str) -> Document:

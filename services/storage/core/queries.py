@@ -8,13 +8,13 @@ from typing import Any
 
 from shared.errors import FieldProblem, WherryError
 from shared.events import LogLine
-from shared.requests import EventQuery, JobListQuery, LogQuery
+from shared.requests import ArtifactListQuery, EventQuery, JobListQuery, LogQuery
 from shared.states import JobState
 
 Filter = dict[str, Any]
 
 JOBS_MOST, EVENTS_MOST, LINES_MOST, POINTS_MOST, ENTRIES_MOST = 500, 1000, 5000, 10_000, 5000
-NODES_MOST, LETTERS_MOST = 1000, 200
+NODES_MOST, LETTERS_MOST, ARTIFACTS_MOST = 1000, 200, 1000
 #: The largest number that MongoDB knows.
 NUMBER_MOST = 2**63 - 1
 #: JSON bytes of an answer's main part: below the broker's largest message, with room for the rest.
@@ -98,6 +98,23 @@ def jobs_filter(query: JobListQuery) -> Filter:
             return wanted
         case [int(created_us), str(job_id)]:
             before = [{"created_us": {"$lt": created_us}}, {"created_us": created_us, "_id": {"$lt": job_id}}]
+            return wanted | {"$or": before}
+        case _:
+            raise invalid_cursor()
+
+
+def artifacts_filter(query: ArtifactListQuery) -> Filter:
+    """Return the filter of a page of artifacts, newest first.
+
+    Raises:
+        WherryError: ``invalid``: an unknown cursor.
+    """
+    wanted: Filter = {} if query.owner_id is None else {"owner_id": {"$eq": query.owner_id}}
+    match cursor_after(query.cursor):
+        case None:
+            return wanted
+        case [int(created_us), str(artifact_id)]:
+            before = [{"created_us": {"$lt": created_us}}, {"created_us": created_us, "_id": {"$lt": artifact_id}}]
             return wanted | {"$or": before}
         case _:
             raise invalid_cursor()
