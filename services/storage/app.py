@@ -10,6 +10,7 @@ from services.storage.adapters.job_store import JobStore
 from services.storage.adapters.mongo import Mongo, PyMongoError
 from services.storage.adapters.passwords import Passwords
 from services.storage.adapters.people_store import PeopleStore
+from services.storage.adapters.resumable_store import ResumableStore
 from services.storage.adapters.schema import prepare
 from services.storage.adapters.upload_store import UploadStore
 from services.storage.routes import people
@@ -18,20 +19,24 @@ from services.storage.routes.datasets import dataset_routes
 from services.storage.routes.fleet import FleetRoutes
 from services.storage.routes.jobs import JobRoutes
 from services.storage.routes.letters import LetterRoutes
+from services.storage.routes.resumables import ResumableRoutes
 from services.storage.routes.table import QUEUE, serve
 from services.storage.settings import StorageSettings
 from services.storage.shell.accounts import Accounts
+from services.storage.shell.artifacts import Artifacts
 from services.storage.shell.datasets import Datasets
 from services.storage.shell.inputs import Inputs
 from services.storage.shell.jobs import Jobs, ProjectionMark
 from services.storage.shell.outputs import Outputs
 from services.storage.shell.projection import Heartbeats, Projection
 from services.storage.shell.quotas import Quotas
+from services.storage.shell.resumables import Resumables
 from services.storage.shell.uploads import Uploads
 from shared import observe
 from shared.broker_check import check_broker
 from shared.bus import Bus
 from shared.channels import HEARTBEAT, Service
+from shared.clock import utc_now
 
 _PAUSE_S, _PAUSE_MAX_S = 0.2, 2.0
 
@@ -82,6 +87,12 @@ class Storage:
         mark = ProjectionMark()
         jobs = Jobs(bus, job_store, mark)
         self._uploads = Uploads(gridfs, upload_store)
+        self._upload_expiry = timedelta(hours=settings.upload_expiry_h)
+        self._resumables = Resumables(
+            gridfs, ResumableStore(mongo), self._uploads,
+            expiry=self._upload_expiry, open_max=settings.uploads_open_max,
+        )  # fmt: skip
+        self._artifacts = Artifacts(gridfs, upload_store, jobs, job_store)
         outputs = Outputs(gridfs, upload_store)
         self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs, Inputs(jobs, outputs))
         self._datasets = Datasets(DatasetStore(mongo), upload_store, gridfs, jobs, outputs)
@@ -110,9 +121,10 @@ class Storage:
                 *self._letters.routes(),
                 *dataset_routes(self._datasets),
                 artifact_route(self._blobs),
+                *self._artifacts.routes(),
             ],
         )
-        await serve(self._blob_bus, self._blobs.routes())
+        await serve(self._blob_bus, [*self._blobs.routes(), *ResumableRoutes(self._resumables).routes()])
         await self._projection.listen_for_replays()
         await self._bus.listen(HEARTBEAT, self._heartbeats.hear, queue=QUEUE)
         log.info("storage_ready")
@@ -151,8 +163,10 @@ class Storage:
     async def _sweep(self) -> None:
         while True:
             try:
-                swept = await self._uploads.sweep(timedelta(hours=self._settings.upload_expiry_h))
-                log.info("uploads_swept", swept=swept)
+                swept = await self._resumables.sweep(self._upload_expiry)
+                swept += await self._uploads.sweep(self._upload_expiry)
+                collected = await self._artifacts.collect(utc_now() - self._upload_expiry)
+                log.info("uploads_swept", swept=swept, collected=collected)
             except PyMongoError as error:
                 log.warning("sweep_failed", error=str(error))
             await asyncio.sleep(self._settings.sweep_interval_h * 3600)

@@ -15,4 +15,5 @@ class StorageSettings(ServiceSettings):
     admin_email: str | None = None
     storage_metrics_port: int | None = Field(default=None, ge=1, le=65535)
     upload_expiry_h: float = Field(default=24.0, gt=0)  # uploads that nobody goes on with are dropped after these hours
+    uploads_open_max: int = Field(default=100, gt=0)  # uploads that resume which one user has begun and not ended
     sweep_interval_h: float = Field(default=1.0, gt=0)

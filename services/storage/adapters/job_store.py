@@ -1,5 +1,6 @@
 """Projections of the streams: jobs, their events, output while they run, notifications."""
 
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from shared.errors import NotFound
 from shared.events import LogLine, MetricPoint, OutputBatch, Progress
 from shared.job import Job
 from shared.requests import DeliveryView, StoredEvent
+from shared.states import JOB_TERMINAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class JobStore:
         """Return jobs, newest first."""
         found = self._jobs.find(wanted).sort([("created_us", -1), ("_id", -1)]).limit(limit)
         return [_job(document) async for document in found]
+
+    async def open_jobs_with(self, text: str) -> list[Job]:
+        """Return the jobs that have not ended in whose documents *text* stands somewhere."""
+        wanted = {"state": {"$nin": [state.value for state in JOB_TERMINAL]}, "job": {"$regex": re.escape(text)}}
+        return [_job(document).job async for document in self._jobs.find(wanted)]
 
     async def node_of(self, job_id: str, attempt: int) -> str | None:
         """Return where an attempt was placed, also one that events no longer name."""

@@ -1,6 +1,7 @@
 """Uploads under way, what their bytes became (artifacts), and who holds which bytes (references)."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence, Set
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -166,7 +167,7 @@ class UploadStore:
 
     # --- files that nothing refers to: condemned, looked at again, then gone. A pardon may come in between -----------
 
-    async def pardon(self, file_ids: Set[ObjectId]) -> bool:
+    async def pardon(self, file_ids: AbstractSet[ObjectId]) -> bool:
         """Let files stay that have a reference again, and tell whether all of them are there."""
         wanted = {"_id": {"$in": list(file_ids)}}
         await self._files.update_many(wanted | {"metadata.condemned": True}, {"$unset": {"metadata.condemned": ""}})
@@ -198,7 +199,7 @@ class UploadStore:
         A new file of the same digest may be stored from then on: this one is found by nobody.
         """
         seen = {"_id": file_id, "metadata.doomed": None}
-        found = await self._files.find_one_and_update(seen, {"$set": {"metadata.condemned": True}})
+        found: Document | None = await self._files.find_one_and_update(seen, {"$set": {"metadata.condemned": True}})
         if found is None:
             return await self._files.find_one({"_id": file_id}) is not None
         sha256 = found["metadata"]["sha256"]

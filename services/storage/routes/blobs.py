@@ -104,8 +104,14 @@ class BlobRoutes:
         """Return a range of a blob."""
         if message.offset < 0 or not 0 <= message.length <= CHUNK_BYTES:
             raise WherryError("invalid", f"A range begins at 0 or later and has at most {CHUNK_BYTES} bytes.")
-        file = await self._file(await self._digest(who, message))
+        digest = await self._digest(who, message)
+        file = await self._file(digest)
         body = await self._gridfs.read(file, message.offset, message.length)
+        if len(body) < min(message.length, file.size - message.offset):
+            # Removed since it was found, and perhaps stored anew.
+            self._files.pop(digest, None)
+            file = await self._file(digest)
+            body = await self._gridfs.read(file, message.offset, message.length)
         SENT.inc(len(body))
         return Raw(body, {SIZE_HEADER: str(file.size)})
 

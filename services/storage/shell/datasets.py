@@ -174,9 +174,7 @@ class Datasets:
             raise NotFound("There are no such bytes any more.")
         await self._uploads.add_refs([(scope, sha256, file.id)], utc_now())
         if not await self._uploads.pardon({file.id}):  # it was about to be collected as nobody's
-            raise Unavailable(
-                "Those bytes are being removed, as nothing needed them: ask again or store them anew."
-            )
+            raise Unavailable("Those bytes are being removed, as nothing needed them: ask again or store them anew.")
 
 
 def _check_theirs(document: Document | None, put: DatasetPut) -> None:

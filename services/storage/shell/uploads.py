@@ -3,6 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -16,7 +17,7 @@ from services.storage.core.digest import RunningDigest
 from services.storage.shell.grouping import Grouped
 from shared import observe
 from shared.clock import monotonic, utc_now
-from shared.errors import WherryError
+from shared.errors import Unavailable, WherryError
 from shared.ids import new_id
 from shared.job import BlobRef
 from shared.requests import CHUNK_BYTES, Artifact, BlobScope, Committed, UploadCommit
@@ -183,8 +184,11 @@ class Uploads:
             await self._drop(upload, ("sealed",), "corrupt")
             raise WherryError("corrupt", "The bytes that arrived are not those that were sent.")
         published = await self._gridfs.publish([(upload.file_id, sha256, commit.size)], utc_now())
+        if sha256 not in published:
+            raise Unavailable("The same bytes are being removed at this moment: commit again.")
         committed = Committed(blob=BlobRef(sha256=sha256, size=commit.size), artifact_id=upload.artifact_id)
-        await self._keep([(scope_of(upload.kind, upload.scope), committed, published[sha256])])
+        kept = (scope_of(upload.kind, upload.scope), committed, published[sha256])
+        await self.keep([kept], {published[sha256]})
         await self._store.commit(upload.id, committed, utc_now())
         # Only now: if storage ends before, a repeated commit still finds what it has to check.
         await self._gridfs.drop([upload.file_id] if published[sha256] != upload.file_id else [])
@@ -219,17 +223,34 @@ class Uploads:
         await self._gridfs.add_chunks([Chunk(file_ids[one.sha256], 0, one.body) for one in new.values() if one.body])
         files = [(file_ids[sha256], sha256, len(put.body)) for sha256, put in new.items()]
         ids |= await self._gridfs.publish(files, utc_now())
+        if len(ids) < len({put.sha256 for put in puts}):
+            await self._gridfs.drop(file_ids.values())
+            raise Unavailable("The same bytes are being removed at this moment: send them again.")
         done = [_committed(put) for put in puts]
-        await self._keep([(put.scope, one, ids[put.sha256]) for put, one in zip(puts, done, strict=True)])
+        kept = [(put.scope, one, ids[put.sha256]) for put, one in zip(puts, done, strict=True)]
+        await self.keep(kept, set(ids.values()) - set(file_ids.values()))
         await self._gridfs.drop(file_id for sha256, file_id in file_ids.items() if ids[sha256] != file_id)
         RECEIVED.inc(sum(len(put.body) for put in puts))
         COMMITTED.labels("put").inc(len(puts))
         return done
 
-    async def _keep(self, kept: Sequence[tuple[OwnerScope | AttemptScope, Committed, ObjectId]]) -> None:
+    async def keep(
+        self, kept: Sequence[tuple[OwnerScope | AttemptScope, Committed, ObjectId]], older: AbstractSet[ObjectId]
+    ) -> None:
+        """Make stored files somebody's: references first, so that no artifact is listed whose bytes may be collected.
+
+        Args:
+            kept: what it is for, what it became, and the file.
+            older: those of the files that were there before: nothing may have referred to them until now.
+
+        Raises:
+            Unavailable: an older file that was to be shared has just been collected; the bytes have to come again.
+        """
         now = utc_now()
         refs = {(ref_scope(scope, one.artifact_id), one.blob.sha256): file_id for scope, one, file_id in kept}
         await self._store.add_refs([(scope, sha256, file_id) for (scope, sha256), file_id in refs.items()], now)
+        if older and not await self._store.pardon(older):
+            raise Unavailable("The same bytes were removed at this moment: send them again.")
         await self._store.add_artifacts(
             [
                 _artifact(scope, one, one.artifact_id, now)
@@ -248,6 +269,8 @@ class Uploads:
             if upload.state in ("open", "sealed") and not await self._gridfs.has_file(upload.file_id):
                 await self._drop(upload, ("open", "sealed"), "expired")
                 swept += 1
+            elif not await self._gridfs.has_file(upload.file_id):
+                await self._gridfs.drop([upload.file_id])  # what a kill left of a dropping
             await self._store.forget(upload.id)
         since = await self._store.swept_until() or datetime.fromtimestamp(0, before.tzinfo)
         orphans = await self._gridfs.orphans(since, before)
