@@ -79,6 +79,22 @@ class HeldAttempt(Message):
     seq: int = 0
 
 
+def input_key(sha256: str, *, unpack: bool) -> str:
+    """Return the name under which nodes keep a blob as an input: as it is, or unpacked where it is a zip."""
+    return f"{sha256}-unpacked" if unpack else sha256
+
+
+#: Inputs that a heartbeat names: the last used.
+HELD_INPUTS_MAX = 200
+
+
+class HeldInput(Message):
+    """An input that a node has whole, for any job that wants it. Bytes as they take up the disk."""
+
+    key: Name
+    bytes: Amount = 0
+
+
 class Heartbeat(Message):
     """A node's report. Its id is the subject's, never the body's."""
 
@@ -90,6 +106,7 @@ class Heartbeat(Message):
     usage: Usage = Usage()
     attempts: tuple[HeldAttempt, ...] = ()
     images: tuple[str, ...] = ()
+    inputs: tuple[HeldInput, ...] = ()  # at most HELD_INPUTS_MAX
     epoch: int = 0  # the highest the agent has seen
     #: The agent's version of this protocol. Each side speaks with the one before and the one after its own.
     protocol: int = PROTOCOL_ABSENT

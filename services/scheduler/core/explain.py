@@ -11,7 +11,7 @@ from services.scheduler.core.closest import closest
 from services.scheduler.core.fleet.share import Ledger
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.limits import Now
-from services.scheduler.core.need import need_of
+from services.scheduler.core.need import inputs_of, need_of
 from services.scheduler.core.placement import Placement, Trial
 from services.scheduler.core.placement import explain as refuse
 from services.scheduler.core.suggest import suggest
@@ -131,7 +131,7 @@ class _Asked:
         ledger = Ledger(state.shares, now.at.timestamp())
         mark = trial.mark()
         for unit in units:
-            found = trial.place(need_of(unit), unit.image, self.failed)
+            found = trial.place(need_of(unit), unit.image, self.failed, inputs_of(unit))
             if found is None:
                 missing = unit
                 over = over or ledger.over_quota(self.owner, need_of(unit))

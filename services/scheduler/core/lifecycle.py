@@ -234,8 +234,20 @@ _NAMES: Mapping[type, str] = {
 
 
 def failed_nodes(job: Job) -> frozenset[str]:
-    """Return the nodes on which an attempt of the job came to nothing."""
-    return frozenset(a.node for a in job.attempts if a.state in ATTEMPT_TERMINAL)
+    """Return the nodes on which an attempt of the job came to nothing.
+
+    One that failed by itself does not speak against a node that has by now what it needs: another would bring it first.
+    """
+    ended = (a for a in job.attempts if a.state in ATTEMPT_TERMINAL)
+    return frozenset(a.node for a in ended if not (job.spec.inputs and _by_itself(a)))
+
+
+def _by_itself(attempt: Attempt) -> bool:
+    return attempt.error is not None and attempt.error.reason in (
+        EndReason.EXIT_CODE,
+        EndReason.OOM,
+        EndReason.RUN_TIMEOUT,
+    )
 
 
 def pinned_image(job: Job) -> str | None:

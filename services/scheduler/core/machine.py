@@ -11,7 +11,7 @@ from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.fleet_facts import FleetFact
 from services.scheduler.core.limits import Now
 from services.scheduler.core.membership import Membership, NodeDecision
-from services.scheduler.core.need import Need
+from services.scheduler.core.need import Need, inputs_of
 from services.scheduler.core.placement import Placement, Refusal, Trial
 from shared.events import AttemptFinished
 from shared.fleet import Heartbeat
@@ -311,7 +311,7 @@ class _Turn:
         job = tracked.job
         if job.spec.gang is not None:
             return self._place_gang(trial, tracked)
-        found = trial.place(tracked.need, job.spec.image, lifecycle.failed_nodes(job))
+        found = trial.place(tracked.need, job.spec.image, lifecycle.failed_nodes(job), inputs_of(job.spec))
         if found is None:
             return False
         self.state.line.discard(job.id)
@@ -324,7 +324,7 @@ class _Turn:
         mark, job = trial.mark(), tracked.job
         places: list[Placement] = []
         for need, spec in zip(tracked.need.members, gang.member_specs(job.spec), strict=True):
-            found = trial.place(need, spec.image, lifecycle.failed_nodes(job))
+            found = trial.place(need, spec.image, lifecycle.failed_nodes(job), inputs_of(spec))
             if found is None:
                 trial.undo(mark)
                 return False

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from shared.fleet import input_key
 from shared.spec import JobSpec, Resources
 
 #: CPUs are counted in millionths, so that ten times 0.1 is 1.
@@ -54,6 +55,18 @@ class Need(NamedTuple):
     def labels(self) -> tuple[str, str | None, tuple[str, ...], str | None, str | None]:
         """Return the part that only what a node is can answer, whatever it is doing."""
         return self.runtime, self.arch, self.tags, self.cluster, self.node
+
+
+#: Inputs whose bytes are known before the job starts: the key under which nodes keep each, and its size in bytes.
+Inputs = tuple[tuple[str, int], ...]
+
+
+def inputs_of(spec: JobSpec) -> Inputs:
+    """Return the inputs of *spec* whose bytes are known, each once."""
+    if not spec.inputs:
+        return ()
+    known = (one for one in spec.inputs.values() if one.sha256 is not None)
+    return tuple({input_key(one.sha256 or "", unpack=one.unpack): one.size or 0 for one in known}.items())
 
 
 def need_of(spec: JobSpec) -> Need:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.scheduler.core.fleet.columns import Columns, Floats, Mask
 from services.scheduler.core.limits import Limits
-from services.scheduler.core.need import CPU_UNIT, Need
+from services.scheduler.core.need import CPU_UNIT, Inputs, Need
 from services.scheduler.core.words import count
 from shared.fleet import NodeInfo
 from shared.job import PendingReason
@@ -18,6 +18,9 @@ from shared.states import PendingCode
 
 _IMAGE_WEIGHT = 0.5
 _LOAD_WEIGHT = 0.2
+#: The most that inputs on the spot count: more than all but a failure. Half of it is saved by so many seconds less.
+_INPUTS_WEIGHT, _INPUTS_HALF_S = 4.0, 5.0
+_INPUT_BYTES_PER_S = 100e6  # at which a node brings what it does not have: assumed, for no link is known to be slower
 _SPARE_GPUS_WEIGHT = 1.0  # a job without GPUs goes to a GPU node only when there is no other
 _FAILED_WEIGHT = 10.0  # more than all the others together: any other node is better
 _NONE, _NOTHING = np.zeros(0, np.intp), np.zeros(0)
@@ -27,6 +30,7 @@ _RESCORED_MAX = 8  # rows that are scored one by one; more are quicker all at on
 
 
 Scores = NDArray[np.float32]
+_Bytes = TypeVar("_Bytes", float, Floats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Trial:
         self._per_cpu, self._per_memory = columns.per_cpu.astype(np.float32), columns.per_memory.astype(np.float32)
         self._bases: dict[tuple[str, bool], Scores] = {}  # by policy, and whether nodes with GPUs are spared
         self._bonuses: dict[str, Scores] = {}  # by image
-        self._scores: dict[tuple[Need, str | None], _Scores] = {}
+        self._scores: dict[tuple[Need, str | None, Inputs], _Scores] = {}
         self._taken: list[_Taken] = []
         self._touched: list[int] = []
         self._kept: Kept | None = None
@@ -84,15 +88,16 @@ class Trial:
         cpus, memory, disk = self._most
         return need.ucpus <= cpus and need.memory <= memory and need.disk <= disk
 
-    def place(self, need: Need, image: str | None, failed: frozenset[str]) -> Placement | None:
+    def place(self, need: Need, image: str | None, failed: frozenset[str], inputs: Inputs = ()) -> Placement | None:
         """Return the best node for *need* and count it as taken, or None if no node will do.
 
         Args:
             need: what must hold.
             image: the container image; a node that has it is better.
             failed: nodes where the job came to nothing before; used only if no other will do.
+            inputs: what the job reads; a node that has it need not bring it.
         """
-        values = self._scored(need, image).values
+        values = self._scored(need, image, inputs).values
         rows = [row for node in failed if (row := self._columns.slots.get(node)) is not None]
         if rows:
             values = values.copy()
@@ -104,7 +109,7 @@ class Trial:
             return None
         node = self._columns.nodes[slot]
         assert node is not None  # noqa: S101 - an empty row was never heard
-        parts = self._parts(slot, need, image, has_failed=slot in rows)
+        parts = self._parts(slot, need, image, inputs, has_failed=slot in rows)
         gpus = self._take(slot, need)
         return Placement(node.id, gpus, parts)
 
@@ -188,24 +193,25 @@ class Trial:
             and (not need.gpus or self._usable_gpus(need)[slot] >= need.gpus)
         )
 
-    def _scored(self, need: Need, image: str | None) -> "_Scores":
+    def _scored(self, need: Need, image: str | None, inputs: Inputs) -> "_Scores":
         """Return the score of each row for *need*, or what is impossible where it will not do."""
-        scores = self._scores.get((need, image))
+        scores = self._scores.get((need, image, inputs))
         if scores is None:
             if len(self._scores) >= _SCORES_KEPT:
                 del self._scores[next(iter(self._scores))]
-            scores = self._scores[need, image] = _Scores(self._score(need, image), len(self._touched))
+            scores = _Scores(self._score(need, image, inputs), len(self._touched))
+            self._scores[need, image, inputs] = scores
             return scores
         changed = self._touched[scores.upto :]
         if len(changed) <= _RESCORED_MAX:
             for slot in changed:
-                scores.values[slot] = self._score_one(slot, need, image)
+                scores.values[slot] = self._score_one(slot, need, image, inputs)
         else:
-            scores.values = self._score(need, image)
+            scores.values = self._score(need, image, inputs)
         scores.upto = len(self._touched)
         return scores
 
-    def _score(self, need: Need, image: str | None) -> Scores:
+    def _score(self, need: Need, image: str | None, inputs: Inputs) -> Scores:
         columns, mask = self._columns, self.feasible(need)
         if not mask.any():
             return np.full(mask.size, _IMPOSSIBLE)
@@ -218,6 +224,11 @@ class Trial:
             if bonus is None:
                 bonus = self._bonuses[image] = columns.with_image(image) * np.float32(_IMAGE_WEIGHT)
             values += bonus
+        if inputs:
+            missing = np.full(mask.size, float(_bytes_of(inputs)))
+            for key, size in inputs:
+                missing[list(columns.with_input(key))] -= size
+            values += (_cost(_bytes_of(inputs)) - _cost(missing)).astype(np.float32)
         values += ~mask * _IMPOSSIBLE
         return values
 
@@ -238,14 +249,19 @@ class Trial:
         free = self._cpus[rows] * columns.per_cpu[rows] + self._memory[rows] * columns.per_memory[rows]
         return 1 - free / 2
 
-    def _score_one(self, slot: int, need: Need, image: str | None) -> float:
+    def _saved(self, slot: int, inputs: Inputs) -> float:
+        """Return what it counts that a row has some of *inputs*, by the time that bringing them would take."""
+        missing = sum(size for key, size in inputs if slot not in self._columns.with_input(key))
+        return _cost(_bytes_of(inputs)) - _cost(missing)
+
+    def _score_one(self, slot: int, need: Need, image: str | None, inputs: Inputs) -> float:
         if not self._fits(slot, need) or (
             self._kept is not None and slot == self._kept.slot and not self._kept.lets_in(need)
         ):
             return float(_IMPOSSIBLE)
-        return sum(self._raw_parts(slot, need, image).values())
+        return sum(self._raw_parts(slot, need, image, inputs).values())
 
-    def _raw_parts(self, slot: int, need: Need, image: str | None) -> dict[str, float]:
+    def _raw_parts(self, slot: int, need: Need, image: str | None, inputs: Inputs) -> dict[str, float]:
         """Return what `_score` adds up for one row: the same in words."""
         columns = self._columns
         full = float(self._fullness(slot))
@@ -256,12 +272,14 @@ class Trial:
         }
         if image is not None and columns.with_image(image)[slot]:
             parts["image"] = _IMAGE_WEIGHT
+        if inputs and (saved := self._saved(slot, inputs)):
+            parts["inputs"] = saved
         if not need.gpus and self._has_gpus[slot]:
             parts["spares_gpus"] = -_SPARE_GPUS_WEIGHT
         return parts
 
-    def _parts(self, slot: int, need: Need, image: str | None, *, has_failed: bool) -> dict[str, float]:
-        parts = self._raw_parts(slot, need, image)
+    def _parts(self, slot: int, need: Need, image: str | None, inputs: Inputs, *, has_failed: bool) -> dict[str, float]:
+        parts = self._raw_parts(slot, need, image, inputs)
         if has_failed:
             parts["failed_here"] = -_FAILED_WEIGHT
         told = {name: round(part, 4) for name, part in parts.items() if part}
@@ -307,6 +325,16 @@ class Trial:
                 wanted = need._replace(gpu_memory=memory)
                 usable[slot] = columns.usable_gpus(wanted, self._limits, self._gpus, slot).sum()
         self._touched.append(slot)
+
+
+def _bytes_of(inputs: Inputs) -> int:
+    return sum(size for _, size in inputs)
+
+
+def _cost(missing: _Bytes) -> _Bytes:
+    """Return what it counts against a node that so many bytes have to be brought there first."""
+    seconds = missing / _INPUT_BYTES_PER_S
+    return _INPUTS_WEIGHT * seconds / (seconds + _INPUTS_HALF_S)
 
 
 @dataclass(slots=True)

@@ -5,12 +5,14 @@ from hypothesis import strategies as st
 
 from services.scheduler.core.fleet.columns import Columns
 from services.scheduler.core.fleet.node import Node
+from services.scheduler.core.lifecycle import failed_nodes
 from services.scheduler.core.limits import Limits
-from services.scheduler.core.need import CPU_UNIT, Need, need_of
+from services.scheduler.core.need import CPU_UNIT, Need, inputs_of, need_of
 from services.scheduler.core.placement import Trial, explain
-from shared.fleet import Gpu, Usage
+from shared.fleet import Gpu, HeldInput, Usage
+from shared.job import Attempt, Failure
 from shared.spec import GIB, JobSpec
-from shared.states import PendingCode
+from shared.states import AttemptState, EndReason, PendingCode
 
 LIMITS = Limits()
 NOW = 100.0
@@ -276,3 +278,92 @@ def test_a_removed_nodes_row_is_used_again_and_promises_nothing(make) -> None:
     assert place(columns, need()).node == "n2"
     assert columns.add("n3", NOW).slot == 0
     assert place(columns, need()).node == "n2"
+
+
+def _holding(make, node_id: str, *keys: str, **more):
+    held = tuple(HeldInput(key=key, bytes=GIB) for key in keys)
+    return make.beat(node_id, **more).model_copy(update={"inputs": held})
+
+
+def test_a_node_that_has_the_input_is_better_than_one_that_has_the_image_and_is_fuller(make):
+    columns = fleet(make.beat("n1", images=("busybox",)), _holding(make, "n2", "big"))
+    columns.nodes[columns.slots["n1"]].ucpus = CPU_UNIT
+    columns.refresh(columns.nodes[columns.slots["n1"]], LIMITS)
+    trial = Trial(columns, NOW - 10, LIMITS)
+    found = trial.place(need(), "busybox", frozenset(), (("big", 2 * GIB),))
+    assert found.node == "n2"
+    assert found.score["inputs"] > 3
+
+
+def test_of_several_inputs_the_bytes_that_are_missing_count(make):
+    columns = fleet(_holding(make, "n1", "small"), _holding(make, "n2", "big"), _holding(make, "n3", "big", "small"))
+    wanted = (("big", GIB), ("small", 1000))
+    trial = Trial(columns, NOW - 10, LIMITS)
+    one = need(resources={"cpus": 4})
+    order = [trial.place(one, None, frozenset(), wanted).node for _ in range(3)]
+    assert order == ["n3", "n2", "n1"]
+
+
+def test_an_input_of_a_few_bytes_moves_nothing(make):
+    columns = fleet(make.beat("n1"), _holding(make, "n2", "tiny"))
+    columns.nodes[columns.slots["n1"]].ucpus = CPU_UNIT
+    columns.refresh(columns.nodes[columns.slots["n1"]], LIMITS)
+    assert Trial(columns, NOW - 10, LIMITS).place(need(), None, frozenset(), (("tiny", 1000),)).node == "n1"
+
+
+def test_a_failure_counts_more_than_all_inputs(make):
+    columns = fleet(make.beat("n1"), _holding(make, "n2", "big"))
+    trial = Trial(columns, NOW - 10, LIMITS)
+    assert trial.place(need(), None, frozenset({"n2"}), (("big", 1000 * GIB),)).node == "n1"
+
+
+def test_a_node_that_has_removed_an_input_is_not_preferred_any_more(make):
+    columns = fleet(make.beat("n1"), _holding(make, "n2", "big"))
+    node = columns.nodes[columns.slots["n2"]]
+    node.beat = node.beat.model_copy(update={"inputs": ()})
+    columns.refresh(node, LIMITS)
+    assert not columns.with_input("big")
+    assert "inputs" not in place(columns, need()).score
+    columns.remove(node)
+
+
+def test_scores_with_inputs_are_the_same_row_by_row_and_all_at_once(make):
+    beats = [_holding(make, f"n{i}", *(["big"] if i % 2 else []), *(["small"] if i % 3 else [])) for i in range(12)]
+    columns = fleet(*beats)
+    wanted, one = (("big", GIB), ("small", GIB // 8)), need(resources={"cpus": 1})
+    kept = Trial(columns, NOW - 10, LIMITS)
+    for _ in range(30):
+        mark = kept.mark()
+        found = kept.place(one, None, frozenset(), wanted)
+        kept.undo(mark)
+        fresh = Trial(columns, NOW - 10, LIMITS)
+        for slot in [*range(12)]:
+            assert abs(kept._score_one(slot, one, None, wanted) - kept._score(one, None, wanted)[slot]) < 1e-5
+        assert found.score["inputs"] == kept.place(one, None, frozenset(), wanted).score["inputs"]
+        assert fresh.place(one, None, frozenset(), wanted).score["inputs"] >= found.score["inputs"]
+
+
+def test_the_same_job_tried_again_prefers_the_node_with_its_inputs_where_it_failed_by_itself(make):
+    job = make.job(inputs={"data": f"artifact:{'a' * 26}"})
+    ended = Attempt(
+        number=1,
+        node="n1",
+        state=AttemptState.FAILED,
+        placed_at=job.created_at,
+        error=Failure(reason=EndReason.EXIT_CODE, message="1"),
+    )
+    assert failed_nodes(job.model_copy(update={"attempts": (ended,)})) == frozenset()
+    lost = ended.model_copy(update={"error": Failure(reason=EndReason.NODE_LOST, message="gone")})
+    assert failed_nodes(job.model_copy(update={"attempts": (lost,)})) == {"n1"}
+    plain = job.model_copy(update={"attempts": (ended,), "spec": job.spec.model_copy(update={"inputs": {}})})
+    assert failed_nodes(plain) == {"n1"}
+
+
+def test_only_inputs_whose_bytes_are_known_count():
+    known = {"source": f"artifact:a{'b' * 25}", "sha256": "0" * 64, "size": 7}
+    spec = JobSpec(
+        runtime="process",
+        command="true",
+        inputs={"a": known, "b": known, "c": known | {"unpack": False}, "d": "https://example.org/x"},
+    )
+    assert inputs_of(spec) == ((f"{'0' * 64}-unpacked", 7), ("0" * 64, 7))
