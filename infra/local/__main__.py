@@ -25,6 +25,7 @@ environment:
   WHERRY_MORE_NODES       ids of more nodes on this machine, separated by commas: each is an agent of its own
   WHERRY_RESTART_DELAY_MAX_S
                           the longest wait before what dies again and again is started again (5)
+  WHERRY_SEEDS            0: what is started again reads its code anew, which takes a second (1: it is forked)
   WHERRY_DEMO_IMAGE       the image of the demo; WHERRY_DEMO_RUNTIME=process runs it without one
   and the settings of each service
 """

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -15,7 +16,19 @@ from infra.local.home import Home
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def end(processes: Iterable[subprocess.Popen[bytes] | psutil.Process], patience_s: float) -> None:
+class Process(Protocol):
+    """What can be ended: one of `subprocess`, `psutil` or a seed."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Send a signal."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Return once it has ended; raise TimeoutExpired after *timeout* seconds."""
+        ...
+
+
+def end(processes: Iterable[Process], patience_s: float) -> None:
     """SIGTERM to all, and SIGKILL to those that are still there after *patience_s* seconds."""
     waiting = [process for process in processes if _signal(process, signal.SIGTERM)]
     limit = time.monotonic() + patience_s
@@ -56,7 +69,7 @@ def locked(home: Home) -> bool:
         return False
 
 
-def _signal(process: subprocess.Popen[bytes] | psutil.Process, number: int) -> bool:
+def _signal(process: Process, number: int) -> bool:
     try:
         process.send_signal(number)
     except (psutil.NoSuchProcess, ProcessLookupError):

@@ -16,7 +16,15 @@ STOP_ORDER = (
     ("sinks", "mongo"),
     ("nats",),
 )
+KINDS = ("gateway", "scheduler", "storage", "notifier", "node_agent")
 ADMIN_EMAIL = "admin@wherry.localhost"
+#: What a process must have in its environment when it is born, where the user does not say otherwise.
+FROM_THE_START = {
+    "OPENBLAS_NUM_THREADS": "1",  # the scheduler's arrays are no matrices; and what forks has no threads
+    # Threads of a small service otherwise hold an arena of memory each.
+    "MALLOC_ARENA_MAX": "2",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,7 @@ def services(
     common = {
         "WHERRY_NATS_URL": where.nats,
         "WHERRY_STACK_ID": who.stack_id,
-        # Threads of a small service otherwise hold an arena of memory each.
-        "MALLOC_ARENA_MAX": given.get("MALLOC_ARENA_MAX", "2"),
-        "PYTHONUNBUFFERED": "1",
+        **{name: given.get(name, value) for name, value in FROM_THE_START.items()},
     }
     own: dict[str, dict[str, str]] = {
         "storage": {

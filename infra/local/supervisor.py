@@ -24,6 +24,7 @@ from infra.local.home import Home, Identity, address, identity, nodes, port
 from infra.local.ports import kept_port, write_whole
 from infra.local.processes import ROOT, born_at, end, is_zombie
 from infra.local.programs import Addresses, Program
+from infra.local.seed import Forked, Seed, SeedError
 from infra.local.servers import MongoServer, NatsServer, Server, ServerFailedError
 from shared.permissions import accounts_config
 
@@ -60,8 +61,8 @@ class Child:
     """One process that should be there."""
 
     name: str
-    spawn: Callable[[], subprocess.Popen[bytes]]
-    process: subprocess.Popen[bytes] | None = None
+    spawn: Callable[[], subprocess.Popen[bytes] | Forked]
+    process: subprocess.Popen[bytes] | Forked | None = None
     started: float = 0.0
     restarts: int = 0
     again_at: float | None = None
@@ -109,6 +110,7 @@ class Supervisor:
         self.nats: NatsServer | None = None
         self.mongo: MongoServer | None = None
         self.where: Addresses | None = None
+        self.seeds: dict[str, Seed] = {}
 
     def run(self) -> int:
         """Run the stack until it is told to stop; return the exit code."""
@@ -138,6 +140,7 @@ class Supervisor:
 
     def _start(self) -> None:
         self.where = where = self._servers()
+        self._sow()
         self._add(programs.sinks(self.home, where))
         for server in (self.nats, self.mongo):
             if server:
@@ -151,6 +154,11 @@ class Supervisor:
         for program in programs.services(self.home, self.who, where, runtimes, os.environ):
             self._add(program)
         self._note()
+
+    def _sow(self) -> None:
+        """Let the services be imported, beside the start of the servers."""
+        if sys.platform == "linux" and os.environ.get("WHERRY_SEEDS", "1") != "0":
+            self.seeds = {kind: Seed(f"services.{kind}.__main__", programs.FROM_THE_START) for kind in programs.KINDS}
 
     def _servers(self) -> Addresses:
         env, root, ports = os.environ, self.home.root, self.home.ports
@@ -200,7 +208,15 @@ class Supervisor:
         self.children[program.name] = child
         child.start()
 
-    def _spawn(self, program: Program) -> subprocess.Popen[bytes]:
+    def _spawn(self, program: Program) -> subprocess.Popen[bytes] | Forked:
+        kind = programs.kind_of(program.name)
+        if kind in self.seeds:
+            try:
+                with _appending(self.home.log(program.name)):
+                    return self.seeds[kind].fork(program.env, self.home.log(program.name))
+            except SeedError as problem:
+                _say(f"{program.name} is started without a seed from now on: {problem}")
+                del self.seeds[kind]
         with _appending(self.home.log(program.name)) as out:
             return subprocess.Popen(
                 program.argv,
@@ -232,6 +248,7 @@ class Supervisor:
     def _bury(self) -> None:
         """Collect the exit codes of adopted processes; those of our own children are theirs to collect."""
         ours = {child.process.pid for child in self.children.values() if child.process}
+        ours |= {seed.pid for seed in self.seeds.values()}
         for process in psutil.Process().children():
             if process.pid not in ours and is_zombie(process):
                 os.waitpid(process.pid, os.WNOHANG)
@@ -259,6 +276,8 @@ class Supervisor:
             members = [child for name, child in self.children.items() if programs.kind_of(name) in stage]
             running = [child.process for child in members if child.process]
             end([process for process in running if process.poll() is None], STOP_S)
+        for seed in self.seeds.values():
+            seed.close()
         # What is left are programs of jobs, and whatever a killed child had started.
         end(psutil.Process().children(recursive=True), 2.0)
         if not self.problem:
