@@ -172,8 +172,8 @@ class Archive:
             total, packed = total + record.size, packed + record.packed
         if not files:
             raise BadZip(Reason.EMPTY, "the zip is empty: it holds no file. Pack at least one")
-        self._check_total(total, packed)
         self._check_extents(starts, ends)
+        self._check_total(total, packed)
 
     def _name(self, record: Record) -> tuple[str, list[str]]:
         name = name_of(record)

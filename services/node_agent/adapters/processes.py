@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from services.node_agent.adapters import process_shim, source_zip
+from services.node_agent.adapters import process_shim, source_zip, use
 from services.node_agent.adapters.reader_thread import ReaderThread
 from services.node_agent.adapters.storage import pieces_of
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
+from services.node_agent.core.use import Use
 from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, RuntimeFacts, Sink, nothing
 from shared.clock import monotonic, utc_now
 from shared.errors import NotFound, WherryError
@@ -141,6 +142,12 @@ class ProcessRuntime:
         """Return what the programs have written: all in their folders but the inputs, each file once."""
         return {key: await asyncio.to_thread(_written, self._of(key)) for key in keys}
 
+    async def use(self, key: Key, handle: str) -> Use | None:
+        """Return what the program and everything that it started uses."""
+        del handle
+        who = _who(self._of(key))
+        return await asyncio.to_thread(use.of_tree, who["group"]) if who else None
+
     async def clear(self, key: Key) -> None:
         """Kill the program if it runs, and remove its folder."""
         folder = self._of(key)
@@ -184,8 +191,7 @@ def _unpack(folder: Path, order: Order, source: Path | None, inherited: Mapping[
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "run" / "params.json").write_text(json.dumps(order.spec.params), "utf-8")
     if source is not None:
-        for member in source_zip.members(source, bytes_max=order.spec.resources.disk):
-            _make(folder / "workspace" / member.path, member)
+        source_zip.unpack(source_zip.members(source, bytes_max=order.spec.resources.disk), folder / "workspace")
     what = {
         "argv": order.spec.argv(),
         "env": {**inherited, **_environment(folder, order)},
@@ -202,18 +208,6 @@ def _take_inputs(given: Path, inputs: Path) -> None:
             path = Path(parent, name)
             path.chmod(path.stat().st_mode & 0o555)
         Path(parent).chmod(0o555)
-
-
-def _make(path: Path, member: source_zip.Member) -> None:
-    if member.is_dir:
-        path.mkdir(exist_ok=True)
-        path.chmod(member.mode)
-        return
-    with path.open("xb") as file:
-        for piece in member.pieces:
-            file.write(piece)
-    path.chmod(member.mode)
-    os.utime(path, (member.mtime, member.mtime))
 
 
 def _environment(folder: Path, order: Order) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Reading a source zip in pieces, counting what really comes out."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,21 @@ def tar_of(members_: Iterator[Member], folder: str) -> Iterator[bytes]:
             yield archive.file(f"{folder}/{member.path}", member.size, member.mode, member.mtime)
             yield from member.pieces
             yield archive.padding(member.size)
+
+
+def unpack(members_: Iterator[Member], folder: Path) -> None:
+    """Make *members_* in *folder*, which is there and is empty: nothing in it can lead elsewhere."""
+    for member in members_:
+        path = folder / member.path
+        if member.is_dir:
+            path.mkdir(exist_ok=True)
+            path.chmod(member.mode)
+            continue
+        with path.open("xb") as file:
+            for piece in member.pieces:
+                file.write(piece)
+        path.chmod(member.mode)
+        os.utime(path, (member.mtime, member.mtime))
 
 
 class _Made:

@@ -1,0 +1,1 @@
+"""Zips for tests, written structure by structure: hostile ones, and good ones of many tools."""
