@@ -239,6 +239,14 @@ WAKE = Channel(
     "Something changed: heartbeat now.",
 )
 
+SNAPSHOT_WANTED = Channel(
+    "snapshotWanted",
+    "wherry.node.{node_id}.snapshot",
+    requests.SnapshotWanted,
+    _by(_T),
+    _by(_A),
+    "Somebody wants to see what a running attempt has left so far: store it, and say so.",
+)
 NODE_WISH = Channel(
     "nodeWish",
     "wherry.fleet.request.{node_id}.{verb}",
@@ -391,6 +399,22 @@ JOB_METRICS = _ask(
     "jobMetrics", "jobs.metrics", requests.MetricQuery, requests.MetricPage, "What an attempt measured, as series."
 )
 JOB_OUTPUTS = _ask("jobOutputs", "jobs.outputs", requests.OutputQuery, requests.OutputPage, "What the job left.")
+SNAPSHOT_ASK = _ask(
+    "snapshotAsk", "snapshots.ask", requests.SnapshotAsk, requests.Empty, "See what a running job has left so far."
+)
+SNAPSHOT_GET = _ask(
+    "snapshotGet", "snapshots.get", requests.SnapshotQuery, requests.SnapshotPage, "What was seen of a running job."
+)
+RETENTION_RUN = _ask(
+    "retentionRun",
+    "retention.run",
+    requests.RetentionAsk,
+    requests.RetentionRun,
+    "Begin to remove what is kept no longer, or only list it.",
+)
+RETENTION_GET = _ask(
+    "retentionGet", "retention.get", requests.RetentionQuery, requests.RetentionRun, "How far a run is."
+)
 JOB_DELIVERIES = _ask(
     "jobDeliveries", "jobs.deliveries", requests.JobQuery, requests.DeliveryList, "The job's notifications."
 )
@@ -490,6 +514,13 @@ BLOB_READ = _blob(
     requests.Empty,
     "A range of a blob; the answer is raw bytes with header Wherry-Size, the blob's whole length.",
     raw_reply=True,
+)
+SNAPSHOT_TAKEN = _blob(
+    "snapshotTaken",
+    "snapshot",
+    requests.SnapshotTaken,
+    requests.Empty,
+    "A node has stored what a running attempt has left so far, or could not.",
 )
 INPUT_LIST = _blob(
     "inputList",

@@ -1,7 +1,9 @@
 """Questions to storage and their answers (NATS request/reply). Times are UTC, sizes bytes."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import StringConstraints
 
 from shared.events import DeadLetter, LogLine, MetricPoint, Progress
 from shared.fleet import Capacity, NodeInfo, NodeRecord, Quota, Usage
@@ -241,6 +243,104 @@ class OutputPage(Message):
     entries: tuple[Entry, ...] = ()
     cursor: str | None = None
     skipped: tuple[str, ...] = ()
+
+
+#: Names one look at what a running job has left so far.
+SnapshotId = Annotated[str, StringConstraints(pattern=r"^l[a-z2-7]{25}$")]
+
+
+class SnapshotAsk(Message):
+    """See what a running job has left so far: everything, or what is at `path` and below it. The id is the sender's."""
+
+    snapshot_id: SnapshotId
+    job_id: str
+    path: str | None = None
+    bytes_max: int  # of what is fetched
+
+
+class SnapshotWanted(Message):
+    """Storage to the node that runs the attempt: store what is there now, and say so with `SnapshotTaken`."""
+
+    snapshot_id: SnapshotId
+    job_id: str
+    attempt: int
+    path: str | None = None
+    bytes_max: int
+
+
+class SnapshotTaken(Message):
+    """The node's answer: the manifest of what it has stored, or why it could not."""
+
+    snapshot_id: SnapshotId
+    manifest: BlobRef | None = None
+    error: str = ""  # a code
+    message: str = ""
+
+
+class SnapshotQuery(Message):
+    """A page of a look. Where the node has not answered yet, storage waits a moment for it."""
+
+    snapshot_id: SnapshotId
+    job_id: str
+    cursor: str | None = None
+    limit: int = 1000
+
+
+class SnapshotPage(Message):
+    """What was there when the node looked. `taken_at` None: not answered yet."""
+
+    taken_at: datetime | None = None
+    attempt: int = 0
+    page: OutputPage = OutputPage()
+
+
+class RetentionAsk(Message):
+    """Remove what is kept no longer, or (`dry_run`) only say what that would be. `run_id` is the sender's choice."""
+
+    run_id: str
+    dry_run: bool = False
+    limit: int = 100  # things that are named, 0 to 1,000
+    by: str = ""  # a user's name
+
+
+class RetentionQuery(Message):
+    """A run by id. Where it has not ended, storage waits a moment for it."""
+
+    run_id: str
+
+
+class RetentionItem(Message):
+    """One thing that goes or is hidden, and why."""
+
+    kind: Literal["jobs", "logs", "artifacts", "live"]
+    id: str
+    owner_id: str = ""
+    bytes: int = 0
+    reason: str
+
+
+class RetentionSum(Message):
+    """How many, and their bytes."""
+
+    count: int = 0
+    bytes: int = 0
+
+
+class RetentionRun(Message):
+    """What a run did, or would do: sums by kind, and the first things by name.
+
+    `hidden` answers as if it were gone and is removed by a run after the grace, unless something needs it by then.
+    """
+
+    run_id: str
+    dry_run: bool = False
+    started_at: datetime
+    ended_at: datetime | None = None  # None: it is still at work
+    removed: dict[str, RetentionSum] = {}
+    hidden: dict[str, RetentionSum] = {}
+    items: tuple[RetentionItem, ...] = ()
+    more: bool = False  # there are others than those named
+    error: str = ""
 
 
 class ArtifactQuery(Message):
@@ -551,6 +651,7 @@ class BlobScope(Message):
     media_type: str = "application/octet-stream"
     job_id: str | None = None
     attempt: int | None = None
+    snapshot: SnapshotId | None = None  # with an attempt: for what was asked to be seen while it runs
 
 
 class UploadOpen(Message):
