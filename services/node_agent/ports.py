@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
+from services.node_agent.core.use import Use
 from shared.fleet import Order
 
 
@@ -147,6 +148,10 @@ class Runtime(Protocol):
 
     async def disk_used(self, keys: Collection[Key]) -> Mapping[Key, int]:
         """Return the bytes on disk that the programs of *keys* have written; what is not known is left out."""
+        ...
+
+    async def use(self, key: Key, handle: str) -> Use | None:
+        """Return what a running program uses now; None where nobody knows."""
         ...
 
     async def clear(self, key: Key) -> None:

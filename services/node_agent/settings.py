@@ -36,7 +36,8 @@ class AgentSettings(ServiceSettings):
     pids_limit: int = Field(256, ge=8, le=65536)
     engine_timeout_s: float = Field(60, gt=0, le=3600)
     engine_threads: int = Field(16, ge=2, le=256)
-    log_bytes_max: int = Field(64 * MIB, ge=1024)
+    log_bytes_max: int = Field(64 * MIB, ge=1024)  # of each attempt
+    log_rate: int = Field(2 * MIB, ge=1024)  # bytes of output a second that the node publishes, of all attempts
     outputs_bytes_max: int | None = Field(None, ge=0)  # of what an attempt leaves, kept; default: the job's disk
     disk_interval_s: float = Field(5, gt=0, le=3600)  # between two looks at what programs have written
     upload_patience_s: float = Field(600, gt=0)

@@ -265,14 +265,23 @@ async def test_many_attempts_run_at_once_and_leave_nothing(head: Head, agent: Ag
 async def test_a_flood_of_output_is_cut_at_the_limit_and_said_so(head: Head, agent: AgentProcess) -> None:
     await agent.stop()
     await agent.start(WHERRY_LOG_BYTES_MAX="100000")
-    order, finished = await head.run(command="yes 0123456789 | head -n 40000; echo ::progress 1", image=IMAGE)
+    command = "yes 0123456789 | head -n 40000; echo ::progress 1; echo ::metric loss=0.5; echo the end"
+    order, finished = await head.run(command=command, image=IMAGE)
     manifest = await head.manifest(finished)
     assert manifest.stdout
     stdout = await head.read(manifest.stdout)
     assert 100_000 <= len(stdout) <= 100_200
-    assert stdout.endswith(b"the first 100000 bytes are kept]\n")
+    assert b"bytes are left out here; the first 75000 of the output are kept, and the last]\n" in stdout
+    assert stdout.endswith(b"0123456789\n::progress 1\n::metric loss=0.5\nthe end\n")
     await head.until(lambda: any(b.progress and b.progress.fraction == 1 for _, b in head.batches))
-    assert any("are kept]" in line for line in head.text(order.job_id))
+    await head.until(lambda: "the end" in head.text(order.job_id))
+    assert any("are kept, and" in line for line in head.text(order.job_id))
+    lost = [one for job_id, batch in head.batches if job_id == order.job_id for one in batch.lost]
+    missing = {n for one in lost for n in range(one.first, one.last + 1)}
+    numbers = {line.n for line in head.lines[order.job_id]}
+    assert not missing & numbers
+    assert len(missing) > 1000
+    assert missing | numbers == set(range(1, 40_000 + 3 + 2 + 1)), "each line has a number, two more by the mark"
 
 
 @pytest.mark.slow

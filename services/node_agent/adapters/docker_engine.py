@@ -18,14 +18,15 @@ import docker.errors
 import docker.tls
 import docker.utils
 
-from services.node_agent.adapters import source_zip
+from services.node_agent.adapters import source_zip, use
 from services.node_agent.adapters.docker_endpoint import Endpoint
 from services.node_agent.adapters.reader_thread import ReaderThread
 from services.node_agent.core import archive, container
 from services.node_agent.core.container import Key, Place
 from services.node_agent.core.disk import used_by_attempts
 from services.node_agent.core.ending import Outcome
-from services.node_agent.core.frames import FrameParser, LogPosition, moment
+from services.node_agent.core.frames import FrameParser, LogPosition, moment, unread
+from services.node_agent.core.use import Use, use_in_stats
 from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, RuntimeFacts, Sink, nothing
 from shared.errors import NotFound, Unavailable, WherryError
 from shared.fleet import Order
@@ -222,6 +223,16 @@ class DockerRuntime:
         counted = used_by_attempts(await self._call(self._disk_use, pool=self._long_pool))
         return {key: counted[key] for key in keys if key in counted}
 
+    async def use(self, key: Key, handle: str) -> Use | None:
+        """Return what the container uses: by its control group where that is in sight, else by one look of the engine.
+
+        Raises:
+            WherryError: the engine does not answer.
+        """
+        del key
+        seen = await asyncio.to_thread(use.of_container, handle)
+        return seen or use_in_stats(await self._call(self._stats, handle))
+
     async def clear(self, key: Key) -> None:
         """Remove the attempt's containers, then its volumes, also those that its image declared."""
         name = self._place.name(key)
@@ -290,6 +301,12 @@ class DockerRuntime:
                 tried.append(f"{endpoint.url or 'nothing'} ({endpoint.why}): {_short(error)}")
         raise Unavailable("no Docker engine answers; tried " + "; ".join(tried))
 
+    def _stats(self, handle: str) -> dict[str, Any]:
+        api = self._api()
+        url, once = f"{api.base_url}/v{api.api_version}/containers/{handle}/stats", {"stream": 0, "one-shot": 1}
+        with closing(api.get(url, params=once)) as response:
+            return response.json() if response.ok else {}
+
     def _disk_use(self) -> dict[str, Any]:
         api = self._api()
         # Newer engines then leave the images uncounted; older ones do not know the words.
@@ -347,9 +364,8 @@ class DockerRuntime:
                 for data in response.iter_content(None):
                     if reader.is_closed:
                         return
-                    for frame in frames.feed(data):
-                        if not position.passed(frame):
-                            sink(Chunk(frame.stream, moment(frame.stamp), frame.data, position.saved()))
+                    for frame, behind in unread(frames.feed(data), position):
+                        sink(Chunk(frame.stream, moment(frame.stamp), frame.data, behind))
             finally:
                 reader.interrupt = None
                 response.close()

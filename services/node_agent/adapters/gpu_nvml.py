@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pynvml
 
 from services.node_agent.adapters.reader_thread import in_daemon_thread
+from services.node_agent.core.use import GpuUse
 from shared.fleet import Gpu
 
 T = TypeVar("T")
@@ -33,6 +34,13 @@ class NvmlGpus:
             self.close()
             return ()
 
+    def look(self) -> GpuUse:
+        """Return what `read` does, and what each process has on them."""
+        gpus = self.read()
+        with suppress(pynvml.NVMLError):
+            return GpuUse(gpus, {gpu.uuid: _processes(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)) for gpu in gpus})
+        return GpuUse(gpus)
+
     def close(self) -> None:
         """Let go of the driver."""
         if self._is_open:
@@ -53,6 +61,12 @@ def _gpu(handle: Any) -> Gpu:
         temperature=_or(None, lambda: float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))),
         processes=_or(0, lambda: len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))),
     )
+
+
+def _processes(handle: Any) -> dict[int, int]:
+    """Return the bytes of each process by its id; a driver may name processes and not say how much they have."""
+    running = _or([], lambda: list[Any](pynvml.nvmlDeviceGetComputeRunningProcesses(handle)))
+    return {one.pid: int(one.usedGpuMemory) for one in running if one.usedGpuMemory}
 
 
 def _or(default: T, ask: Callable[[], T]) -> T:
@@ -77,21 +91,21 @@ class PatientGpus:
     def __init__(self, gpus: NvmlGpus, limit_s: float = 2.0) -> None:
         self._gpus = gpus
         self._limit_s = limit_s
-        self._last: tuple[Gpu, ...] = ()
-        self._reading: asyncio.Future[tuple[Gpu, ...]] | None = None
+        self.last = GpuUse()
+        self._reading: asyncio.Future[GpuUse] | None = None
         self.problem = ""
 
     async def read(self) -> tuple[Gpu, ...]:
         """Return every GPU, as of now or (`problem` says so) of the last time that the driver answered."""
         if self._reading is None:
-            self._reading = in_daemon_thread("nvml", self._gpus.read)
+            self._reading = in_daemon_thread("nvml", self._gpus.look)
         done, _ = await asyncio.wait({self._reading}, timeout=self._limit_s)
         if done:
             reading, self._reading, self.problem = self._reading, None, ""
-            self._last = reading.result()
+            self.last = reading.result()
         else:
             self.problem = f"the driver has not answered for {self._limit_s:g} s"
-        return self._last
+        return tuple(self.last.gpus)
 
     def close(self) -> None:
         """Let go of the driver, unless it hangs."""

@@ -1,14 +1,17 @@
 """What the agent fetches from storage and brings there."""
 
 import asyncio
-import hashlib
-import os
-from collections.abc import AsyncIterator, Iterable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
+from services.node_agent.core import archive
 from services.node_agent.core.container import Key
 from services.node_agent.core.inputs import asked_path, place
+from services.node_agent.core.shelf import CONTENT
 from shared.blobs import BlobClient
 from shared.errors import WherryError
 from shared.fleet import Order
@@ -18,6 +21,8 @@ from shared.requests import CHUNK_BYTES, BlobRead, BlobScope, InputQuery
 from shared.states import EndReason
 
 _FILES_AT_ONCE = 8
+#: For one page of a listing; who asks tells what it waits for, and asks again.
+_LIST_PATIENCE_S = 5.0
 
 
 class Storage:
@@ -50,74 +55,91 @@ class Storage:
                 reason, f"The source {order.spec.source} could not be fetched: {error.message}"
             ) from error
 
-    async def fetch_inputs(self, order: Order, folder: Path) -> None:
-        """Write every input of *order* to *folder*: a file or a folder for each name.
+    async def input_pages(self, order: Order, name: str) -> AsyncGenerator[tuple[Entry, ...], None]:
+        """Give what an input consists of.
 
         Raises:
-            WherryError: ``input_missing``, ``stage_in_failed``, ``disk``.
+            WherryError: ``input_missing``; ``unavailable``, where it is worth another try.
         """
-        room = order.spec.resources.disk
-        for name, given in order.spec.inputs.items():
-            try:
-                room = await self._fetch_input(order, name, folder / name, room)
-            except WherryError as error:
-                if error.code in (EndReason.DISK, EndReason.STAGE_IN_FAILED):
-                    raise
-                reason = EndReason.STAGE_IN_FAILED if error.retryable else EndReason.INPUT_MISSING
-                message = f"The input {name} ({given.source}) could not be fetched: {error.message}"
-                raise WherryError(reason, message) from error
-
-    async def _fetch_input(self, order: Order, name: str, target: Path, room: int) -> int:
-        """Write one input; return what is left of *room* bytes."""
-        asked, patience_s = asked_path(order.spec, name), order.spec.timeouts.stage_in
         query = InputQuery(job_id=order.job_id, input=name, min_seq=order.seq)
-        target.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            page = await self._blobs.input_page(query, patience_s=patience_s)
-            is_file = len(page.entries) == 1 and page.entries[0].path == asked and page.entries[0].blob is not None
-            if not is_file:
-                target.mkdir(exist_ok=True)  # noqa: ASYNC240 - on the local disk
-            room -= sum(entry.blob.size for entry in page.entries if entry.blob)
-            if room < 0:
-                raise WherryError(EndReason.DISK, "The inputs need more than the disk that the job was promised.")
-            await self._fetch_entries(order, name, target, page.entries)
+            try:
+                page = await self._blobs.input_page(query, patience_s=_LIST_PATIENCE_S)
+            except WherryError as error:
+                raise _input_error(order, name, error) from error
+            yield page.entries
             if page.cursor is None:
-                return room
+                return
             query = query.model_copy(update={"cursor": page.cursor})
 
-    async def _fetch_entries(self, order: Order, name: str, target: Path, entries: Iterable[Entry]) -> None:
-        places, asked = asyncio.Semaphore(_FILES_AT_ONCE), asked_path(order.spec, name)
+    async def input_file(self, order: Order, name: str, entry: Entry) -> AsyncGenerator[bytes, None]:
+        """Give the bytes of a file of an input, and compare them with what *entry* says that they are.
 
-        async def fetch(entry: Entry, path: Path) -> None:
-            try:
-                wanted = BlobRead(job_id=order.job_id, input=name, path=entry.path, min_seq=order.seq)
-                await self._fetch_file(wanted, entry, path, order.spec.timeouts.stage_in)
-            finally:
-                places.release()
+        Raises:
+            WherryError: ``input_missing``, ``stage_in_failed``.
+        """
+        wanted, digest, size = BlobRead(job_id=order.job_id, input=name, path=entry.path, min_seq=order.seq), sha256(), 0
+        try:
+            async with aclosing(self._blobs.read(wanted, patience_s=order.spec.timeouts.stage_in)) as pieces:
+                async for piece in pieces:
+                    digest.update(piece)
+                    size += len(piece)
+                    yield piece
+        except WherryError as error:
+            raise _input_error(order, name, error, EndReason.STAGE_IN_FAILED) from error
+        if entry.blob is None or (digest.hexdigest(), size) != (entry.blob.sha256, entry.blob.size):
+            raise WherryError(EndReason.STAGE_IN_FAILED, f"{entry.path!r} of the input {name} is not what was stored.")
+
+    async def outputs_tar(self, order: Order, name: str, root: str) -> AsyncGenerator[bytes, None]:
+        """Give outputs of another job as a tar, below the folder *root*; the one file of an input as CONTENT.
+
+        Small files are fetched several at a time, ahead of their turn.
+
+        Raises:
+            WherryError: as `input_file`.
+        """
+        asked = asked_path(order.spec, name)
+        made = {""}
+        ahead: deque[tuple[Entry, asyncio.Task[bytes] | None]] = deque()
+        yield archive.folder(root)
+
+        async def whole(entry: Entry) -> bytes:
+            return b"".join([piece async for piece in self.input_file(order, name, entry)])
+
+        async def given() -> AsyncGenerator[bytes, None]:
+            entry, fetching = ahead.popleft()
+            path = place(entry.path, asked)
+            for folder in _folders(path, made):
+                yield archive.folder(f"{root}/{folder}")
+            path, mtime = f"{root}/{path or CONTENT}", int(entry.mtime)
+            if entry.blob is None:
+                if path not in made:
+                    yield archive.folder(path, entry.mode & 0o777 | 0o500, mtime)
+                return
+            yield archive.file(path, entry.blob.size, entry.mode & 0o777 | 0o400, mtime)
+            if fetching is not None:
+                yield await fetching
+            else:
+                async for piece in self.input_file(order, name, entry):
+                    yield piece
+            yield archive.padding(entry.blob.size)
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for entry in entries:
-                    path = target / place(entry.path, asked)
-                    if entry.blob is None:
-                        path.mkdir(parents=True, exist_ok=True)
-                    else:
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        await places.acquire()
-                        group.create_task(fetch(entry, path))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-
-    async def _fetch_file(self, wanted: BlobRead, entry: Entry, path: Path, patience_s: float) -> None:
-        digest = hashlib.sha256()
-        with path.open("xb") as file:
-            async for piece in self._blobs.read(wanted, patience_s=patience_s):
-                digest.update(piece)
-                file.write(piece)  # as with the source: not worth a thread
-        if entry.blob is None or digest.hexdigest() != entry.blob.sha256:
-            raise WherryError(EndReason.STAGE_IN_FAILED, f"{entry.path!r} is not what the other job left.")
-        path.chmod(entry.mode & 0o777 | 0o400)  # noqa: ASYNC240 - on the local disk
-        os.utime(path, (entry.mtime, entry.mtime))
+            async for page in self.input_pages(order, name):
+                for entry in page:
+                    is_small = entry.blob is not None and entry.blob.size <= CHUNK_BYTES
+                    ahead.append((entry, asyncio.create_task(whole(entry)) if is_small else None))
+                    if len(ahead) >= _FILES_AT_ONCE:
+                        async for part in given():
+                            yield part
+            while ahead:
+                async for part in given():
+                    yield part
+        finally:
+            for _, fetching in ahead:
+                if fetching is not None:
+                    fetching.cancel()
+        yield archive.END
 
     async def keep(self, key: Key, chunks: AsyncIterator[bytes]) -> BlobRef:
         """Store *chunks* as something that the attempt left."""
@@ -145,3 +167,25 @@ async def pieces_of(file: BinaryIO) -> AsyncIterator[bytes]:
 async def _one(body: bytes) -> AsyncIterator[bytes]:
     if body:
         yield body
+
+
+def _folders(path: str, made: set[str]) -> Iterator[str]:
+    """Give the folders above *path* that were not given before."""
+    cut = path.find("/")
+    while cut > 0:
+        if path[:cut] not in made:
+            made.add(path[:cut])
+            yield path[:cut]
+        cut = path.find("/", cut + 1)
+
+
+def _input_error(order: Order, name: str, error: WherryError, retryable: str | None = None) -> WherryError:
+    """Return *error* as one of the job's input *name*; *retryable* is the code of one that is worth another try."""
+    if error.code in (EndReason.STAGE_IN_FAILED, EndReason.BAD_SOURCE, EndReason.DISK):
+        return error
+    if error.retryable:
+        code = retryable or error.code
+    else:
+        code = EndReason.STAGE_IN_FAILED if error.code == "corrupt" else EndReason.INPUT_MISSING
+    message = f"The input {name} ({order.spec.inputs[name].source}) could not be fetched: {error.message}"
+    return WherryError(code, message, retryable=error.retryable)

@@ -1,12 +1,15 @@
 """Docker's stream of log frames: an 8-byte header (stream, length) and a body that begins with a timestamp."""
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Literal
 
 _HEADER = struct.Struct(">BxxxL")
+#: Of a stamp, up to the hundredths of a second: ``2026-01-01T00:00:00.00``.
+_HUNDREDTH = 22
 _STREAMS: dict[int, Literal["o", "e"]] = {1: "o", 2: "e"}
 
 
@@ -80,6 +83,30 @@ class LogPosition:
     def saved(self) -> dict[str, Any]:
         """Return the position as JSON values."""
         return {"stamp": self.stamp, "same": self.same}
+
+
+def unread(frames: Iterable[Frame], position: LogPosition) -> Iterator[tuple[Frame, dict[str, Any]]]:
+    """Give what *position* has not passed, each with the position behind it.
+
+    What one stream had within a hundredth of a second is given as one frame: a flood comes in fewer pieces.
+    """
+    held: list[Frame] = []
+    behind: dict[str, Any] = {}
+    for frame in frames:
+        if position.passed(frame):
+            continue
+        if held and (frame.stream, frame.stamp[:_HUNDREDTH]) != (held[0].stream, held[0].stamp[:_HUNDREDTH]):
+            yield _joined(held), behind
+            held = []
+        held.append(frame)
+        behind = position.saved()
+    if held:
+        yield _joined(held), behind
+
+
+def _joined(frames: list[Frame]) -> Frame:
+    first = frames[0]
+    return first if len(frames) == 1 else Frame(first.stream, first.stamp, b"".join(one.data for one in frames))
 
 
 def moment(stamp: str) -> datetime:

@@ -171,6 +171,7 @@ class Collected:
     outputs: OutputsRef | None
     remarks: tuple[str, ...] = ()
     failure: Failure | None = None
+    peaks: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,7 +522,7 @@ class Machine:
         end = held.end or End(state=AttemptState.FAILED)
         if fact.failure is not None and end.state is AttemptState.SUCCEEDED:
             end = End(state=AttemptState.FAILED, failure=fact.failure)  # a result that nobody can have is none
-        return self._finish(held, end, now, fact.outputs, fact.remarks)
+        return self._finish(held, end, now, fact.outputs, fact.remarks, fact.peaks)
 
     def _finish(
         self,
@@ -530,6 +531,7 @@ class Machine:
         now: datetime,
         outputs: OutputsRef | None = None,
         remarks: tuple[str, ...] = (),
+        peaks: Mapping[str, float] | None = None,
     ) -> list[Effect]:
         held = held.model_copy(update={"phase": Phase.FINISHED, "since": now, "end": end})
         report = AttemptFinished(
@@ -542,6 +544,7 @@ class Machine:
             image_digest=held.image_digest,
             running_at=held.running_at,
             remarks=remarks,
+            peaks=dict(peaks or {}),
         )
         return [self._save(held), Report(held.key, AttemptEventName.FINISHED, report)]
 

@@ -125,6 +125,9 @@ class Agent:
                 post=self._facts.put_nowait,
                 publish=self._publish,
                 log_bytes_max=settings.log_bytes_max,
+                log_rate=settings.log_rate,
+                keep=self._keep_output,
+                gpus=lambda: self._gpus.last,
                 outputs_bytes_max=settings.outputs_bytes_max,
             )
         )
@@ -224,6 +227,10 @@ class Agent:
             if not self._was_online:  # after a first connection the bus itself keeps what does not get through
                 await self._bus.until_online(max(0.0, self._connected_by - monotonic()))
             await self._bus.publish(OUTPUT, batch, node_id=node, job_id=key.job_id, attempt=str(key.attempt))
+
+    async def _keep_output(self, key: Key, batch: OutputBatch) -> None:
+        params = {"node_id": self._settings.node, "job_id": key.job_id, "attempt": str(key.attempt)}
+        await self._bus.put(OUTPUT.subject(**params), batch.to_bytes())
 
     async def _ticks(self) -> None:
         while True:

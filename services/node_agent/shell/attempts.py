@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from services.node_agent.adapters.storage import Storage
 from services.node_agent.core import machine as m
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome, failure_from
+from services.node_agent.core.use import GpuUse, Use, points
 from services.node_agent.ports import Image, Runtime
 from services.node_agent.shell.collect import collect, until_done
-from services.node_agent.shell.output import OutputPump
+from services.node_agent.shell.output import OutputPump, final_batches, series_in
 from shared import observe
 from shared.clock import monotonic, utc_now
 from shared.errors import NotFound, Unavailable, WherryError
@@ -37,6 +39,8 @@ _UNKILLABLE_S = 60.0
 #: Between two tries to bring results home: storage may be away for hours.
 _COLLECT_PAUSE_MAX_S = 60.0
 _PULL_TELL_S = 1.0
+#: Before the first looks at what a program uses, and between all others.
+_MEASURE_S = (0.3, 0.7, 1.0, 2.0, 5.0)
 #: Between a pull that failed and the next try, as long as the time for pulling lasts.
 _PULL_PAUSES_S = (5.0, 20.0, 60.0)
 _log = observe.logger("attempts")
@@ -53,6 +57,9 @@ class Doing:
         post: takes facts.
         publish: sends output, or loses it.
         log_bytes_max: of an attempt's output.
+        log_rate: bytes of output that are published in a second, of all attempts together; None: no limit.
+        keep: publishes what must not be lost; raises `Unavailable` where nobody has taken it.
+        gpus: what was last seen of the GPUs.
         outputs_bytes_max: of what an attempt leaves, kept; None: as much as the disk that it was promised.
     """
 
@@ -62,6 +69,9 @@ class Doing:
     post: Post
     publish: PublishOutput
     log_bytes_max: int
+    log_rate: int | None = None
+    keep: PublishOutput | None = None
+    gpus: Callable[[], GpuUse] = GpuUse
     outputs_bytes_max: int | None = None
 
 
@@ -72,6 +82,7 @@ class Attempts:
         self._do = doing
         self._tasks: dict[tuple[Key, str], asyncio.Task[None]] = {}
         self._unwanted: set[Key] = set()  # not to be started any more
+        self._pumps: set[OutputPump] = set()
 
     def act(self, effect: m.Effect) -> None:
         """Begin to carry out *effect*."""
@@ -265,8 +276,14 @@ class Attempts:
     async def _follow_once(self, held: m.Held) -> Outcome:
         key = held.key
         runtime = self._do.runtimes[held.order.spec.runtime]
-        pump = OutputPump(self.folder(key), partial(self._do.publish, key), bytes_max=self._do.log_bytes_max)
-        publishing = asyncio.create_task(pump.run())
+        pump = OutputPump(
+            self.folder(key),
+            partial(self._do.publish, key),
+            bytes_max=self._do.log_bytes_max,
+            rate=None if self._do.log_rate is None else self._log_rate,
+        )
+        self._pumps.add(pump)
+        beside = [asyncio.create_task(pump.run()), asyncio.create_task(self._measure(runtime, held, pump))]
         outcomes: list[Outcome] = []
 
         async def read() -> None:
@@ -285,8 +302,30 @@ class Attempts:
             await pump.finish()
         finally:
             pump.close()
-            publishing.cancel()
+            self._pumps.discard(pump)
+            for task in beside:
+                task.cancel()
         return outcomes[0]
+
+    def _log_rate(self) -> float:
+        """Return what one attempt may publish in a second: those that print much share what the node may."""
+        return (self._do.log_rate or 0) / max(1, sum(pump.is_busy for pump in self._pumps))
+
+    async def _measure(self, runtime: Runtime, held: m.Held, pump: OutputPump) -> None:
+        """Look at what the program uses, soon and then every few seconds, until cancelled."""
+        before: tuple[datetime, Use] | None = None
+        pauses = iter(_MEASURE_S)
+        while True:
+            await asyncio.sleep(next(pauses, _MEASURE_S[-1]))
+            try:
+                use = await runtime.use(held.key, held.handle)
+            except Exception as error:  # noqa: BLE001 - a look that fails is a point that is missing
+                _log.debug("not_measured", job_id=held.key.job_id, attempt=held.key.attempt, error=str(error))
+                continue
+            if use is not None:
+                now = utc_now()
+                pump.measure(points(before, now, use, held.order.gpus, self._do.gpus()))
+                before = now, use
 
     async def _read_on(self, runtime: Runtime, key: Key, handle: str, pump: OutputPump) -> Outcome | None:
         """Read until the output ends; return how the program did, or None if it turns out to run on."""
@@ -344,12 +383,15 @@ class Attempts:
         key = held.key
         runtime = self._do.runtimes[held.order.spec.runtime]
         refusals = 0
+        series = await asyncio.to_thread(series_in, self.folder(key))
+        unsent = final_batches(series)
 
         async def bring() -> None:
+            await self._keep_metrics(key, unsent)
             outputs, remarks = await collect(
                 runtime, self._do.storage, key, held.handle, self.folder(key), self._kept_most(held)
             )
-            self._do.post(m.Collected(key, outputs, remarks))
+            self._do.post(m.Collected(key, outputs, remarks, peaks=series.peaks()))
 
         def judge(error: Exception) -> None:
             nonlocal refusals
@@ -369,6 +411,21 @@ class Attempts:
     def _kept_most(self, held: m.Held) -> int:
         most = self._do.outputs_bytes_max
         return held.order.spec.resources.disk if most is None else most
+
+    async def _keep_metrics(self, key: Key, unsent: list[OutputBatch]) -> None:
+        """Send all that was measured, whatever was lost on the way before; what was taken leaves *unsent*.
+
+        Raises:
+            Unavailable: nobody has taken it yet.
+        """
+        while unsent and self._do.keep is not None:
+            try:
+                await self._do.keep(key, unsent[0])
+            except Unavailable:
+                raise
+            except WherryError as error:  # no reason for a result to be none
+                _log.error("metrics_refused", job_id=key.job_id, attempt=key.attempt, error=error.message)
+            del unsent[0]
 
     async def _clear(self, held: m.Held) -> None:
         key = held.key

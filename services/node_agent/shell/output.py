@@ -227,7 +227,7 @@ class OutputPump:
             new.replace(self._folder / "position.json")
 
     def _next_batch(self) -> OutputBatch:
-        """Return what is to be published now. Lines that may not travel yet stay where they are, as long as they can."""
+        """Return what is to be published now. Lines that may not travel yet are held on, as long as there is room."""
         now, held = monotonic(), self._held
         if self._rate is not None:
             self._allowance.fill(now, self._rate())

@@ -376,6 +376,7 @@ def _finished(
             "exit_code": report.exit_code if report.exit_code is not None else attempt.exit_code,
             "error": report.error,
             "outputs": report.outputs,
+            "peaks": report.peaks,
             "image_digest": report.image_digest or attempt.image_digest,
         }
     )

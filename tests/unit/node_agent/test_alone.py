@@ -19,6 +19,7 @@ from services.node_agent.core.inputs import asked_path, place
 from services.node_agent.core.lease import Lease
 from services.node_agent.core.problems import problem
 from services.node_agent.core.strays import Strays
+from services.node_agent.core.use import GpuUse
 from services.node_agent.ports import Chunk, Found, RuntimeFacts
 from services.node_agent.shell import attempts as carrying_out
 from services.node_agent.shell.attempts import Attempts, Doing
@@ -56,9 +57,9 @@ async def test_a_driver_that_hangs_costs_its_time_limit_and_is_named_and_the_car
     hangs.set()
 
     class Driver:
-        def read(self) -> tuple[Gpu, ...]:
+        def look(self) -> GpuUse:
             hangs.wait(10)
-            return (GPU,)
+            return GpuUse((GPU,))
 
     gpus = PatientGpus(cast("NvmlGpus", Driver()), limit_s=0.1)
     assert await gpus.read() == (GPU,)
