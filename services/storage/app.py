@@ -4,6 +4,8 @@ import asyncio
 from datetime import timedelta
 
 from services.storage.adapters.dataset_store import DatasetStore
+from services.storage.adapters.fetch import Web
+from services.storage.adapters.fetch_store import FetchStore
 from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.gridfs import GridFs
 from services.storage.adapters.job_store import JobStore
@@ -11,6 +13,7 @@ from services.storage.adapters.mongo import Mongo, PyMongoError
 from services.storage.adapters.passwords import Passwords
 from services.storage.adapters.people_store import PeopleStore
 from services.storage.adapters.resumable_store import ResumableStore
+from services.storage.adapters.retention_store import RetentionStore
 from services.storage.adapters.schema import prepare
 from services.storage.adapters.upload_store import UploadStore
 from services.storage.routes import people
@@ -20,17 +23,20 @@ from services.storage.routes.fleet import FleetRoutes
 from services.storage.routes.jobs import JobRoutes
 from services.storage.routes.letters import LetterRoutes
 from services.storage.routes.resumables import ResumableRoutes
+from services.storage.routes.retention import retention_routes
 from services.storage.routes.table import QUEUE, serve
 from services.storage.settings import StorageSettings
 from services.storage.shell.accounts import Accounts
 from services.storage.shell.artifacts import Artifacts
 from services.storage.shell.datasets import Datasets
+from services.storage.shell.fetches import Fetches
 from services.storage.shell.inputs import Inputs
 from services.storage.shell.jobs import Jobs, ProjectionMark
 from services.storage.shell.outputs import Outputs
 from services.storage.shell.projection import Heartbeats, Projection
 from services.storage.shell.quotas import Quotas
 from services.storage.shell.resumables import Resumables
+from services.storage.shell.retention import Retention
 from services.storage.shell.uploads import Uploads
 from shared import observe
 from shared.broker_check import check_broker
@@ -55,8 +61,9 @@ async def run(settings: StorageSettings) -> None:
             Bus.connect(settings, Service.STORAGE) as bus,
             # Bytes have a connection of their own: questions do not wait behind them.
             Bus.connect(settings, Service.STORAGE, purpose="blobs") as blob_bus,
+            Web(settings.fetch_places, settings.fetch_idle_s) as web,
         ):
-            await _run_until_closed(Storage(settings, mongo, bus, blob_bus), bus, blob_bus)
+            await _run_until_closed(Storage(settings, mongo, bus, blob_bus, web), bus, blob_bus)
     finally:
         mongo.close()
 
@@ -77,7 +84,7 @@ async def _run_until_closed(storage: "Storage", *buses: Bus) -> None:
 class Storage:
     """The service: questions answered, streams followed, old things swept up."""
 
-    def __init__(self, settings: StorageSettings, mongo: Mongo, bus: Bus, blob_bus: Bus) -> None:
+    def __init__(self, settings: StorageSettings, mongo: Mongo, bus: Bus, blob_bus: Bus, web: Web) -> None:
         self._settings = settings
         self._mongo = mongo
         self._bus = bus
@@ -94,13 +101,20 @@ class Storage:
         )  # fmt: skip
         self._artifacts = Artifacts(gridfs, upload_store, jobs, job_store)
         outputs = Outputs(gridfs, upload_store)
-        self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs, Inputs(jobs, outputs))
+        self._fetches = Fetches(
+            web, FetchStore(mongo), self._uploads,
+            bytes_max=settings.fetch_bytes_max, total_s=settings.fetch_timeout_s, at_once=settings.fetches_at_once,
+        )  # fmt: skip
+        inputs = Inputs(jobs, outputs, upload_store, self._fetches)
+        self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs, inputs)
         self._datasets = Datasets(DatasetStore(mongo), upload_store, gridfs, jobs, outputs)
         self._questions = JobRoutes(jobs, job_store, outputs)
         quotas = Quotas(bus, people_store, fleet_store, jobs, job_store)
         self._fleet = FleetRoutes(mongo, fleet_store, job_store, quotas)
         self._letters = LetterRoutes(bus, fleet_store)
         self._accounts = Accounts(bus, people_store, fleet_store, Passwords())
+        retention_store = RetentionStore(mongo)
+        self._retention = Retention(bus, retention_store, jobs, self._artifacts.collect, settings.retention)
         self._projection = Projection(bus, job_store, fleet_store, mark)
         self._heartbeats = Heartbeats(fleet_store)
 
@@ -120,6 +134,7 @@ class Storage:
                 *self._fleet.routes(),
                 *self._letters.routes(),
                 *dataset_routes(self._datasets),
+                *retention_routes(self._retention),
                 artifact_route(self._blobs),
                 *self._artifacts.routes(),
             ],
@@ -128,17 +143,21 @@ class Storage:
         await self._projection.listen_for_replays()
         await self._bus.listen(HEARTBEAT, self._heartbeats.hear, queue=QUEUE)
         log.info("storage_ready")
-        async with asyncio.TaskGroup() as tasks:
-            for work in (
-                self._projection.follow_jobs(),
-                self._projection.follow_output(),
-                self._projection.follow_deliveries(),
-                self._projection.follow_fleet(),
-                self._projection.follow_letters(),
-                self._heartbeats.write(),
-                self._sweep(),
-            ):
-                tasks.create_task(work)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for work in (
+                    self._projection.follow_jobs(),
+                    self._projection.follow_output(),
+                    self._projection.follow_deliveries(),
+                    self._projection.follow_fleet(),
+                    self._projection.follow_letters(),
+                    self._heartbeats.write(),
+                    self._sweep(),
+                    self._retention.repeat(timedelta(hours=self._settings.retention_interval_h)),
+                ):
+                    tasks.create_task(work)
+        finally:
+            await self._fetches.stop()
 
     async def _prepare(self) -> None:
         pause_s = _PAUSE_S

@@ -1,7 +1,11 @@
 """What storage is told from outside."""
 
+from datetime import timedelta
+
 from pydantic import Field, SecretStr
 
+from services.storage.core.retention import Policy
+from shared.guard import places
 from shared.settings import ServiceSettings
 
 
@@ -17,3 +21,36 @@ class StorageSettings(ServiceSettings):
     upload_expiry_h: float = Field(default=24.0, gt=0)  # uploads that nobody goes on with are dropped after these hours
     uploads_open_max: int = Field(default=100, gt=0)  # uploads that resume which one user has begun and not ended
     sweep_interval_h: float = Field(default=1.0, gt=0)
+    # How long what nobody needs is kept. Jobs stay at least as long as the log has events of them (30 days).
+    retention_artifacts_days: float = Field(default=30.0, ge=0)  # uploads that no job and no dataset has
+    retention_jobs_days: float = Field(default=90.0, ge=0)  # ended jobs with all that hangs on them
+    retention_jobs_per_owner: int | None = Field(default=None, ge=0)  # ended ones, the newest; default: no limit
+    retention_logs_days: float = Field(default=30.0, ge=0)  # single lines of ended jobs; the files stay with outputs
+    retention_live_h: float = Field(default=1.0, ge=0)  # what was looked at of a running job
+    retention_grace_s: float = Field(default=900.0, ge=0)  # hidden for so long before it is removed
+    retention_settle_s: float = Field(default=3600.0, ge=0)  # age of bytes before they can count as nobody's
+    retention_interval_h: float = Field(default=24.0, gt=0)  # between two runs
+    #: host:port, separated by commas: inputs may come from there whatever their address, by http too.
+    fetch_allow: str = ""
+    fetch_bytes_max: int = Field(default=64 * 1024**3, gt=0)  # of one file from the web
+    fetch_timeout_s: float = Field(default=6 * 3600.0, gt=0)  # for the whole of one
+    fetch_idle_s: float = Field(default=30.0, gt=0)  # the longest silence of a server
+    fetches_at_once: int = Field(default=8, gt=0)
+
+    @property
+    def fetch_places(self) -> frozenset[str]:
+        """Return the places of `fetch_allow`."""
+        return places(self.fetch_allow)
+
+    @property
+    def retention(self) -> Policy:
+        """Return how long what nobody needs is kept."""
+        return Policy(
+            artifacts=timedelta(days=self.retention_artifacts_days),
+            jobs=timedelta(days=self.retention_jobs_days),
+            jobs_per_owner=self.retention_jobs_per_owner,
+            logs=timedelta(days=self.retention_logs_days),
+            live=timedelta(hours=self.retention_live_h),
+            grace=timedelta(seconds=self.retention_grace_s),
+            settle=timedelta(seconds=self.retention_settle_s),
+        )

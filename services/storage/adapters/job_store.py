@@ -46,13 +46,14 @@ class JobStore:
         await insert_new(self._events, events)
 
     async def job(self, job_id: str) -> StoredJob | None:
-        """Return a job as the projection knows it."""
-        document = await self._jobs.find_one({"_id": job_id})
+        """Return a job as the projection knows it; one that retention has hidden is not there."""
+        document = await self._jobs.find_one({"_id": job_id, "retired_us": None})
         return _job(document) if document else None
 
     async def jobs(self, wanted: Filter, limit: int) -> list[StoredJob]:
         """Return jobs, newest first."""
-        found = self._jobs.find(wanted).sort([("created_us", -1), ("_id", -1)]).limit(limit)
+        shown = wanted | {"retired_us": None}
+        found = self._jobs.find(shown).sort([("created_us", -1), ("_id", -1)]).limit(limit)
         return [_job(document) async for document in found]
 
     async def open_jobs_with(self, text: str) -> list[Job]:
@@ -85,6 +86,9 @@ class JobStore:
         """Write what attempts printed."""
         await insert_new(self._logs, logs)
         await insert_new(self._metrics, metrics)
+        for key in {document["key"] for document in metrics if document.get("parts") == document.get("part", -2) + 1}:
+            if await self._final(key):
+                await self._metrics.delete_many({"key": key, "parts": None})
         await upsert_newer(self._progress, newest(progress))
 
     async def progress(self, keys: Sequence[str]) -> dict[str, Progress]:
@@ -111,13 +115,21 @@ class JobStore:
                     yield line
 
     async def points(self, key: str) -> list[MetricPoint]:
-        """Return what an attempt measured, at most POINTS_MOST points."""
+        """Return what an attempt measured: all of it as it came at its end, else what came live, up to POINTS_MOST."""
+        if final := await self._final(key):
+            return [point for document in final for point in _points(document)]
         points: list[MetricPoint] = []
-        async for document in self._metrics.find({"key": key}).sort([("at_us", 1), ("_id", 1)]):
-            points += OutputBatch.from_bytes(document["points"].encode()).metrics
+        async for document in self._metrics.find({"key": key, "parts": None}).sort([("at_us", 1), ("_id", 1)]):
+            points += _points(document)
             if len(points) >= POINTS_MOST:
                 break
         return points[:POINTS_MOST]
+
+    async def _final(self, key: str) -> list[Document]:
+        """Return all parts of what an attempt measured, or nothing while one is missing."""
+        found = self._metrics.find({"key": key, "parts": {"$gt": 0}}).sort("part", 1)
+        parts = [document async for document in found]
+        return parts if parts and len(parts) == parts[0]["parts"] else []
 
     # --- notifications -----------------------------------------------------------------------------------------
 
@@ -145,6 +157,10 @@ class JobStore:
 def _job(document: Document) -> StoredJob:
     text: bytes = document["job"].encode()
     return StoredJob(Job.from_bytes(text), document["seq"], document["created_us"], len(text))
+
+
+def _points(document: Document) -> tuple[MetricPoint, ...]:
+    return OutputBatch.from_bytes(document["points"].encode()).metrics
 
 
 def _lines(document: Document) -> list[LogLine]:

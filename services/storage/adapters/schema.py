@@ -39,6 +39,8 @@ INDEXES: dict[str, list[IndexModel]] = {
     "blob_refs": [IndexModel([("scope", _UP), ("sha256", _UP)], unique=True), IndexModel([("sha256", _UP)])],
     "datasets": [IndexModel([("versions.artifact_id", _UP)])],
     "fetches": [IndexModel([("job_id", _UP)]), IndexModel([("artifact_id", _UP)], sparse=True)],
+    "snapshots": [IndexModel([("asked_us", _UP)]), IndexModel([("job_id", _UP)])],
+    "retention_runs": [IndexModel([("started_us", _UP)])],
     "uploads": [IndexModel([("active_at", _UP)]), IndexModel([("file_id", _UP)])],
     "resumables": [
         IndexModel([("active_at", _UP)]),

@@ -151,13 +151,13 @@ class UploadStore:
         await insert_new(self._artifacts, documents)
 
     async def artifact(self, artifact_id: str) -> Artifact | None:
-        """Return an artifact."""
-        document = await self._artifacts.find_one({"_id": artifact_id})
+        """Return an artifact; one that retention has hidden is not there."""
+        document = await self._artifacts.find_one({"_id": artifact_id, "retired_us": None})
         return _artifact(document) if document else None
 
     async def artifacts(self, wanted: Filter, limit: int) -> list[Artifact]:
         """Return artifacts, newest first."""
-        found = self._artifacts.find(wanted).sort([("created_us", -1), ("_id", -1)]).limit(limit)
+        found = self._artifacts.find(wanted | {"retired_us": None}).sort([("created_us", -1), ("_id", -1)]).limit(limit)
         return [_artifact(document) async for document in found]
 
     async def remove_artifact(self, artifact_id: str) -> None:
