@@ -41,7 +41,7 @@ def parts_of(name: str, *, depth: int, name_bytes: int, path_bytes: int) -> list
         BadZip: it is not to be made on a disk.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    bare = name.removesuffix(_MAC_ICON) if parts and parts[-1] == _MAC_ICON else name
+    bare = name.removesuffix("\r") if name.endswith(_MAC_ICON) and is_litter(parts) else name
     if _CONTROL.search(bare):
         what = "a NUL" if "\0" in bare else "a control character"
         raise BadZip(Reason.CONTROL_CHARACTER, f"{shown(name)} has {what} in its name. Rename it")

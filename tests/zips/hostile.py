@@ -233,7 +233,8 @@ HOSTILE: dict[str, Hostile] = {
     # --- sizes ---
     "more than it claims": one(R.WRONG_SIZE, packed=pack(bytes(2**20), DEFLATED), at_upload=False),
     "a quarter of a gigabyte that claims ten bytes": Hostile(
-        lambda: build(FINE, Member(b"bad.bin", b"0123456789", packed=zeros(257))), R.WRONG_SIZE, "bad.bin", at_upload=False
+        lambda: build(FINE, Member(b"bad.bin", b"0123456789", packed=zeros(257))),
+        R.WRONG_SIZE, "bad.bin", at_upload=False,
     ),
     "bzip2, more than it claims": one(
         R.WRONG_SIZE, method=BZIP2, packed=pack(bytes(2**25), BZIP2), at_upload=False
@@ -322,7 +323,8 @@ HOSTILE: dict[str, Hostile] = {
         lambda: build(FINE, Member(b"b", before=b"hidden")), R.FOREIGN_BYTES, "fine.txt", at_upload=False
     ),
     "an entry that the directory does not list": Hostile(
-        lambda: build(FINE, Member(b"b", before=Member(b"../x").local_part())), R.FOREIGN_BYTES, "fine.txt", at_upload=False
+        lambda: build(FINE, Member(b"b", before=Member(b"../x").local_part())),
+        R.FOREIGN_BYTES, "fine.txt", at_upload=False,
     ),
     "an unlisted entry in front": raw(lambda: build(Member(b"b", before=Member(b"x").local_part())), R.FOREIGN_BYTES),
     "a zip in the comment": raw(in_a_comment, R.AMBIGUOUS_END),
