@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from services.gateway.adapters.access_log import AccessLog
 from services.gateway.adapters.edge import Edge, problem_answer
-from services.gateway.core import problems, views
-from services.gateway.routes import files, health, jobs, letters, nodes, people, quotas, session, streams
+from services.gateway.core import problems, tus, views
+from services.gateway.routes import files, health, jobs, letters, nodes, people, quotas, session, streams, uploads
 from services.gateway.settings import GatewaySettings
 from services.gateway.shell.gateway import running
 from shared import observe
@@ -69,7 +69,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     """Add all routes in one flat list: FastAPI searches routers within routers twice for every request (measured)."""
     routers = (jobs.router, session.router("/v1"), streams.router, files.router, nodes.router, people.router)
-    for router in (*routers, quotas.router, letters.router, health.router):
+    for router in (*routers, uploads.router, quotas.router, letters.router, health.router):
         app.router.routes.extend(router.routes)
     # The image-processing seed's paths stand at the root as it lists them.
     app.router.routes.extend(session.router("", in_document=False).routes)
@@ -81,7 +81,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def on_wherry_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, WherryError)  # noqa: S101 - registered for it
-        return problem_answer(error, request_id(request))
+        return problem_answer(error, request_id(request), tus.refusal(request.url.path, error.code))
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for it

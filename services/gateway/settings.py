@@ -26,6 +26,7 @@ class GatewaySettings(ServiceSettings):
     batch_jobs_max: int = Field(default=1000, gt=0, le=1000)
     form_bytes_max: int = Field(default=64 * 1024, gt=0)
     uploads_max: int = Field(default=6, gt=0)  # at once; each holds up to about two windows of chunks
+    upload_bytes_max: int = Field(default=512 * 1024**3, gt=0)  # of one upload that resumes (tus)
     downloads_max: int = Field(default=12, gt=0)
     transfer_wait_s: float = Field(default=30.0, ge=0)  # for one of those places, before 503
     upload_idle_s: float = Field(default=60.0, gt=0)  # an upload of which so long nothing comes is given up

@@ -11,6 +11,7 @@ from shared.job import Attempt, Failure, GangMember, GangPlace, Job, OutputsRef,
 from shared.manifest import Entry
 from shared.requests import (
     Artifact,
+    ArtifactList,
     Committed,
     Counts,
     DeliveryView,
@@ -19,6 +20,7 @@ from shared.requests import (
     LogPage,
     OutputPage,
     Principal,
+    Resumable,
     Session,
     User,
 )  # fmt: skip
@@ -188,6 +190,26 @@ def committed(item: Committed) -> views.ArtifactView:
 def artifact(item: Artifact) -> views.ArtifactView:
     """Return an artifact's facts."""
     return views.ArtifactView(artifact_id=item.id, sha256=item.blob.sha256, size=item.blob.size)
+
+
+def artifacts(page: ArtifactList) -> views.ArtifactsDocument:
+    """Return a page of artifacts."""
+    found = [
+        views.ArtifactEntry(
+            artifact_id=item.id, sha256=item.blob.sha256, size=item.blob.size, name=item.name,
+            media_type=item.media_type, owner_id=item.owner_id, created_at=item.created_at,
+        )
+        for item in page.artifacts
+    ]  # fmt: skip
+    return views.ArtifactsDocument(artifacts=found, cursor=page.cursor)
+
+
+def upload(item: Resumable) -> views.UploadView:
+    """Return how far an upload has come."""
+    return views.UploadView(
+        upload_id=item.upload_id, offset=item.offset, length=item.length, created_at=item.created_at,
+        expires_at=None if item.artifact_id else item.expires_at, artifact_id=item.artifact_id, sha256=item.sha256,
+    )  # fmt: skip
 
 
 def user(item: User) -> views.UserView:

@@ -280,6 +280,34 @@ class ArtifactView(BaseModel):
     size: int
 
 
+class ArtifactEntry(ArtifactView):
+    """An artifact in a list."""
+
+    name: str
+    media_type: str
+    owner_id: str
+    created_at: datetime
+
+
+class ArtifactsDocument(BaseModel):
+    """A page of artifacts, newest first; `cursor` asks for the next."""
+
+    artifacts: list[ArtifactEntry]
+    cursor: str | None = None
+
+
+class UploadView(BaseModel):
+    """An upload that may be resumed: how far it has come, in bytes, and which artifact it has become."""
+
+    upload_id: str
+    offset: int
+    length: int | None
+    created_at: datetime
+    expires_at: datetime | None
+    artifact_id: str | None
+    sha256: str | None
+
+
 class CapacityView(BaseModel):
     """What a node offers."""
 

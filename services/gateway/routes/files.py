@@ -13,8 +13,10 @@ from services.gateway.core.problems import invalid
 from services.gateway.routes.http import Caller, Door, Stream, answer, uploaded, wants_json
 from services.gateway.shell import files
 from services.gateway.shell.gateway import Gateway
+from shared.channels import ARTIFACT_LIST
 from shared.errors import FieldProblem, WherryError
 from shared.job import BlobRef
+from shared.requests import ArtifactListQuery
 
 router = APIRouter(prefix="/v1", tags=["files"])
 _MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?$")
@@ -38,6 +40,25 @@ async def put_artifact(
         raise invalid([FieldProblem(field="Content-Type", message="That is no media type")])
     stored = await files.store(gateway, principal, uploaded(request), _name(request, name), media_type)
     return answer(translate.committed(stored), 201, headers={"Location": f"/v1/artifacts/{stored.artifact_id}"})
+
+
+@router.get("/artifacts", response_model=views.ArtifactsDocument)
+async def list_artifacts(
+    gateway: Door,
+    principal: Caller,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: str | None = None,
+) -> Response:
+    """List the caller's artifacts, newest first."""
+    query = ArtifactListQuery(owner_id=principal.user_id, limit=limit, cursor=cursor)
+    return answer(translate.artifacts(await gateway.ask(ARTIFACT_LIST, query)))
+
+
+@router.delete("/artifacts/{artifact_id}", status_code=204)
+async def delete_artifact(artifact_id: str, gateway: Door, principal: Caller) -> Response:
+    """Remove an artifact. Refused while a job that has not ended needs it."""
+    await files.remove(gateway, principal, artifact_id)
+    return Response(status_code=204)
 
 
 @router.head("/artifacts/{artifact_id}", include_in_schema=False)

@@ -4,12 +4,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from services.gateway.adapters import archive
 from services.gateway.core import access, zip64
+from services.gateway.core.access import Action
 from services.gateway.shell.gateway import Gateway
-from shared.channels import JOB_OUTPUTS
+from shared.channels import ARTIFACT_DELETE, JOB_OUTPUTS
 from shared.errors import WherryError
 from shared.job import BlobRef, Job
 from shared.manifest import Entry
-from shared.requests import BlobRead, BlobScope, Committed, OutputPage, OutputQuery, Principal
+from shared.requests import ArtifactQuery, BlobRead, BlobScope, Committed, OutputPage, OutputQuery, Principal
 
 _PAGE = 1000
 
@@ -25,6 +26,17 @@ async def store(
     scope = BlobScope(owner_id=principal.user_id, name=name, media_type=media_type)
     async with gateway.uploads.taken():
         return await gateway.blobs.upload(body, scope)
+
+
+async def remove(gateway: Gateway, principal: Principal, artifact_id: str) -> None:
+    """Remove an artifact of the caller's.
+
+    Raises:
+        WherryError: ``not_found``; ``in_use``: something needs it.
+    """
+    artifact = await gateway.artifact(principal, artifact_id, Action.CHANGE)
+    await gateway.ask(ARTIFACT_DELETE, ArtifactQuery(artifact_id=artifact.id))
+    gateway.forget_source(artifact.id)
 
 
 def read(gateway: Gateway, blob: BlobRef, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:

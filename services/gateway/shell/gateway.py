@@ -21,6 +21,7 @@ from shared.errors import NotFound, WherryError
 from shared.ids import TOKEN, new_id
 from shared.model import Message
 from shared.requests import Artifact, ArtifactQuery, Empty, JobQuery, JobView, Principal, TokenQuery, UserName
+from shared.resumable import ResumableClient
 from shared.states import JobState
 
 R = TypeVar("R", bound=Message)
@@ -75,6 +76,7 @@ class Gateway:
         self.settings = settings
         self.bus = bus
         self.blobs = BlobClient(blob_bus, "gateway", peer)
+        self.resumables = ResumableClient(blob_bus)
         self._blob_bus = blob_bus
         self.key = bytes.fromhex(settings.gateway_key.get_secret_value())
         self.tokens = Tokens(self._verify, lifetime_s=settings.token_cache_s, size=settings.token_cache_max)
@@ -125,7 +127,7 @@ class Gateway:
             self._job_owners.popitem(last=False)
         return view.job.owner.id
 
-    async def artifact(self, principal: Principal, artifact_id: str) -> Artifact:
+    async def artifact(self, principal: Principal, artifact_id: str, action: Action = Action.SEE) -> Artifact:
         """Return an artifact's facts.
 
         Raises:
@@ -135,7 +137,7 @@ class Gateway:
             found = await self.ask(ARTIFACT_GET, ArtifactQuery(artifact_id=artifact_id))
         except WherryError as error:
             raise access.missing("such artifact") if error.code == "not_found" else error from None
-        access.require_owned(principal, Action.SEE, found.owner_id, "such artifact")
+        access.require_owned(principal, action, found.owner_id, "such artifact")
         return found
 
     async def source(self, principal: Principal, artifact_id: str) -> Artifact:
@@ -157,6 +159,11 @@ class Gateway:
         self._good_sources[principal.user_id, artifact.id] = artifact
         while len(self._good_sources) > _SOURCES_REMEMBERED:
             self._good_sources.popitem(last=False)
+
+    def forget_source(self, artifact_id: str) -> None:
+        """Look an artifact up again before it is anybody's source."""
+        for key in [key for key in self._good_sources if key[1] == artifact_id]:
+            del self._good_sources[key]
 
     @asynccontextmanager
     async def live(self, *wanted: tuple[Channel[Any, Any], dict[str, str]]) -> AsyncGenerator[Inbox, None]:
