@@ -7,6 +7,7 @@ from typing import Any
 
 from services.scheduler.core.fleet_facts import FleetFact, NodeRecorded, QuotaGiven, Wish, read_fleet_fact
 from services.scheduler.core.membership import NodeDecision
+from services.scheduler.core.quarantine import Quarantine
 from shared import observe
 from shared.bus import Bus, Received, Record
 from shared.channels import FLEET, NODE_CHANGED
@@ -26,9 +27,10 @@ class FleetLog:
         epoch: the highest that any record has.
     """
 
-    def __init__(self, bus: Bus, letters: DeadLetters, some: asyncio.Event) -> None:
+    def __init__(self, bus: Bus, letters: DeadLetters, some: asyncio.Event, quarantine: Quarantine) -> None:
         """Set *some* whenever there is something to take."""
         self.epoch = 0
+        self._quarantine = quarantine
         self._bus = bus
         self._letters = letters
         self._some = some
@@ -91,6 +93,7 @@ class FleetLog:
 
     def replay(self, message: Received[Any]) -> str | None:
         """Take in a dead letter as if it had just come; return why that still cannot be, or None."""
+        self._quarantine.release("fleet", str(message.seq))
         return next((why for _, why in self._read([message])), None)
 
     def _feed(self, messages: list[Received[Any]]) -> None:
@@ -100,6 +103,8 @@ class FleetLog:
     def _read(self, messages: list[Received[Any]]) -> list[tuple[Received[Any], str]]:
         unreadable: list[tuple[Received[Any], str]] = []
         for message in messages:
+            if str(message.seq) in self._quarantine.fleet:
+                continue
             fact = read_fleet_fact(message.subject, message.seq, message.event) if message.event is not None else None
             match fact:
                 case NodeRecorded():

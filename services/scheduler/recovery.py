@@ -7,7 +7,8 @@ from typing import Any
 
 from services.scheduler.adapters import metrics
 from services.scheduler.core import snapshot
-from services.scheduler.core.facts import Fact, read_fact
+from services.scheduler.core.facts import Fact, Recorded, read_fact
+from services.scheduler.core.quarantine import Quarantine
 from services.scheduler.core.replay import Replay
 from shared import observe
 from shared.bus import Bus, Received
@@ -25,17 +26,26 @@ _SLOTS = ("a", "b")  # the last two snapshots; one is written while the other is
 _log = observe.logger("recovery")
 
 
-def read_facts(messages: Iterable[Received[Any]]) -> tuple[list[Fact], list[tuple[Received[Any], str]]]:
-    """Return what *messages* of the log mean, and those that cannot be read, with the reason."""
+def read_facts(
+    messages: Iterable[Received[Any]], quarantine: Quarantine
+) -> tuple[list[Fact], list[tuple[Received[Any], str]]]:
+    """Return what *messages* of the log mean, and those that cannot be read, with the reason.
+
+    What is about jobs that were set aside is passed over.
+    """
     facts: list[Fact] = []
     unreadable: list[tuple[Received[Any], str]] = []
     for message in messages:
         fact = read_fact(message.subject, message.seq, message.event) if message.event is not None else None
         if fact is None:
             unreadable.append((message, message.problem or "it contradicts its subject, or has no place in the log"))
-        else:
+        elif _job_id(fact) not in quarantine.jobs:
             facts.append(fact)
     return facts, unreadable
+
+
+def _job_id(fact: Fact) -> str:
+    return fact.job.id if isinstance(fact, Recorded) else fact.job_id
 
 
 class Snapshots:
@@ -93,10 +103,11 @@ class Standby:
     One task reads all the time, so that nothing is read twice and nothing is missed when this scheduler begins to lead.
     """
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, quarantine: Quarantine) -> None:
         self.snapshots = Snapshots(bus)
         self.letters = DeadLetters(bus)
         self._bus = bus
+        self._quarantine = quarantine
         self._replayed = Replay()
         self._seen = 0
         self._moved = asyncio.Event()
@@ -106,7 +117,8 @@ class Standby:
     async def follow(self) -> None:
         """Take in the log from the newest snapshot on, for ever."""
         if found := await self.snapshots.load():
-            self._replayed = Replay(found.position, {job.id: (job, seq) for job, seq in found.jobs})
+            jobs = {job.id: (job, seq) for job, seq in found.jobs if job.id not in self._quarantine.jobs}
+            self._replayed = Replay(found.position, jobs)
         self._seen = self._replayed.position
         async for messages in self._bus.follow(JOBS, LOG, start_seq=self._seen + 1):
             if not messages:
@@ -141,7 +153,7 @@ class Standby:
             yield await self._rest.get()
 
     def _feed(self, messages: list[Received[Any]]) -> None:
-        facts, unreadable = read_facts(messages)
+        facts, unreadable = read_facts(messages, self._quarantine)
         if unreadable:
             self.letters.begin(JOBS, unreadable)
         for fact in facts:

@@ -14,6 +14,7 @@ from services.scheduler.core.fleet_facts import FleetFact, NodeRecorded, Wish
 from services.scheduler.core.limits import Now
 from services.scheduler.core.machine import Batch, Beat, Decision, handle
 from services.scheduler.core.membership import NodeDecision
+from services.scheduler.core.quarantine import PoisonError, Quarantine, taking_in
 from services.scheduler.fleet_log import FleetLog
 from services.scheduler.questions import Questions
 from services.scheduler.recovery import Standby, read_facts
@@ -22,6 +23,7 @@ from shared import observe
 from shared.bus import Bus, Handle, Received, Record, Stored, job_filter
 from shared.channels import FLEET, HEARTBEAT, JOB_CHANGED, JOBS, WAKE
 from shared.clock import monotonic, utc_now
+from shared.deadletters import DeadLetters
 from shared.errors import Conflict, NotFound, Unavailable, WherryError
 from shared.events import JobChanged
 from shared.fleet import DesiredState, Heartbeat, Wake
@@ -42,13 +44,14 @@ class Scheduler:
         """Use *holder*, any name that no other scheduler has, to lead under."""
         self._bus = bus
         self._settings = settings
+        self._quarantine = Quarantine()
         self._lease = Lease(bus, holder, settings.scheduler_leader_lease_s, settings.scheduler_leader_renew_s)
 
     async def run(self) -> None:
         """Run until cancelled; a cancelled leader keeps a snapshot and hands the lease back."""
         metrics.LEADER.set(0)
         while True:
-            term = _Term(self._bus, self._settings, self._lease)
+            term = _Term(self._bus, self._settings, self._lease, self._quarantine)
             try:
                 await self._wait_and_lead(term)
             except asyncio.CancelledError:
@@ -66,11 +69,33 @@ class Scheduler:
         crew.start(self._lead(term, crew), "term")
         try:
             await crew.until_one_ends()
+        except PoisonError as poison:
+            await self._set_aside(poison)
         except NotFound:
             raise  # the log itself is gone: nothing that a scheduler may mend
         except (DeposedError, WherryError) as ended:
             metrics.DEPOSED.inc()
             _log.warning("no_longer_leading", reason=str(ended))
+
+    async def _set_aside(self, poison: PoisonError) -> None:
+        """Take note of what has ended the term; what ends one again and again is kept as a dead letter and passed over.
+
+        Nothing is passed over before its letter is on disk.
+        """
+        metrics.DEPOSED.inc()
+        is_out = self._quarantine.blame(poison)
+        _log.error("poison", set_aside=is_out, kind=poison.kind, key=poison.key, seq=poison.seq, exc_info=poison)
+        try:
+            await self._lease.release()
+            if is_out and poison.kind != "node":
+                stream = JOBS if poison.kind == "job" else FLEET
+                if message := await self._bus.read(stream, poison.seq):
+                    await DeadLetters(self._bus).keep(stream, [(message, poison.why)])
+        except WherryError as problem:
+            self._quarantine.release(poison.kind, poison.key)
+            _log.warning("not_set_aside", key=poison.key, error=problem.message)
+        else:
+            metrics.SET_ASIDE.labels(poison.kind).inc(is_out)
 
     async def _lead(self, term: "_Term", crew: "_Crew") -> None:
         await term.standby.caught_up()  # whoever is further with the log leads before
@@ -125,14 +150,15 @@ class _Inbox:
 class _Term:
     """One time of leading: a state of its own, which ends with it."""
 
-    def __init__(self, bus: Bus, settings: SchedulerSettings, lease: Lease) -> None:
-        self.standby = Standby(bus)
+    def __init__(self, bus: Bus, settings: SchedulerSettings, lease: Lease, quarantine: Quarantine) -> None:
+        self.standby = Standby(bus, quarantine)
         self._bus = bus
+        self._quarantine = quarantine
         self._settings = settings
         self._lease = lease
         self._state: State | None = None
         self._inbox = _Inbox()
-        self.fleet_log = FleetLog(bus, self.standby.letters, self._inbox.some)
+        self.fleet_log = FleetLog(bus, self.standby.letters, self._inbox.some, quarantine)
         self._questions = Questions(self._inbox.some)
         self._replayed: list[Fact] = []  # from dead letters
         self._looked_up: tuple[LookedUp, ...] = ()  # what the turn before had asked the log for
@@ -210,7 +236,8 @@ class _Term:
         """Take in a dead letter, as an admin wants, at its old place in the log: the usual fences hold."""
         if message.channel is not None and message.channel.stream == FLEET:
             return self.fleet_log.replay(message)
-        facts, unreadable = read_facts([message])
+        self._quarantine.release("job", message.params.get("job_id", ""))
+        facts, unreadable = read_facts([message], self._quarantine)
         self._replayed += facts
         self._inbox.some.set()
         return next((why for _, why in unreadable), None)
@@ -230,6 +257,8 @@ class _Term:
 
     async def _hear(self, params: dict[str, str], heartbeat: Heartbeat) -> Message:
         self._lease.claim(heartbeat.epoch)
+        if params["node_id"] in self._quarantine.nodes:
+            raise WherryError("internal", "Heartbeats of this node end the scheduler's work: its log says why.")
         answer: asyncio.Future[DesiredState] = asyncio.get_running_loop().create_future()
         self._inbox.beats.append((Beat(params["node_id"], heartbeat), answer))
         self._inbox.some.set()
@@ -243,7 +272,7 @@ class _Term:
         if wait and not self._retry:
             await inbox.some.wait()
         inbox.some.clear()
-        facts, unreadable = read_facts(inbox.messages)
+        facts, unreadable = read_facts(inbox.messages, self._quarantine)
         if unreadable:
             self.standby.letters.begin(JOBS, unreadable)
         fleet = self.fleet_log.take()
@@ -282,6 +311,8 @@ class _Term:
             self._answer(state, batch.beats, answers)
             self._questions.answer(state, _now())
             self._looked_up = tuple(await asyncio.gather(*map(self._look_up, effects.lookups)))
+            for seq, why in effects.broken:
+                await self._bury(seq, why)
         if not self._retry:
             self._position = state.position
         metrics.HEARTBEATS.inc(len(batch.beats))
@@ -292,11 +323,19 @@ class _Term:
         await asyncio.sleep(0)  # the lease, the reader and the heartbeats have their turn too
         return True
 
+    async def _bury(self, seq: int, why: str) -> None:
+        """Keep an input that nobody can decide about as a dead letter."""
+        if message := await self._bus.read(JOBS, seq):
+            metrics.SET_ASIDE.labels("input").inc()
+            self.standby.letters.begin(JOBS, [(message, why)])
+
     def _answer(self, state: State, beats: tuple[Beat, ...], answers: list[asyncio.Future[DesiredState]]) -> None:
         now = _now()
         for beat, answer in zip(beats, answers, strict=True):
             if not answer.done():
-                answer.set_result(desired_state(state, beat.node_id, self._lease.epoch, now, beat.heartbeat.session))
+                with taking_in("node", beat.node_id):
+                    wanted = desired_state(state, beat.node_id, self._lease.epoch, now, beat.heartbeat.session)
+                answer.set_result(wanted)
 
     async def _record(self, state: State, decisions: tuple[Decision, ...], facts: tuple[Fact, ...]) -> None:
         if not decisions:
@@ -306,7 +345,8 @@ class _Term:
         conflicts: list[str] = []
         for decision, outcome in zip(decisions, outcomes, strict=True):
             if isinstance(outcome, Stored):
-                state.believe(decision.job, outcome.seq, now)
+                with taking_in("job", decision.job.id, outcome.seq):
+                    state.believe(decision.job, outcome.seq, now)
                 metrics.DECISIONS.labels(decision.name.value).inc()
                 self._events += 1
             elif isinstance(outcome, Conflict):
@@ -346,7 +386,8 @@ class _Term:
             if found.epoch > self._lease.epoch:
                 self._lease.claim(found.epoch)
                 raise DeposedError(f"epoch {found.epoch} has written")
-            state.assign(found.job, found.seq, _now())
+            with taking_in("job", job_id, found.seq):
+                state.assign(found.job, found.seq, _now())
         state.refused(job_id, last.seq if last else 0, _now())
         self._retry += [fact for fact in facts if isinstance(fact, Input) and fact.job_id == job_id]
 
@@ -359,7 +400,8 @@ class _Term:
         for decision, outcome in zip(decisions, outcomes, strict=True):
             node_id = decision.record.id
             if isinstance(outcome, Stored):
-                state.believe_node(decision.record, outcome.seq, _now())
+                with taking_in("fleet", str(outcome.seq), outcome.seq):
+                    state.believe_node(decision.record, outcome.seq, _now())
                 metrics.NODE_CHANGES.labels(decision.record.history[-1].what).inc()
                 _log.info("node_changed", node_id=node_id, **_told(decision))
             elif isinstance(outcome, Conflict):

@@ -19,6 +19,7 @@ TAKEOVER = Histogram(
 DEPOSED = Counter("wherry_scheduler_deposed_total", "Times that this scheduler stopped leading because it had to.")
 EXPLAINED = Counter("wherry_scheduler_explained_total", "Questions why a job waits, or whether it would.", ["kind"])
 HEARTBEATS = Counter("wherry_scheduler_heartbeats_total", "Heartbeats taken in.")
+SET_ASIDE = Counter("wherry_scheduler_set_aside_total", "What could not be taken in and is passed over.", ["kind"])
 CONFLICTS = Counter("wherry_scheduler_conflicts_total", "Decisions refused because the job had moved on.")
 NODE_CHANGES = Counter("wherry_scheduler_node_changes_total", "Nodes' records written, by what happened.", ["what"])
 TURNS = Histogram(

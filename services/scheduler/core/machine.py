@@ -13,6 +13,7 @@ from services.scheduler.core.limits import Now
 from services.scheduler.core.membership import Membership, NodeDecision
 from services.scheduler.core.need import Need, inputs_of
 from services.scheduler.core.placement import Placement, Refusal, Trial
+from services.scheduler.core.quarantine import taking_in
 from shared.events import AttemptFinished
 from shared.fleet import Heartbeat
 from shared.job import Failure, Job, PendingReason
@@ -67,6 +68,7 @@ class Effects:
     Attributes:
         again: there is more to decide without waiting for anything else to arrive.
         lookups: jobs of which the log is to be asked; the answers come with the next batch.
+        broken: inputs that could not be decided about and changed nothing: their sequences, and why.
     """
 
     records: tuple[Decision, ...]
@@ -74,15 +76,21 @@ class Effects:
     again: bool
     lookups: tuple[str, ...] = ()
     nodes: tuple[NodeDecision, ...] = ()
+    broken: tuple[tuple[int, str], ...] = ()
 
 
 def handle(state: State, batch: Batch, now: Now) -> Effects:
-    """Decide about *batch*. What is decided is not believed yet: the log decides that."""
+    """Decide about *batch*. What is decided is not believed yet: the log decides that.
+
+    Raises:
+        PoisonError: something could not be believed, and the state is of no use any more.
+    """
     turn = _Turn(state, now, Membership(state, now))
     turn.take_in_fleet(batch.fleet)
     turn.take_in(batch.facts)
     for beat in batch.beats:
-        turn.hear(beat)
+        with taking_in("node", beat.node_id):
+            turn.hear(beat)
     turn.expire()
     if batch.tick:
         turn.tick(was_cut_off=batch.was_cut_off, answered={beat.node_id for beat in batch.beats})
@@ -100,7 +108,14 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
     again = again or (freed and len(state.line) > 0) or any(turn.is_followed(one) for one in records)
     lookups = state.needs.take_unknown(state.limits.lookups_per_turn)
     lookups += state.gangs.take_unknown(state.limits.lookups_per_turn)
-    return Effects(records, _wake(state, woken, now), again or bool(lookups), lookups, nodes=turn.members.decisions())
+    return Effects(
+        records,
+        _wake(state, woken, now),
+        again or bool(lookups),
+        lookups,
+        nodes=turn.members.decisions(),
+        broken=tuple(turn.broken),
+    )
 
 
 def _wake(state: State, node_ids: Iterable[str], now: Now) -> tuple[str, ...]:
@@ -132,6 +147,7 @@ class _Turn:
     drafts: dict[str, _Draft] = field(default_factory=dict)
     fetch: set[str] = field(default_factory=set)  # nodes for which there is something new
     nudge: set[str] = field(default_factory=set)  # nodes whose next heartbeat will settle a doubt
+    broken: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
 
     def decisions(self) -> tuple[Decision, ...]:
         position = self.state.position
@@ -158,12 +174,20 @@ class _Turn:
             self.state.written.discard(fact.seq)
             # An event of our own is believed already. A job that it ended may be back: an older event was read late.
             if isinstance(fact, Recorded) and (not is_own or fact.job.id in self.state.jobs):
-                self.state.assign(fact.job, fact.seq, self.now)
+                with taking_in("job", fact.job.id, fact.seq):
+                    self.state.assign(fact.job, fact.seq, self.now)
         for fact in facts:
             if isinstance(fact, Input):
-                tracked = self.state.jobs.get(fact.job_id)
-                if tracked is not None and fact.seq > tracked.job.input_seq:
-                    self._step(tracked, self._dated(tracked, fact.event), fact.cause)
+                try:
+                    self._decide(fact)
+                except Exception as error:  # noqa: BLE001 - one that nobody can decide about stops no other
+                    self.broken.append((fact.seq, repr(error)))
+
+    def _decide(self, fact: Input) -> None:
+        """Draft what follows from an input; one that raises has changed nothing."""
+        tracked = self.state.jobs.get(fact.job_id)
+        if tracked is not None and fact.seq > tracked.job.input_seq:
+            self._step(tracked, self._dated(tracked, fact.event), fact.cause)
 
     def hear(self, beat: Beat) -> None:
         """Take in a heartbeat. An attempt that its node should know and twice in a row does not is lost.
@@ -371,7 +395,8 @@ class _Turn:
     def _step(self, tracked: Tracked, event: lifecycle.Event, cause: str | None = None) -> bool:
         draft = self.drafts.get(tracked.job.id)
         job = draft.job if draft else tracked.job
-        change = lifecycle.step(job, event, self.now.at, self.state.limits)
+        with taking_in("job", job.id, tracked.seq):
+            change = lifecycle.step(job, event, self.now.at, self.state.limits)
         if change is None:
             return False
         if change.name is JobEventName.CANCELLING and change.job.spec.gang is None:

@@ -8,6 +8,7 @@ from services.scheduler.core.fleet.node import Node
 from services.scheduler.core.fleet.state import State
 from services.scheduler.core.fleet_facts import FleetFact, NodeRecorded, QuotaGiven, Wish
 from services.scheduler.core.limits import Now
+from services.scheduler.core.quarantine import taking_in
 from shared.fleet import Heartbeat, NodeRecord
 from shared.job import Job
 from shared.states import JOB_TERMINAL, NodeCondition, NodeDuty
@@ -54,16 +55,18 @@ class Membership:
         wishes: list[Wish] = []
         for fact in facts:
             roster.position = max(roster.position, fact.seq)
-            match fact:
-                case NodeRecorded(seq, record):
-                    self.state.believe_node(record, seq, self.now)
-                case QuotaGiven(seq, owner, quota):
-                    if roster.grant(owner, quota, seq):
-                        self.state.set_quota(owner, quota)
-                case Wish():
-                    wishes.append(fact)
+            with taking_in("fleet", str(fact.seq), fact.seq):
+                match fact:
+                    case NodeRecorded(seq, record):
+                        self.state.believe_node(record, seq, self.now)
+                    case QuotaGiven(seq, owner, quota):
+                        if roster.grant(owner, quota, seq):
+                            self.state.set_quota(owner, quota)
+                    case Wish():
+                        wishes.append(fact)
         for wish in sorted(wishes, key=lambda one: one.seq):
-            self._take_wish(wish)
+            with taking_in("fleet", str(wish.seq), wish.seq):
+                self._take_wish(wish)
 
     def _take_wish(self, fact: Wish) -> None:
         record = self._record(fact.node_id)
