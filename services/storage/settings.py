@@ -28,7 +28,7 @@ class StorageSettings(ServiceSettings):
     retention_logs_days: float = Field(default=30.0, ge=0)  # single lines of ended jobs; the files stay with outputs
     retention_live_h: float = Field(default=1.0, ge=0)  # what was looked at of a running job
     retention_grace_s: float = Field(default=900.0, ge=0)  # hidden for so long before it is removed
-    retention_settle_s: float = Field(default=3600.0, ge=0)  # age of bytes before they can count as nobody's
+    retention_settle_s: float = Field(default=3600.0, ge=300)  # age of bytes before they can count as nobody's
     retention_interval_h: float = Field(default=24.0, gt=0)  # between two runs
     #: host:port, separated by commas: inputs may come from there whatever their address, by http too.
     fetch_allow: str = ""
