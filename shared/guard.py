@@ -59,6 +59,11 @@ def is_public(address: str) -> bool:
             return ip.scope_id is None and ip in _V6_GLOBAL and not any(ip in block for block in _V6)
 
 
+def places(listed: str) -> frozenset[str]:
+    """Return the places (``host:port``) of a setting that names them with commas between."""
+    return frozenset(place.strip() for place in listed.split(",") if place.strip())
+
+
 def is_named(host: str, port: int, allowed: Collection[str]) -> bool:
     """Return whether the operator has named *host* and *port*; http and private addresses are then fine."""
     return f"{_bare(host)}:{port}" in {f"{_bare(name)}:{number}" for name, _, number in map(_cut, allowed)}

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
+from shared.guard import places
 from shared.settings import ServiceSettings
 
 
@@ -27,4 +28,4 @@ class NotifierSettings(ServiceSettings):
     @property
     def webhook_places(self) -> frozenset[str]:
         """Return the places of `webhook_allow`."""
-        return frozenset(place.strip() for place in self.webhook_allow.split(",") if place.strip())
+        return places(self.webhook_allow)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from shared.errors import NotFound, WherryError
 from shared.job import Job
 from shared.requests import BlobScope
+from shared.spec import Input
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +60,16 @@ def check_source(job: Job, node_id: str, artifact_id: str) -> None:
         raise NotFound(f"There is no artifact {artifact_id} for this node.")
 
 
-@dataclass(frozen=True, slots=True)
-class InputSource:
-    """Where an input comes from: outputs of a job, all of them or what is at `path` and below it."""
-
-    job_id: str
-    path: str | None
-
-
-def input_source(job: Job, node_id: str, name: str) -> InputSource:
-    """Return where the input *name* of *job* comes from, if *node_id* runs the job.
+def input_of(job: Job, node_id: str, name: str) -> Input:
+    """Return the input *name* of *job*, if *node_id* runs the job.
 
     Raises:
         NotFound: it does not, or the job has no such input.
     """
     current, given = job.current, job.spec.inputs.get(name)
-    if current is None or current.node != node_id or job.is_terminal or given is None or given.job is None:
+    if current is None or current.node != node_id or job.is_terminal or given is None:
         raise NotFound(f"There is no input {name!r} for this node.")
-    return InputSource(*given.job)
+    return given
 
 
 def check_input(job: Job, source: Job) -> None:

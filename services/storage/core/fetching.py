@@ -52,10 +52,15 @@ def judge(url: str, head: Head, start: int) -> Part:
     if head.status == 206 and start and _starts_at(head.content_range) == start:
         return Part.REST
     said = f"the server answers {head.status} {head.reason}".rstrip()
-    if head.status in _PASSING or start:
+    if is_passing(head.status) or start:
         raise FetchBroke(said)
     reason = EndReason.INPUT_MISSING if head.status in _ABSENT else EndReason.STAGE_IN_FAILED
     raise WherryError(reason, f"{url} cannot be fetched: {said}.")
+
+
+def is_passing(status: int) -> bool:
+    """Return whether the same question may be answered otherwise a little later."""
+    return status in _PASSING
 
 
 def _starts_at(content_range: str | None) -> int | None:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import Counter
@@ -16,7 +16,7 @@ from services.storage.adapters.mongo import PyMongoError
 from services.storage.core import fetching as f
 from services.storage.core.access import OwnerScope
 from services.storage.core.projections import Document, microseconds
-from services.storage.shell.inflow import Inflow, drop
+from services.storage.shell.inflow import Inflow
 from services.storage.shell.uploads import Uploads
 from shared import observe
 from shared.clock import monotonic, utc_now
@@ -41,8 +41,8 @@ class _Work:
     owner_id: str
     asked: float
     inflow: Inflow | None = None
+    validator: str | None = None
     task: asyncio.Task[None] | None = None
-    upload_id: str | None = field(default=None)
 
     @property
     def got(self) -> int:
@@ -92,7 +92,7 @@ class Fetches:
         now_us = microseconds(utc_now())
         fresh: Document = {
             "state": "fetching", "attempt": job.attempt, "holder": self._holder, "asked_us": now_us, "bytes": 0,
-            "lease_us": now_us + int(LEASE_S * 1e6), "upload_id": None,
+            "lease_us": now_us + int(LEASE_S * 1e6),
         }  # fmt: skip
         if document is None:
             facts = {"_id": key, "job_id": key.partition("/")[0], "owner_id": job.owner.id, "url": url}
@@ -103,7 +103,7 @@ class Fetches:
             mine = False
             await self._store.ask(key, now_us)
         if mine:
-            self._start(_Work(key, url, job.owner.id, monotonic(), upload_id=(document or {}).get("upload_id")))
+            self._start(_Work(key, url, job.owner.id, monotonic()))
         raise _under_way(url, document["bytes"] if document and not mine else 0)
 
     async def stop(self) -> None:
@@ -159,8 +159,6 @@ class Fetches:
     async def _pull(self, work: _Work) -> dict[str, Any]:
         """Return the stored file's facts, trying again as long as that may help."""
         async with self._places:
-            if work.upload_id:  # of a storage that is no more
-                await drop(self._uploads, work.upload_id)
             try:
                 async with asyncio.timeout(self._total_s):
                     return await self._persist(work)
@@ -173,14 +171,63 @@ class Fetches:
                     await asyncio.shield(work.inflow.drop())
 
     async def _persist(self, work: _Work) -> dict[str, Any]:
-        failures, reached, validator = 0, -1, None
+        failures, reached = 0, -1
         while True:
             try:
-                validator, fields = await self._once(work, validator)
-                return fields
+                return await self._once(work)
             except f.FetchBroke as broke:
                 failures = 1 if work.got > reached else failures + 1
                 reached = max(reached, work.got)
                 if failures >= f.TRIES:
                     raise f.failed(work.url, f"{broke}, {failures} times in a row") from broke
             await asyncio.sleep(f.pause_s(failures))
+
+    async def _once(self, work: _Work) -> dict[str, Any]:
+        """Ask once, for what is still missing if the server can tell that it is the same file."""
+        start = work.got if work.validator else 0
+        async with self._web.get(work.url, start, work.validator) as answer:
+            head = answer.head
+            try:
+                part = f.judge(work.url, head, start)
+            except f.FetchBroke:
+                work.validator = work.validator if f.is_passing(head.status) else None
+                raise
+            if part is f.Part.WHOLE or work.inflow is None:
+                await self._begin(work, head)
+            inflow = work.inflow
+            if inflow is None or inflow.size + (head.length or 0) > self._bytes_max:
+                raise f.too_large(work.url, self._bytes_max)
+            async for piece in answer.pieces:
+                await inflow.take(piece)
+                if inflow.size > self._bytes_max:
+                    raise f.too_large(work.url, self._bytes_max)
+        done = await inflow.commit()
+        return {
+            "artifact_id": done.artifact_id, "sha256": done.blob.sha256, "size": done.blob.size,
+            "bytes": done.blob.size, "name": _name(work.url), "ended_us": microseconds(utc_now()),
+        }  # fmt: skip
+
+    async def _begin(self, work: _Work, head: f.Head) -> None:
+        if work.inflow is not None:
+            await work.inflow.drop()
+        work.inflow = Inflow(self._uploads, OwnerScope(work.owner_id, _name(work.url), head.media_type))
+        work.validator = head.validator
+
+
+def fetch_key(job: Job, url: str) -> str:
+    """Return the name of a fetch: one for a job and an address, and one for all members of a gang."""
+    job_id = job.member_of.gang_id if job.member_of else job.id
+    return f"{job_id}/{hashlib.sha256(url.encode()).hexdigest()[:32]}"
+
+
+def _under_way(url: str, got: int) -> Unavailable:
+    return Unavailable(f"{url} is being fetched: {got} bytes so far.")
+
+
+def _name(url: str) -> str:
+    return f.file_name(URL(url).path, "download")
+
+
+def _entry(document: Document) -> Entry:
+    blob = BlobRef(sha256=document["sha256"], size=document["size"])
+    return Entry(path=document["name"], blob=blob, mtime=document["ended_us"] / 1e6)

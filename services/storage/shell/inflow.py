@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from services.storage.adapters.mongo import PyMongoError
@@ -72,7 +73,8 @@ class Inflow:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
         if self._chunks:
-            await drop(self._uploads, self.upload_id)
+            with suppress(PyMongoError):  # then it is swept up later
+                await self._uploads.abort(KIND, PEER, self.upload_id)
 
     async def _send(self, body: bytes) -> None:
         number = self._chunks
@@ -92,14 +94,6 @@ class Inflow:
             await _patiently(lambda: self._uploads.chunk(KIND, PEER, self.upload_id, number, body))
         finally:
             self._credit.release()
-
-
-async def drop(uploads: Uploads, upload_id: str) -> None:
-    """Forget an upload of storage's own; what cannot be dropped now is swept up later."""
-    try:
-        await uploads.abort(KIND, PEER, upload_id)
-    except PyMongoError:
-        return
 
 
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:

@@ -4,12 +4,11 @@ import pytest
 
 from services.storage.core.access import (
     AttemptScope,
-    InputSource,
     OwnerScope,
     check_attempt,
     check_input,
     check_source,
-    input_source,
+    input_of,
     scope_of,
 )
 from shared.errors import NotFound, WherryError
@@ -96,8 +95,8 @@ def reader(state: JobState = JobState.STARTING, node: str = "n1") -> Job:
 
 
 def test_an_input_names_a_job_and_what_of_it() -> None:
-    assert input_source(reader(), "n1", "all") == InputSource(OTHER, None)
-    assert input_source(reader(), "n1", "some") == InputSource(OTHER, "a/b")
+    assert input_of(reader(), "n1", "all").job == (OTHER, None)
+    assert input_of(reader(), "n1", "some").job == (OTHER, "a/b")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_an_input_names_a_job_and_what_of_it() -> None:
 )
 def test_a_node_sees_only_inputs_of_what_it_runs(job_: Job, name: str) -> None:
     with pytest.raises(NotFound):
-        input_source(job_, "n1", name)
+        input_of(job_, "n1", name)
 
 
 def test_inputs_are_of_the_same_owner_and_there_once_the_other_job_has_ended() -> None:
