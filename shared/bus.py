@@ -19,7 +19,7 @@ from inspect import isawaitable
 from typing import Any, Self, TypeVar
 
 import nats.errors
-from nats.aio.client import Client, Server
+from nats.aio.client import Server
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from pydantic import ValidationError
@@ -30,6 +30,7 @@ from shared.clock import utc_now
 from shared.errors import Conflict, Forbidden, NotFound, Unavailable, WherryError
 from shared.events import Event
 from shared.ids import new_id
+from shared.lane import LaneClient
 from shared.model import Message
 from shared.requests import Empty
 from shared.settings import ServiceSettings
@@ -136,7 +137,7 @@ class Bus:
         self.reconnects = 0
         self._settings = settings
         self._name = "/".join(part for part in (service.value, peer, purpose) if part)
-        self._nc = Client()
+        self._nc = LaneClient()
         self._loop = asyncio.get_running_loop()
         self._online = asyncio.Event()
         self._refused: asyncio.Future[None] = self._loop.create_future()

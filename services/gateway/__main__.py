@@ -14,6 +14,7 @@ from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from shared import observe
 from shared.bus import EXIT_RESTART_ME
+from shared.heap import keep_heap
 from shared.settings import read_settings
 
 _log = observe.logger("gateway")
@@ -60,6 +61,7 @@ async def serve(settings: GatewaySettings) -> int:
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
+    keep_heap()
     settings = read_settings(GatewaySettings)
     observe.configure(settings, "gateway")
     observe.serve_metrics(settings.gateway_metrics_port)

@@ -1,7 +1,6 @@
 """``python -m services.storage``: until SIGTERM; exit code 75 asks to be started again."""
 
 import asyncio
-import ctypes
 import signal
 import sys
 
@@ -12,9 +11,8 @@ from services.storage.settings import StorageSettings
 from shared import observe
 from shared.bus import EXIT_RESTART_ME
 from shared.errors import WherryError
+from shared.heap import keep_heap
 from shared.settings import read_settings
-
-_M_ARENA_MAX = -8
 
 log = observe.logger("storage")
 
@@ -38,20 +36,9 @@ async def _run_until_told(settings: StorageSettings) -> int:
     return EXIT_RESTART_ME
 
 
-def _share_heaps() -> None:
-    """Let all threads share two heaps.
-
-    glibc otherwise gives each of the database driver's threads one of its own, and what a few chunks need is then held
-    ten times over. MALLOC_ARENA_MAX=2 in the environment does the same; other C libraries have no such heaps.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 2)
-
-
 def main() -> int:
     """Run the service and return its exit code."""
-    _share_heaps()
+    keep_heap()
     settings = read_settings(StorageSettings)
     observe.configure(settings, "storage")
     observe.serve_metrics(settings.storage_metrics_port)
