@@ -83,7 +83,7 @@ class Artifacts:
     async def _job_that_needs(self, artifact: Artifact) -> str | None:
         await self._jobs.catch_up()
         for job in await self._job_store.open_jobs_with(artifact.id):
-            given = [one.artifact for one in job.spec.inputs.values()]
-            if job.spec.source == artifact.id or artifact.id in given:
+            given = {one.artifact or one.source.removeprefix("artifact:") for one in job.spec.inputs.values()}
+            if artifact.id in {job.spec.source, *given}:
                 return f"Job {job.id}"
         return None
