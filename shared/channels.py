@@ -315,7 +315,9 @@ REPLAY = Channel(
     e.DeadLetter,
     _by(_T),
     _by(_S, _T, _N),
-    "An admin wants the reader to try a dead letter again; it comes back to the stream if it fails again.",
+    "An admin wants the reader to try a dead letter again; it comes back to the stream if it fails again. "
+    "Answered once it is in the reader's hands.",
+    reply=requests.Empty,
 )
 
 # --- output while it runs ------------------------------------------------------------------------------------------

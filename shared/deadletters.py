@@ -18,6 +18,7 @@ from shared.clock import utc_now
 from shared.errors import Unavailable, WherryError
 from shared.events import DeadLetter
 from shared.ids import new_id
+from shared.requests import Empty
 from shared.wire import received
 
 KEPT = Counter("wherry_dead_letters_total", "Messages that could not be taken in and were kept.", ["stream"])
@@ -66,19 +67,16 @@ class DeadLetters:
     async def listen(self, take_in: TakeIn) -> Handle:
         """Hand what is to be replayed to *take_in*; what still cannot be taken in becomes a dead letter again."""
 
-        async def replay(asked: Received[DeadLetter]) -> None:
-            if asked.data is None:
-                _log.error("replay_unreadable", problem=asked.problem)
-                return
-            letter = asked.data
+        async def replay(_: dict[str, str], letter: DeadLetter) -> Empty:
             why = await self._replay(letter, take_in)
             REPLAYED.labels("failed" if why else "taken_in").inc()
             _log.info("replayed", letter=letter.id, target=letter.target, problem=why)
             if why:  # under a new message id: this is a new event about the same letter
                 again = letter.model_copy(update={"reason": why, "at": utc_now()})
                 await self._record(DeadLetter.model_validate(again.model_dump()), new_id("e"))
+            return Empty()
 
-        return await self._bus.listen(REPLAY, replay, queue=self._reader, reader=self._reader)
+        return await self._bus.serve(REPLAY, replay, queue=self._reader, concurrency=1, reader=self._reader)
 
     async def _replay(self, letter: DeadLetter, take_in: TakeIn) -> str | None:
         try:

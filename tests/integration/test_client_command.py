@@ -23,7 +23,7 @@ from shared.channels import DEAD_LETTER, EXPLAIN, FLEET, NODE_CHANGED, NODE_WISH
 from shared.clock import utc_now
 from shared.events import DeadLetter
 from shared.fleet import NodeChanged, NodeRecord
-from shared.requests import ExplainQuery, Explanation, PlanQuery
+from shared.requests import Empty, ExplainQuery, Explanation, PlanQuery
 from shared.states import NodeCondition, NodeDuty
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,10 +267,15 @@ async def test_an_administrator_looks_after_nodes_users_and_dead_letters(wherry:
         listed = await _shows(wherry, letter.id, "dead-letters")
         assert "no job in it" in listed.out
         heard: asyncio.Queue[Any] = asyncio.Queue()
-        await bus.listen(REPLAY, heard.put_nowait, reader="notifier")
+
+        async def take(_: dict[str, str], asked: DeadLetter) -> Empty:
+            heard.put_nowait(asked)
+            return Empty()
+
+        await bus.serve(REPLAY, take, queue=None, reader="notifier")
         assert (await wherry("dead-letters", "replay", letter.id)).code == 0
         async with asyncio.timeout(10):
-            assert (await heard.get()).data.id == letter.id
+            assert (await heard.get()).id == letter.id
     assert (await wherry("dead-letters", "replay", "nothing")).code == 4
 
 

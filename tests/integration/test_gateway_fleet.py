@@ -30,7 +30,7 @@ from shared.events import DeadLetter
 from shared.fleet import Capacity, Gpu, Heartbeat, HeldAttempt, NodeChange, NodeChanged, NodeInfo, NodeRecord
 from shared.ids import new_id
 from shared.job import Failure, PendingReason
-from shared.requests import ExplainQuery, Explanation, PlanQuery, Suggestion
+from shared.requests import Empty, ExplainQuery, Explanation, PlanQuery, Suggestion
 from shared.states import EndReason, NodeCondition, NodeDuty, PendingCode
 from tests.integration.gateway_stack import ADMIN, NODE, OTHER_NODE, SPEC, GatewayStack, Scheduler, eventually, until
 
@@ -384,11 +384,16 @@ async def test_dead_letters_are_listed_replayed_and_come_back_if_they_fail_again
     problem(anna.get("/dead-letters"), 403, "forbidden")
     problem(anna.post("/dead-letters/x/replay"), 403, "forbidden")
     problem(admin.post("/dead-letters/WHERRY_JOBS.1.nobody/replay"), 404, "not_found")
-    replayed: asyncio.Queue[Received[Any]] = asyncio.Queue()
+    replayed: asyncio.Queue[DeadLetter] = asyncio.Queue()
     async with stack.bus(Service.SCHEDULER, "scheduler") as bus:
         for number in (1, 2, 3):
             await keep(bus, letter(number))
-        await bus.listen(REPLAY, replayed.put_nowait, reader="scheduler")
+
+        async def take(_: dict[str, str], asked: DeadLetter) -> Empty:
+            replayed.put_nowait(asked)
+            return Empty()
+
+        await bus.serve(REPLAY, take, queue=None, reader="scheduler")
 
         async def listed(**query: Any) -> dict[str, Any]:
             return (await asyncio.to_thread(admin.get, "/dead-letters", params=query)).json()
@@ -410,7 +415,7 @@ async def test_dead_letters_are_listed_replayed_and_come_back_if_they_fail_again
         assert (answer.status_code, bool(answer.json()["replayed_at"])) == (202, True)
         async with asyncio.timeout(10):
             handed = await replayed.get()
-        assert handed.data == letter(3, at=handed.data.at)
+        assert handed == letter(3, at=handed.at)
         assert (await listed(reader="scheduler"))["dead_letters"][0]["replayed_at"]
 
         await keep(bus, letter(3, reason="still no job in it"))

@@ -5,14 +5,17 @@ import base64
 import time
 from typing import Any
 
+import pytest
+
 from shared import channels
-from shared.bus import Bus
+from shared.bus import Bus, Record
 from shared.channels import Service
 from shared.clock import utc_now
+from shared.errors import Unavailable
 from shared.events import DeadLetter
 from shared.job import Job
 from shared.permissions import OPERATOR
-from shared.requests import JobListQuery
+from shared.requests import DeadLetterId, Empty, JobListQuery
 from shared.states import JobState
 from tests.integration.conftest import StorageStack
 
@@ -85,3 +88,34 @@ async def test_a_replayed_event_is_projected_at_its_place_and_a_broken_one_comes
                 await asyncio.sleep(0.05)
         assert document["seq"] == seq + 7
         assert (await listed(bus, "j1")).id == "j1"
+
+
+async def test_a_letter_whose_reader_is_away_stays_as_it_was_until_it_is_taken(storage: StorageStack) -> None:
+    letter = DeadLetter(
+        id="WHERRY_JOBS.7.scheduler", stream="WHERRY_JOBS", seq=7, reader="scheduler",
+        target="wherry.job.u1.j1.finishing", reason="why", body="e30=", at=utc_now(),
+    )  # fmt: skip
+    async with (
+        storage.bus(Service.GATEWAY, "g1") as bus,
+        Bus.connect(storage.settings("scheduler"), Service.SCHEDULER) as scheduler,
+    ):
+        params = {"reader": "scheduler"}
+        event = scheduler.event(channels.DEAD_LETTER, letter, subject=letter.id, **params)
+        await scheduler.record(Record(channels.DEAD_LETTER, params, event))
+        await letters(storage, 1)
+        with pytest.raises(Unavailable):  # no scheduler leads
+            await bus.ask(channels.DEAD_LETTER_REPLAY, DeadLetterId(id=letter.id))
+        [kept] = await letters(storage, 1)
+        assert kept["replayed_us"] is None
+
+        handed: list[DeadLetter] = []
+
+        async def take(_: dict[str, str], asked: DeadLetter) -> Empty:
+            handed.append(asked)
+            return Empty()
+
+        await scheduler.serve(channels.REPLAY, take, queue=None, reader="scheduler")
+        await bus.ask(channels.DEAD_LETTER_REPLAY, DeadLetterId(id=letter.id))
+        [kept] = await letters(storage, 1)
+        assert kept["replayed_us"] is not None
+        assert handed == [letter]

@@ -102,3 +102,7 @@ class FleetStore:
             {"_id": letter_id}, {"$set": {"replayed_us": microseconds(now)}}, return_document=True
         )
         return f.letter_view(document) if document else None
+
+    async def put_back_letter(self, letter_id: str) -> None:
+        """Note that a dead letter was not replayed after all."""
+        await self._letters.update_one({"_id": letter_id}, {"$set": {"replayed_us": None}})

@@ -12,6 +12,8 @@ from shared.errors import NotFound, WherryError
 from shared.ids import TOKEN
 from shared.requests import DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetterView
 
+#: For the reader's answer, and for a reader that is just being started or is about to lead.
+_REPLAY_S, _REPLAY_AGAIN_S = 5.0, 3.0
 log = observe.logger("storage.letters")
 
 
@@ -36,7 +38,8 @@ class LetterRoutes:
 
         Raises:
             NotFound: there is none of this id.
-            WherryError: ``conflict``: its reader cannot be a service of ours.
+            WherryError: ``conflict``: its reader cannot be a service of ours; ``unavailable``: its reader is away, and
+                the letter stays as it was.
         """
         # Noted before it is handed over: what the reader then says comes later.
         taken = await self._store.take_letter(query.id, utc_now())
@@ -45,6 +48,10 @@ class LetterRoutes:
         letter = taken.letter
         if not TOKEN.match(letter.reader):
             raise WherryError("conflict", f"Nobody can be asked to read it again: its reader is {letter.reader!r}.")
-        await self._bus.publish(c.REPLAY, letter, reader=letter.reader)
+        try:
+            await self._bus.ask(c.REPLAY, letter, timeout_s=_REPLAY_S, retry_s=_REPLAY_AGAIN_S, reader=letter.reader)
+        except WherryError:
+            await self._store.put_back_letter(query.id)
+            raise
         log.info("dead_letter_replayed", letter=letter.id, reader=letter.reader)
         return taken
