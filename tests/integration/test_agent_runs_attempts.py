@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from shared.events import SeriesPart
 from shared.ids import new_id
 from shared.requests import BlobScope
 from tests.integration.agent_stack import (
@@ -109,7 +110,8 @@ async def test_the_main_job_gives_its_outputs_bit_for_bit_its_logs_and_its_repor
     assert [line.n for line in head.lines[order.job_id]] == [1, 2, 3, 4, 5, 6]
     batches = [batch for job, batch in head.batches if job == order.job_id]
     assert [(b.progress.fraction, b.progress.message) for b in batches if b.progress] == [(0.5, "half way")]
-    assert [(p.name, p.value, p.step) for b in batches for p in b.metrics] == [("loss", 0.25, 3)]
+    own = [(p.name, p.value, p.step, b.final) for b in batches for p in b.metrics if p.name == "loss"]
+    assert own == [("loss", 0.25, 3, None), ("loss", 0.25, 3, SeriesPart(index=0, count=1))], "live, and at the end"
 
     await head.forget(order, agent)
 

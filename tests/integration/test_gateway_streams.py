@@ -329,7 +329,7 @@ async def test_lines_that_are_lost_are_shown_as_a_gap(
         await listener.until(lambda: listener.lines() == [1, 2, 7, 8])
         await scheduler.end(job_id)
         await listener.until(lambda: listener.ended)
-    assert [data for _, name, data in listener.events if name == "gap"] == [{"first": 3, "last": 6}]
+    assert [data for _, name, data in listener.events if name == "gap"] == [{"first": 3, "last": 6, "count": 4}]
     assert [name for name in listener.names() if name in ("log", "gap")] == ["log", "log", "gap", "log", "log"]
     assert "lines 3 to 6 are missing" in (await http.get(f"/jobs/{job_id}/logs")).text
 

@@ -29,6 +29,7 @@ from shared.requests import (
     JobQuery,
     Login,
     LogQuery,
+    MetricQuery,
     NodeListQuery,
     NodeQuery,
     OutputQuery,
@@ -241,7 +242,7 @@ async def test_metrics_come_in_order_and_a_repeated_batch_counts_once(storage: A
     await say(storage, "n1", *batches, *batches)
 
     async def ask() -> Any:
-        return list((await gateway.ask(c.JOB_METRICS, JobQuery(job_id="j1"))).points)
+        return list((await gateway.ask(c.JOB_METRICS, MetricQuery(job_id="j1"))).points)
 
     await soon(ask, lambda found: len(found) >= 5)
     await say(storage, "n1", OutputBatch(progress=Progress(fraction=1, at=NOW)))

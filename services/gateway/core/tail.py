@@ -1,10 +1,12 @@
 """Following a log that arrives twice, live and stored: every line once and in order, and lost ranges named."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.events import LogLine
+from shared.events import LogLine, LostLines
+from shared.job import GangMember
+from shared.spec import GANG_MEMBERS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +15,11 @@ class Gap:
 
     first: int
     last: int
+
+    @property
+    def count(self) -> int:
+        """Return how many they are."""
+        return self.last - self.first + 1
 
 
 Piece = LogLine | Gap
@@ -31,16 +38,25 @@ class Tail:
     attempt: int
     last: int | None = 0
 
-    def missing_before(self, lines: Sequence[LogLine]) -> bool:
-        """Return whether *lines* begin after a hole that may still be filled from the store."""
+    def missing_before(self, lines: Sequence[LogLine], lost: Sequence[LostLines] = ()) -> bool:
+        """Return whether *lines* begin after a hole that may still be filled: not by lines that are *lost* for good."""
         fresh = self._fresh(lines)
-        return bool(fresh) and self.last is not None and fresh[0].n > self.last + 1
+        if not fresh or self.last is None:
+            return False
+        first = self.last + 1
+        for one in sorted(lost, key=lambda one: one.first):
+            if one.first <= first:
+                first = max(first, one.last + 1)
+        return fresh[0].n > first
 
-    def take(self, lines: Sequence[LogLine]) -> list[Piece]:
-        """Return what is new in *lines*, with a gap wherever numbers are missing, and move on."""
+    def take(self, lines: Sequence[LogLine], *, are_all: bool = True) -> list[Piece]:
+        """Return what is new in *lines*, with a gap wherever numbers are missing, and move on.
+
+        With *are_all* off, *lines* are a choice of those that there are, and a missing number means nothing.
+        """
         pieces: list[Piece] = []
         for line in self._fresh(lines):
-            if self.last is not None and line.n > self.last + 1:
+            if are_all and self.last is not None and line.n > self.last + 1:
                 pieces.append(Gap(self.last + 1, line.n - 1))
             pieces.append(line)
             self.last = line.n
@@ -73,6 +89,22 @@ def parse_event_id(text: str | None) -> tuple[int, int] | None:
     if not dot or not attempt.isdecimal() or not number.isdecimal() or len(attempt) > 9 or len(number) > 15:
         return None
     return int(attempt), int(number)
+
+
+def member_name(member: GangMember) -> str:
+    """Return what a member of a gang is called in front of its lines."""
+    return f"{member.role}.{member.index}"
+
+
+def members_event_id(places: Mapping[str, tuple[int, int]]) -> str:
+    """Return the SSE id of a line among those of many members: where each of them goes on."""
+    return ",".join(f"{key}={event_id(*place)}" for key, place in places.items())
+
+
+def parse_members_event_id(text: str | None) -> dict[str, tuple[int, int]]:
+    """Return the places in such an SSE id; what is not one of ours is left out."""
+    pairs = (part.partition("=") for part in (text or "").split(",", GANG_MEMBERS_MAX * 2)[: GANG_MEMBERS_MAX * 2])
+    return {key: place for key, _, value in pairs if (place := parse_event_id(value)) is not None}
 
 
 def wanted(line: LogLine, stream: Literal["o", "e"] | None) -> bool:

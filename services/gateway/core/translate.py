@@ -18,6 +18,7 @@ from shared.requests import (
     EventPage,
     JobView,
     LogPage,
+    MetricPage,
     OutputPage,
     Principal,
     Resumable,
@@ -97,7 +98,7 @@ def attempt(item: Attempt) -> views.AttemptView:
         number=item.number, node=item.node, state=item.state, phase=item.phase, gpus=list(item.gpus), score=item.score,
         image_digest=item.image_digest, placed_at=item.placed_at, starting_at=item.starting_at,
         running_at=item.running_at, finishing_at=item.finishing_at, ended_at=item.ended_at, exit_code=item.exit_code,
-        error=failure(item.error), outputs=outputs(item.outputs),
+        error=failure(item.error), outputs=outputs(item.outputs), peaks=item.peaks,
     )  # fmt: skip
 
 
@@ -153,6 +154,15 @@ def lost_text(first: int, last: int) -> str:
 def point(item: MetricPoint) -> views.PointView:
     """Return one value."""
     return views.PointView(name=item.name, value=item.value, step=item.step, at=item.at)
+
+
+def metrics(page: MetricPage) -> views.MetricsDocument:
+    """Return what an attempt measured."""
+    series = [
+        views.SeriesView(name=one.name, count=one.count, min=one.least, max=one.greatest, last=one.last)
+        for one in page.series
+    ]
+    return views.MetricsDocument(attempt=page.attempt, series=series, points=[point(one) for one in page.points])
 
 
 def events(page: EventPage, after_seq: int) -> views.EventsDocument:

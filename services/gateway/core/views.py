@@ -123,6 +123,7 @@ class AttemptView(BaseModel):
     exit_code: int | None
     error: FailureView | None
     outputs: OutputsView | None
+    peaks: dict[str, float]  # the most that it used: system.cpu in processors, system.memory in bytes
 
 
 class NeedView(BaseModel):
@@ -200,6 +201,7 @@ class LineView(BaseModel):
     t: datetime
     stream: Literal["stdout", "stderr"]
     text: str
+    member: str | None = None  # of a gang, as role.index
 
 
 class LogDocument(BaseModel):
@@ -226,9 +228,21 @@ class PointView(BaseModel):
     at: datetime
 
 
-class MetricsDocument(BaseModel):
-    """Every value that the job printed, in order."""
+class SeriesView(BaseModel):
+    """A series as a whole. `count` is of the points that are kept."""
 
+    name: str
+    count: int
+    min: float
+    max: float
+    last: float
+
+
+class MetricsDocument(BaseModel):
+    """What an attempt measured: each series as a whole, and points of all of them in order of time."""
+
+    attempt: int
+    series: list[SeriesView]
     points: list[PointView]
 
 

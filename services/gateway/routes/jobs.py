@@ -13,11 +13,21 @@ from services.gateway.shell import explain, submission
 from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_DELIVERIES, JOB_LIST, JOB_METRICS, USER_GET
 from shared.errors import FieldProblem, WherryError
-from shared.requests import JobListQuery, JobQuery, Principal, UserName
+from shared.requests import JobListQuery, JobQuery, MetricQuery, Principal, UserName
 from shared.spec import JobSpec
 from shared.states import JobState
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
+
+
+class MetricParams(BaseModel):
+    """Which series are asked for, and how closely."""
+
+    attempt: int | None = Field(default=None, ge=1, le=2**31, description="Else the current one.")
+    name: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=100)] = []
+    points: int = Field(default=1000, ge=2, le=5000, description="Of each series, at most.")
+
+
 Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 _FORM = {
     "multipart/form-data": {
@@ -100,8 +110,7 @@ async def plan(request: Request, gateway: Door, principal: Caller) -> Response:
         spec = await submission.check_form(gateway, principal, kind, uploaded(request))
     else:
         body = await body_of(request, gateway.settings.spec_bytes_max)
-        spec = submission.parse_spec(body)
-        await submission.check(gateway, principal, spec, len(body))
+        spec, _ = await submission.check(gateway, principal, submission.parse_spec(body), len(body))
     return answer(translate_fleet.explanation(await explain.of_spec(gateway, principal, spec)))
 
 
@@ -159,11 +168,14 @@ async def rerun(job_id: str, gateway: Door, principal: Caller, idempotency_key: 
 
 
 @router.get("/jobs/{job_id}/metrics", response_model=views.MetricsDocument)
-async def metrics(job_id: str, gateway: Door, principal: Caller) -> Response:
-    """Show the values that the job printed as `::metric name=value step=n`."""
+async def metrics(job_id: str, gateway: Door, principal: Caller, params: Annotated[MetricParams, Query()]) -> Response:
+    """Show what the job printed as `::metric name=value step=n`, and what it used, as `system.cpu` and the like.
+
+    A series with more points than are asked for keeps its first and last point and those that stand out.
+    """
     await gateway.job(principal, job_id)
-    page = await gateway.ask(JOB_METRICS, JobQuery(job_id=job_id))
-    return answer(views.MetricsDocument(points=[translate.point(point) for point in page.points]))
+    query = MetricQuery(job_id=job_id, attempt=params.attempt, names=tuple(params.name), most=params.points)
+    return answer(translate.metrics(await gateway.ask(JOB_METRICS, query)))
 
 
 @router.get("/jobs/{job_id}/notifications", response_model=views.NotificationsDocument)

@@ -1,5 +1,6 @@
 """Logs and events, as they are and as they grow."""
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -7,11 +8,12 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from services.gateway.core import access, sse, translate, views
 from services.gateway.core.access import Action
-from services.gateway.core.tail import parse_event_id
+from services.gateway.core.tail import parse_event_id, parse_members_event_id
 from services.gateway.routes.http import Caller, Door, Stream, answer, event_stream, wants_events, wants_json
-from services.gateway.shell import events, logs
+from services.gateway.shell import events, gang_logs, logs
 from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_EVENTS
+from shared.job import Job
 from shared.requests import EventQuery
 
 router = APIRouter(prefix="/v1", tags=["streams"])
@@ -30,7 +32,9 @@ class LogParams(BaseModel):
     stream: Literal["stdout", "stderr", "o", "e"] | None = None
     attempt: int | None = Field(default=None, ge=1, le=_NUMBER_MOST, description="Else the current one.")
     tail: int | None = Field(default=None, ge=0, le=5000, description="Only so many last lines.")
-    since: AwareDatetime | None = None
+    since: Annotated[
+        Annotated[int, Field(ge=1, le=_NUMBER_MOST)] | AwareDatetime | None, Field(union_mode="left_to_right")
+    ] = Field(default=None, description="A line's number or a time: nothing before it.")
     after: int = Field(default=0, ge=0, le=_NUMBER_MOST, description="JSON only: lines with higher numbers.")
     limit: int = Field(default=1000, ge=1, le=5000, description="JSON only.")
 
@@ -54,7 +58,8 @@ async def read_logs(
 ) -> Response:
     """Give what the job printed: text, JSON (by Accept), or server-sent events while it runs.
 
-    Events are `log`, `progress`, `metric`, `gap` (lines that are lost) and `end`.
+    Events are `log`, `progress`, `metric`, `gap` (lines that are lost) and `end`. Of a gang, all members' output is
+    given, and each event has `member`.
     """
     job = (await gateway.job(principal, job_id)).job
     if params.attempt is not None and params.attempt > job.attempt:
@@ -64,15 +69,29 @@ async def read_logs(
         params.attempt,
         translate.LETTERS[params.stream] if params.stream else None,
         params.tail,
-        params.since,
+        params.since if isinstance(params.since, datetime) else None,
+        params.since if isinstance(params.since, int) else 1,
         parse_event_id(last_event_id),
     )
+    if job.spec.kind == "gang":
+        return await _gang_logs(request, gateway, job, wish, params, last_event_id)
     if wants_events(request, follow=params.follow):
         return await event_stream(gateway, logs.follow(gateway, wish))
     attempt = wish.attempt or job.attempt or 1
     if wants_json(request):
         return answer(translate.log(await logs.document(gateway, wish, attempt, params.after, params.limit)))
     return Stream(logs.text(gateway, wish, attempt), media_type=_PLAIN)
+
+
+async def _gang_logs(
+    request: Request, gateway: Gateway, gang: Job, wish: logs.Wanted, params: LogParams, last_event_id: str | None
+) -> Response:
+    if wants_events(request, follow=params.follow):
+        places = parse_members_event_id(last_event_id)
+        return await event_stream(gateway, gang_logs.follow(gateway, gang.id, wish, places))
+    if wants_json(request):
+        return answer(await gang_logs.document(gateway, gang, wish, params.limit))
+    return Stream(gang_logs.text(gateway, gang, wish), media_type=_PLAIN)
 
 
 @router.get("/jobs/{job_id}/events", response_model=views.EventsDocument, responses=_SSE)  # pyright: ignore[reportArgumentType]

@@ -41,13 +41,24 @@ class Wanted:
     stream: Literal["o", "e"] | None = None
     tail: int | None = None
     since: datetime | None = None
+    first: int = 1  # the number of the first line
     resume: tuple[int, int] | None = None  # attempt and line that the reader saw last
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One event of a followed log: its name, a JSON object, and where (attempt, line) a reader goes on behind it."""
+
+    name: str
+    body: bytes
+    place: tuple[int, int] | None = None
 
 
 async def text(gateway: Gateway, wish: Wanted, attempt: int) -> AsyncGenerator[bytes, None]:
     """Give the stored lines as text, a line that stands for missing ones included."""
-    tail = Tail(attempt, None if wish.tail is not None or wish.since is not None or wish.stream is not None else 0)
-    async with aclosing(_pages(gateway, wish, attempt, 0)) as pages:
+    in_the_middle = wish.tail is not None or wish.since is not None or wish.stream is not None
+    tail = Tail(attempt, None if in_the_middle else wish.first - 1)
+    async with aclosing(_pages(gateway, wish, attempt, wish.first - 1)) as pages:
         async for page in pages:
             pieces = tail.take(page.lines)
             parts = [_text(piece) for piece in pieces if wish.stream is None or isinstance(piece, LogLine)]
@@ -56,15 +67,24 @@ async def text(gateway: Gateway, wish: Wanted, attempt: int) -> AsyncGenerator[b
 
 async def document(gateway: Gateway, wish: Wanted, attempt: int, after: int, limit: int) -> LogPage:
     """Return a page of stored lines."""
-    return await gateway.ask(JOB_LOGS, _query(wish, attempt, after, limit))
+    return await gateway.ask(JOB_LOGS, _query(wish, attempt, max(after, wish.first - 1), limit))
 
 
 async def follow(gateway: Gateway, wish: Wanted) -> AsyncGenerator[bytes, None]:
     """Give the server-sent events of a job's output until it has ended and all its stored lines were given."""
-    follower = _Follower(gateway, wish)
-    async with aclosing(follower.run()) as frames:
-        async for frame in frames:
-            yield frame
+    async with aclosing(told(gateway, wish)) as events:
+        async for said in events:
+            yield sse.HEARTBEAT if said is None else frame(said)
+
+
+def frame(said: Said) -> bytes:
+    """Return an event as it is sent."""
+    return sse.frame(said.body, event=said.name, event_id=event_id(*said.place) if said.place else None)
+
+
+def told(gateway: Gateway, wish: Wanted) -> AsyncGenerator[Said | None, None]:
+    """Give what `follow` does as values; None is a sign of life in a silence."""
+    return _Follower(gateway, wish).run()
 
 
 class _Follower:
@@ -76,28 +96,31 @@ class _Follower:
         self._nodes: dict[int, str] = {}  # of each attempt
         self._poll_s = _POLL_FIRST_S
 
-    async def run(self) -> AsyncGenerator[bytes, None]:
+    async def run(self) -> AsyncGenerator[Said | None, None]:
         wish = self._wish
         params = {"job_id": wish.job_id}
         async with self._gateway.live((OUTPUT_FEED, params), (JOB_FEED, params)) as inbox:
             view = await self._view()
             self._begin(view)
             if view.progress is not None:
-                yield _frame("progress", translate.progress(view.progress))
+                yield _said("progress", translate.progress(view.progress))
+            are_all = self._tail.last is not None or wish.stream is None
             async for page in self._first_pages():
-                for frame in self._frames(self._tail.take(page.lines)):
-                    yield frame
+                for said in self._events(self._tail.take(page.lines, are_all=are_all)):
+                    yield said
+            if wish.tail == 0 and self._tail.last is None:
+                await self._to_the_end()
             self._notice(view.job)
             settled = view.job.ended_at is not None and utc_now() - view.job.ended_at > _SETTLED
-            async for frame in self._live(inbox):
-                yield frame
+            async for said in self._live(inbox):
+                yield said
             if self._ended is not None:
                 if wish.attempt is None:
-                    async for frame in self._next_attempt(self._ended.attempt):
-                        yield frame
-                async for frame in self._rest(settled=settled):
-                    yield frame
-                yield sse.frame(b'{"state":"%s"}' % self._ended.state.value.encode(), event="end")
+                    async for said in self._next_attempt(self._ended.attempt):
+                        yield said
+                async for said in self._rest(settled=settled):
+                    yield said
+                yield Said("end", b'{"state":"%s"}' % self._ended.state.value.encode())
 
     async def _view(self) -> JobView:
         return await self._gateway.ask(JOB_GET, JobQuery(job_id=self._wish.job_id))
@@ -108,39 +131,45 @@ class _Follower:
             self._tail = Tail(*wish.resume)
         else:
             in_the_middle = wish.tail is not None or wish.since is not None
-            self._tail = Tail(wish.attempt or view.job.attempt or 1, None if in_the_middle else 0)
+            self._tail = Tail(wish.attempt or view.job.attempt or 1, None if in_the_middle else wish.first - 1)
 
     async def _first_pages(self) -> AsyncGenerator[LogPage, None]:
         if self._tail.last is None:
-            async for page in _pages(self._gateway, self._wish, self._tail.attempt, 0):
+            async for page in _pages(self._gateway, self._wish, self._tail.attempt, self._wish.first - 1):
                 yield page
         else:
             async for page in self._stored():
                 yield page
 
-    async def _live(self, inbox: Inbox) -> AsyncGenerator[bytes, None]:
+    async def _to_the_end(self) -> None:
+        """Move behind all lines that are stored, of both streams."""
+        last = Wanted(self._wish.job_id, tail=1)
+        page = await document(self._gateway, last, self._tail.attempt, 0, 1)
+        self._tail.last = page.lines[-1].n if page.lines else 0
+
+    async def _live(self, inbox: Inbox) -> AsyncGenerator[Said | None, None]:
         gateway, silent_since = self._gateway, monotonic()
         while self._ended is None and not gateway.stopping.is_set():
             heard = await inbox.get(min(self._poll_s, gateway.settings.heartbeat_s))
-            frames = self._hear(heard) if heard is not None else self._look()
-            async for frame in frames:
+            events = self._hear(heard) if heard is not None else self._look()
+            async for said in events:
                 silent_since = monotonic()
-                yield frame
+                yield said
             if monotonic() - silent_since >= gateway.settings.heartbeat_s:
                 silent_since = monotonic()
-                yield sse.HEARTBEAT
+                yield None
 
-    async def _hear(self, heard: Received[Any]) -> AsyncGenerator[bytes, None]:
+    async def _hear(self, heard: Received[Any]) -> AsyncGenerator[Said | None, None]:
         self._poll_s = _POLL_FIRST_S
         if isinstance(heard.data, JobChanged):
             self._notice(heard.data.job)
         elif isinstance(heard.data, OutputBatch) and (attempt := await self._own(heard.params)) is not None:
             if attempt > self._tail.attempt and self._wish.attempt is None:
-                async for frame in self._next_attempt(attempt):
-                    yield frame
+                async for said in self._next_attempt(attempt):
+                    yield said
             if attempt == self._tail.attempt:
-                async for frame in self._batch(heard.data):
-                    yield frame
+                async for said in self._batch(heard.data):
+                    yield said
 
     async def _own(self, params: Mapping[str, str]) -> int | None:
         """Return the attempt that output is of, if its own node says so: any node can talk about any job."""
@@ -150,48 +179,48 @@ class _Follower:
             self._notice((await self._view()).job)
         return attempt if self._nodes.get(attempt) == params["node_id"] else None
 
-    async def _look(self) -> AsyncGenerator[bytes, None]:
+    async def _look(self) -> AsyncGenerator[Said | None, None]:
         """Nothing was heard for a while: see whether something was missed."""
         self._poll_s = min(2 * self._poll_s, self._gateway.settings.heartbeat_s)
         async for page in self._stored():
-            for frame in self._frames(self._tail.take(page.lines)):
-                yield frame
+            for said in self._events(self._tail.take(page.lines)):
+                yield said
         job = (await self._view()).job
         if self._wish.attempt is None and job.attempt > self._tail.attempt:
-            async for frame in self._next_attempt(job.attempt):
-                yield frame
+            async for said in self._next_attempt(job.attempt):
+                yield said
         self._notice(job)
 
-    async def _batch(self, batch: OutputBatch) -> AsyncGenerator[bytes, None]:
+    async def _batch(self, batch: OutputBatch) -> AsyncGenerator[Said | None, None]:
         for _ in range(_HOLE_TRIES):
-            if not self._tail.missing_before(batch.lines):
+            if not self._tail.missing_before(batch.lines, batch.lost):
                 break
             async for page in self._stored():
-                for frame in self._frames(self._tail.take_joined(page.lines)):
-                    yield frame
-            if self._tail.missing_before(batch.lines):
+                for said in self._events(self._tail.take_joined(page.lines)):
+                    yield said
+            if self._tail.missing_before(batch.lines, batch.lost):
                 await asyncio.sleep(_HOLE_PAUSE_S)
-        for frame in self._frames(self._tail.take(batch.lines)):
-            yield frame
+        for said in self._events(self._tail.take(batch.lines)):
+            yield said
         if batch.progress is not None:
-            yield _frame("progress", translate.progress(batch.progress))
-        for point in batch.metrics:
-            yield _frame("metric", translate.point(point))
+            yield _said("progress", translate.progress(batch.progress))
+        for point in batch.metrics if batch.final is None else ():
+            yield _said("metric", translate.point(point))
 
-    async def _next_attempt(self, attempt: int) -> AsyncGenerator[bytes, None]:
+    async def _next_attempt(self, attempt: int) -> AsyncGenerator[Said | None, None]:
         while self._tail.attempt < attempt:
-            async for frame in self._rest(settled=True):
-                yield frame
+            async for said in self._rest(settled=True):
+                yield said
             self._tail = Tail(self._tail.attempt + 1)
 
-    async def _rest(self, *, settled: bool) -> AsyncGenerator[bytes, None]:
+    async def _rest(self, *, settled: bool) -> AsyncGenerator[Said | None, None]:
         """Give what the store still has of this attempt; unless it is *settled*, wait until nothing more comes."""
         quiet = 1 if settled else 2
         while quiet:
             before = self._tail.last
             async for page in self._stored():
-                for frame in self._frames(self._tail.take(page.lines)):
-                    yield frame
+                for said in self._events(self._tail.take(page.lines)):
+                    yield said
             quiet = quiet - 1 if self._tail.last == before else quiet
             if quiet:
                 await asyncio.sleep(_QUIET_S)
@@ -208,17 +237,16 @@ class _Follower:
         if job.is_terminal or (one is not None and one.state in ATTEMPT_TERMINAL):
             self._ended = job
 
-    def _frames(self, pieces: Sequence[Piece]) -> list[bytes]:
+    def _events(self, pieces: Sequence[Piece]) -> list[Said]:
         attempt, wish = self._tail.attempt, self._wish
-        frames: list[bytes] = []
+        events: list[Said] = []
         for piece in pieces:
             if isinstance(piece, Gap):
-                gap = b'{"first":%d,"last":%d}' % (piece.first, piece.last)
-                frames.append(sse.frame(gap, event="gap", event_id=event_id(attempt, piece.last)))
+                gap = b'{"first":%d,"last":%d,"count":%d}' % (piece.first, piece.last, piece.count)
+                events.append(Said("gap", gap, (attempt, piece.last)))
             elif wanted(piece, wish.stream) and (wish.since is None or piece.t >= wish.since):
-                body = translate.line(piece).model_dump_json()
-                frames.append(sse.frame(body, event="log", event_id=event_id(attempt, piece.n)))
-        return frames
+                events.append(_said("log", translate.line(piece), (attempt, piece.n)))
+        return events
 
 
 async def _pages(gateway: Gateway, wish: Wanted, attempt: int, after: int) -> AsyncGenerator[LogPage, None]:
@@ -242,5 +270,5 @@ def _text(piece: Piece) -> str:
     return f"{piece.x}\n" if isinstance(piece, LogLine) else translate.lost_text(piece.first, piece.last)
 
 
-def _frame(kind: str, view: BaseModel) -> bytes:
-    return sse.frame(view.model_dump_json(), event=kind)
+def _said(name: str, view: BaseModel, place: tuple[int, int] | None = None) -> Said:
+    return Said(name, view.model_dump_json().encode(), place)

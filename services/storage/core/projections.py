@@ -104,18 +104,24 @@ def log_document(key: str, batch: OutputBatch) -> Document | None:
 
 
 def metric_document(key: str, batch: OutputBatch) -> Document | None:
-    """Return the document that keeps a batch's metric points, or None if it has none."""
+    """Return the document that keeps a batch's metric points, or None if it has none.
+
+    One with `parts` is part of all that the attempt measured, and stands in the place of what came before.
+    """
     if not batch.metrics:
         return None
     points = OutputBatch(metrics=batch.metrics).to_bytes()
     digest = sha256(points).hexdigest()[:16]  # the same batch again is the same document
-    return {
+    document: Document = {
         "_id": f"{key}/{digest}",
         "key": key,
         "at_us": microseconds(batch.metrics[0].at),
         "count": len(batch.metrics),
         "points": points.decode(),
     }
+    if batch.final is not None:
+        document |= {"_id": f"{key}/final/{batch.final.index}", "part": batch.final.index, "parts": batch.final.count}
+    return document
 
 
 def progress_upsert(key: str, progress: Progress) -> Upsert:

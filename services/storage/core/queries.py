@@ -13,7 +13,9 @@ from shared.states import JobState
 
 Filter = dict[str, Any]
 
-JOBS_MOST, EVENTS_MOST, LINES_MOST, POINTS_MOST, ENTRIES_MOST = 500, 1000, 5000, 10_000, 5000
+JOBS_MOST, EVENTS_MOST, LINES_MOST, ENTRIES_MOST = 500, 1000, 5000, 5000
+#: Metric points of one attempt that are looked at; an agent sends fewer.
+POINTS_MOST = 300_000
 NODES_MOST, LETTERS_MOST, ARTIFACTS_MOST = 1000, 200, 1000
 #: The largest number that MongoDB knows.
 NUMBER_MOST = 2**63 - 1

@@ -1,9 +1,11 @@
 """Questions about jobs: state, events, logs, metrics, outputs, notifications."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 
 from services.storage.adapters.job_store import JobStore, StoredJob
+from services.storage.core import metrics
 from services.storage.core import outputs as o
 from services.storage.core import queries as q
 from services.storage.core.projections import attempt_key, microseconds
@@ -24,6 +26,7 @@ from shared.requests import (
     LogPage,
     LogQuery,
     MetricPage,
+    MetricQuery,
     OutputPage,
     OutputQuery,
 )
@@ -88,12 +91,13 @@ class JobRoutes:
         lines, more = await _take(self._store.lines(wanted), query, limit)
         return LogPage(attempt=attempt, lines=tuple(lines), more=more)
 
-    async def metrics(self, query: JobQuery) -> MetricPage:
-        """Return what the current attempt measured."""
+    async def metrics(self, query: MetricQuery) -> MetricPage:
+        """Return what an attempt measured."""
         job = (await self._jobs.get(query.job_id, query.min_seq)).job
-        key = await self._key(job, job.attempt)
+        attempt = job.attempt if query.attempt is None else query.attempt
+        key = await self._key(job, attempt)
         points = await self._store.points(key) if key else []
-        return MetricPage(points=tuple(points[: q.fitting(len(point.to_bytes()) + 1 for point in points)]))
+        return await asyncio.to_thread(metrics.page, attempt, points, query.names, query.most)
 
     async def outputs(self, query: OutputQuery) -> OutputPage:
         """Return what the job left."""

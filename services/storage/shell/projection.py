@@ -28,6 +28,8 @@ Messages = Sequence[Received[Any]]
 Write = Callable[[Messages], Awaitable[None]]
 Skipped = tuple[Received[Any], str]
 
+#: Messages in memory at once. Those of output have up to 128 KiB.
+_BATCH, _BATCH_ELSE = {LOGS: 32}, 256
 _PAUSE_S, _PAUSE_MAX_S = 0.2, 5.0
 #: A node's record is written at most once in this many seconds.
 NODE_WRITE_S = 2.0
@@ -82,7 +84,7 @@ class Projection:
 
     async def _follow(self, stream: str, durable: str, write: Write) -> None:
         self._writes[stream] = write
-        async for messages in self._bus.consume(stream, durable):
+        async for messages in self._bus.consume(stream, durable, batch=_BATCH.get(stream, _BATCH_ELSE)):
             # What has begun is ended when storage is told to stop: else it would come again only after the ack wait.
             await _to_its_end(self._write_and_ack(stream, messages, write))
 
