@@ -2,6 +2,7 @@
 
 from pydantic import Field, SecretStr, field_validator
 
+from shared.guard import places
 from shared.settings import ServiceSettings
 
 
@@ -35,6 +36,14 @@ class GatewaySettings(ServiceSettings):
     stream_backlog_bytes: int = Field(default=2 * 1024 * 1024, gt=0)
     heartbeat_s: float = Field(default=15.0, gt=0)
     drain_s: float = Field(default=10.0, ge=0)  # for open requests after SIGTERM
+
+    #: host:port, separated by commas, as storage has it: inputs may come from there whatever their address.
+    fetch_allow: str = ""
+
+    @property
+    def fetch_places(self) -> frozenset[str]:
+        """Return the places of `fetch_allow`."""
+        return places(self.fetch_allow)
 
     @field_validator("gateway_key")
     @classmethod

@@ -13,6 +13,7 @@ class Action(StrEnum):
     CHANGE = "change"  # cancel, run again
     NOTIFY_ANYONE = "notify_anyone"  # send email to an address that is not one's own
     SEE_EVERYTHING = "see_everything"  # lists over all owners; which jobs a node runs
+    CHANGE_ANYTHING = "change_anything"  # add to or remove others' datasets
     MANAGE_USERS = "manage_users"
     MANAGE_NODES = "manage_nodes"  # drain, cordon, forget
     MANAGE_QUOTAS = "manage_quotas"  # set anybody's; see others'

@@ -66,7 +66,7 @@ async def delete_artifact(artifact_id: str, gateway: Door, principal: Caller) ->
 async def get_artifact(artifact_id: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Give an artifact's bytes, or a range of them."""
     artifact = await gateway.artifact(principal, artifact_id)
-    return await _file(request, gateway, artifact.blob, artifact.name or artifact_id, artifact.media_type)
+    return await file_answer(request, gateway, artifact.blob, artifact.name or artifact_id, artifact.media_type)
 
 
 @router.get("/jobs/{job_id}/outputs", response_model=views.OutputsDocument, responses=_ZIP)  # pyright: ignore[reportArgumentType]
@@ -101,10 +101,11 @@ async def output(job_id: str, path: str, request: Request, gateway: Door, princi
     """Give one file that the job left, or a range of it."""
     job = (await gateway.job(principal, job_id)).job
     _, blob = await files.one(gateway, job, path)
-    return await _file(request, gateway, blob, path, mimetypes.guess_type(path)[0] or _BINARY)
+    return await file_answer(request, gateway, blob, path, mimetypes.guess_type(path)[0] or _BINARY)
 
 
-async def _file(request: Request, gateway: Gateway, blob: BlobRef, name: str, media_type: str) -> Response:
+async def file_answer(request: Request, gateway: Gateway, blob: BlobRef, name: str, media_type: str) -> Response:
+    """Return a stored file, or the range of it that is asked for. That the caller may have it has been checked."""
     etag = f'"{blob.sha256}"'
     headers = _download_headers(name) | {"ETag": etag, "Accept-Ranges": "bytes"}
     if ranges.matches(request.headers.get("if-none-match"), etag):

@@ -11,6 +11,7 @@ from services.gateway.adapters.zips import PassingZip, judge_stored
 from services.gateway.core import needs, problems, submission
 from services.gateway.core.access import Action
 from services.gateway.shell.gateway import Gateway
+from services.gateway.shell.inputs import Inputs
 from shared.bus import Record, job_filter
 from shared.channels import CANCEL_REQUESTED, JOB_CREATED, JOB_GET, SECRET_PUT
 from shared.clock import utc_now
@@ -37,7 +38,7 @@ def parse_spec(body: bytes | str) -> JobSpec:
 
 async def submit(
     gateway: Gateway, principal: Principal, spec: JobSpec, size: int, key_header: str | None,
-    uploaded: Artifact | None = None,
+    uploaded: Artifact | None = None, inputs: Inputs | None = None,
 ) -> str:  # fmt: skip
     """Record a new job and return its id; a repeat under the same key returns the first one's.
 
@@ -48,20 +49,22 @@ async def submit(
         size: bytes of the spec as sent.
         key_header: the Idempotency-Key header.
         uploaded: the source that came with the spec.
+        inputs: who looks inputs up, for all jobs of one request.
 
     Raises:
         WherryError: see `services.gateway.core.submission`; ``unavailable``: not recorded in time.
     """
     key = submission.effective_key(key_header, spec)
-    source = await check(gateway, principal, spec, size, uploaded)
-    # Only a repeat under a key is ever compared: a random id that is there already is this very request's.
+    recorded, source = await check(gateway, principal, spec, size, uploaded, inputs)
+    # Only a repeat under a key is ever compared: a random id that is there already is this very request's. It counts as
+    # it was sent: a dataset's next version makes no other request of it.
     digest = submission.digest(spec, source.blob.sha256 if source else None) if key else ""
     job_id = keyed_id("j", gateway.key, principal.user_id, key) if key else new_id("j")
     try:
         async with gateway.waiting.place(principal):
             secrets = submission.secrets_given(spec)
             refs = {index: await _put_away(gateway, principal, secret) for index, secret in secrets}
-            final = submission.completed(spec, principal, refs, source.id if source else None)
+            final = submission.completed(recorded, principal, refs, source.id if source else None)
             await _record(gateway, submission.new_job(job_id, final, submission.owner_of(principal), digest, utc_now()))
     except WherryError as error:
         # A repeat of what was let in before is no more than it was: whoever lost the answer must get it.
@@ -71,9 +74,13 @@ async def submit(
 
 
 async def check(
-    gateway: Gateway, principal: Principal, spec: JobSpec, size: int, uploaded: Artifact | None = None
-) -> Artifact | None:
-    """Check a spec of *size* bytes as far as can be known before it is recorded; return its source, if it has one.
+    gateway: Gateway, principal: Principal, spec: JobSpec, size: int,
+    uploaded: Artifact | None = None, inputs: Inputs | None = None,
+) -> tuple[JobSpec, Artifact | None]:  # fmt: skip
+    """Check a spec of *size* bytes as far as can be known before it is recorded.
+
+    Returns:
+        the spec with its inputs as they are recorded, and its source, if it has one.
 
     Raises:
         WherryError: as `submit`.
@@ -81,19 +88,21 @@ async def check(
     submission.check(spec, principal, size)
     if spec.needs or spec.inputs:
         await _check_needs(gateway, principal, spec)
+    recorded = await (inputs or Inputs(gateway, principal)).recorded(spec)
     if uploaded is None and spec.source is not None:
-        return await gateway.source(principal, spec.source)
-    return uploaded
+        uploaded = await gateway.source(principal, spec.source)
+    return recorded, uploaded
 
 
 async def submit_batch(gateway: Gateway, principal: Principal, specs: Sequence[Any]) -> list[str | WherryError]:
     """Record many jobs, as few atomic batches; return an id or the reason against it for each."""
+    inputs = Inputs(gateway, principal)
 
     async def one(raw: Any) -> str | WherryError:
         try:
             spec = JobSpec.model_validate(raw)
             size = len(spec.model_dump_json(exclude_defaults=True))
-            return await submit(gateway, principal, spec, size, None)
+            return await submit(gateway, principal, spec, size, None, inputs=inputs)
         except ValidationError as error:
             return problems.from_validation(error, JobSpec)
         except WherryError as error:
@@ -168,7 +177,7 @@ async def rerun(gateway: Gateway, principal: Principal, job_id: str, key: str | 
 
 
 async def check_form(gateway: Gateway, principal: Principal, content_type: str, body: AsyncIterator[bytes]) -> JobSpec:
-    """Check a form as `submit_form` takes it, keeping nothing of it; return its spec.
+    """Check a form as `submit_form` takes it, keeping nothing of it; return its spec as `check` does.
 
     Raises:
         WherryError: as `submit_form`.
@@ -186,8 +195,7 @@ async def check_form(gateway: Gateway, principal: Principal, content_type: str, 
             raise problems.invalid([_field(part.name, "A form has one `spec` and one `source`, and nothing else")])
     if spec is None:
         raise problems.invalid([_field("spec", "This part of the form is missing")])
-    await check(gateway, principal, spec, size)
-    return spec
+    return (await check(gateway, principal, spec, size))[0]
 
 
 async def _check_needs(gateway: Gateway, principal: Principal, spec: JobSpec) -> None:

@@ -29,7 +29,7 @@ FETCHED = Counter("wherry_storage_fetches_total", "Files from the web that jobs 
 
 #: Seconds for which a fetch belongs to its holder without a word, between two words, and without anybody asking for
 #: what is fetched after which it is given up. Nodes ask every few seconds.
-LEASE_S, RENEW_S, ABANDON_S = 15.0, 2.0, 120.0
+LEASE_S, RENEW_S, ABANDON_S = 8.0, 2.0, 120.0
 
 log = observe.logger("storage")
 
