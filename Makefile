@@ -1,6 +1,6 @@
 # wherry: every command there is. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo status logs test test-all check format docs lock bench sim sim-long chaos chaos-long \
+.PHONY: help setup up down demo status logs test test-all check format docs lock bench sim sim-long chaos chaos-long fuzz \
 	compose-up compose-smoke compose-down clean
 
 PY := .venv/bin/python
@@ -69,6 +69,9 @@ chaos: setup ## kill, stop and cut what runs under 500 jobs, and check that noth
 chaos-long: setup ## the same with 10,000 jobs; hours
 	$(PY) -m tests.chaos --faults kill,stop,mongo --jobs 10000 --patience-s 43200
 	$(PY) -m pytest -q tests/chaos
+
+fuzz: setup ## a million odd zips (and forms, ranges) for the parsers that read what strangers send; minutes
+	$(PY) -m tests.fuzz --executions 1000000
 
 compose-up: setup ## the same stack in containers
 	@$(PY) -m infra.compose up

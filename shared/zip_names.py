@@ -18,17 +18,23 @@ _MAC_ICON = "Icon\r"
 _MAC_FOLDER = "__MACOSX"
 
 
-def name_of(record: Record) -> str:
-    """Return the name of an entry as text.
+def names_of(record: Record) -> tuple[str, ...]:
+    """Return the name of an entry as text; behind it the one that a reader sees who does not know the Unicode field.
 
     Raises:
         BadZip: it claims to be UTF-8 and is not.
     """
-    raw = record.name if record.unicode_name is None else record.unicode_name
+    plain = _decoded(record, record.name, is_utf8=bool(record.flags & UTF8_FLAG))
+    if record.unicode_name is None:
+        return (plain,)
+    return _decoded(record, record.unicode_name, is_utf8=True), plain
+
+
+def _decoded(record: Record, raw: bytes, *, is_utf8: bool) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
-        if record.flags & UTF8_FLAG or record.unicode_name is not None:
+        if is_utf8:
             wrong = f"{record.shown} says that its name is UTF-8, and it is not. Pack it again"
             raise BadZip(Reason.NAME_ENCODING, wrong) from None
         return raw.decode("cp437")

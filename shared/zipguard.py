@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import BinaryIO
 
 from shared import zip_records
-from shared.zip_names import Places, is_litter, name_of, parts_of
+from shared.zip_names import Places, is_litter, names_of, parts_of
 from shared.zip_records import BadZip, Reason, Record
 
 __all__ = ["Archive", "BadZip", "Limits", "Reason", "ZipEntry", "inspect"]
@@ -176,12 +176,15 @@ class Archive:
         self._check_total(total, packed)
 
     def _name(self, record: Record) -> tuple[str, list[str]]:
-        name = name_of(record)
-        if name.endswith("/") != record.name.endswith(b"/"):
+        names = names_of(record)
+        if len({name.endswith("/") for name in names}) > 1:
             raise BadZip(Reason.HEADERS_DIFFER, f"{record.shown} is a folder by one name, a file by another. Rename it")
         limits = self._limits
-        parts = parts_of(name, depth=limits.depth, name_bytes=limits.name_bytes, path_bytes=limits.path_bytes)
-        return name, parts
+        parts, *_ = (
+            parts_of(name, depth=limits.depth, name_bytes=limits.name_bytes, path_bytes=limits.path_bytes)
+            for name in names
+        )
+        return names[0], parts
 
     def _check_sizes(self, record: Record) -> None:
         if record.size > self._limits.file_bytes:

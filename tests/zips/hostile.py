@@ -173,6 +173,9 @@ HOSTILE: dict[str, Hostile] = {
     "a Unicode name upwards": Hostile(
         lambda: build(FINE, Member(b"plain", extra=unicode_name(b"plain", b"../../x"))), R.UPWARDS, "../../x"
     ),
+    "upwards, with a harmless Unicode name": Hostile(
+        lambda: build(FINE, Member(b"../../x", extra=unicode_name(b"../../x", b"plain"))), R.UPWARDS, "../../x"
+    ),
     "another entry's Unicode name": Hostile(
         lambda: build(FINE, Member(b"plain", extra=unicode_name(b"other", b"x"))), R.HEADERS_DIFFER, "plain"
     ),
