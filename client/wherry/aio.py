@@ -31,6 +31,7 @@ from client.wherry.effects import (
 )
 from client.wherry.errors import WherryError
 from client.wherry.source import ProgressCallback
+from client.wherry.uploads import Note
 
 T = TypeVar("T")
 
@@ -306,12 +307,39 @@ class AsyncClient:
         return await self._driver.run(scripts.download(job_id, Path(folder), path, progress, self._patience_s))
 
     async def put_artifact(
-        self, path: Path | str, *, name: str | None = None, progress: ProgressCallback | None = None
+        self,
+        path: Path | str,
+        *,
+        name: str | None = None,
+        progress: ProgressCallback | None = None,
+        notes: Path | None = None,
     ) -> models.Artifact:
-        """Store a file."""
+        """Store a file. A large one goes on where it was when a connection breaks or the server is started again.
+
+        Args:
+            path: the file.
+            name: what it is called there; else the file's name.
+            progress: called with the bytes sent so far and in all; after a break they may be fewer than before.
+            notes: a folder in which unfinished uploads are noted, so that another run of yours goes on with them.
+
+        Raises:
+            SourceError: there is no such file.
+            Corrupt: it was changed while it was sent.
+
+        """
+        path = Path(path)
+        note = Note(notes, path, self.url) if notes and path.is_file() else None
         return await self._driver.run(
-            scripts.put_artifact(Path(path), name or Path(path).name, progress, self._patience_s)
+            scripts.put_artifact(path, path.name if name is None else name, progress, self._patience_s, note)
         )
+
+    async def artifacts(self, *, limit: int = 50) -> list[models.ArtifactEntry]:
+        """Return what you have stored, newest first."""
+        return await self._driver.run(scripts.artifacts(limit, self._patience_s))
+
+    async def delete_artifact(self, artifact_id: str) -> None:
+        """Remove an artifact; refused while a job that has not ended needs it."""
+        await self._driver.run(scripts.done(protocol.delete_artifact(artifact_id), self._patience_s))
 
     async def get_artifact(
         self, artifact_id: str, path: Path | str, *, progress: ProgressCallback | None = None

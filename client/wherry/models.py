@@ -167,6 +167,22 @@ class Artifact(Answer):
     size: int = 0
 
 
+class ArtifactEntry(Artifact):
+    """An artifact in a list."""
+
+    name: str = ""
+    media_type: str = ""
+    owner_id: str = ""
+    created_at: datetime | None = None
+
+
+class ArtifactPage(Answer):
+    """A page of artifacts."""
+
+    artifacts: list[ArtifactEntry] = []
+    cursor: str | None = None
+
+
 class LogLine(Answer):
     """One line of output. `n` counts from 1 within an attempt; `stream` is stdout or stderr."""
 

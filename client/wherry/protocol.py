@@ -273,6 +273,37 @@ def put_artifact(body: Body, name: str) -> Request:
     return Request("PUT", "/artifacts", query={"name": name} if name else {}, body=body)
 
 
+def artifacts(cursor: str | None, limit: int) -> Request:
+    """Ask for a page of artifacts."""
+    return Request("GET", "/artifacts", query={"limit": str(limit)} | ({"cursor": cursor} if cursor else {}))
+
+
+def delete_artifact(artifact_id: str) -> Request:
+    """Remove an artifact."""
+    return Request("DELETE", f"/artifacts/{_segment(artifact_id)}")
+
+
+TUS_MEDIA_TYPE = "application/offset+octet-stream"
+_TUS = {"Tus-Resumable": "1.0.0"}
+
+
+def create_upload(size: int, metadata: str) -> Request:
+    """Begin an upload that resumes. One that was begun twice leaves an empty one behind, which the server collects."""
+    headers = _TUS | {"Upload-Length": str(size)} | ({"Upload-Metadata": metadata} if metadata else {})
+    return Request("POST", "/uploads", headers=headers)
+
+
+def upload(upload_id: str) -> Request:
+    """Ask how far an upload has come."""
+    return Request("HEAD", f"/uploads/{_segment(upload_id)}", headers=_TUS)
+
+
+def continue_upload(upload_id: str, offset: int, body: Body) -> Request:
+    """Send an upload's bytes from *offset* on."""
+    headers = _TUS | {"Upload-Offset": str(offset)}
+    return Request("PATCH", f"/uploads/{_segment(upload_id)}", headers=headers, body=body, repeatable=False)
+
+
 def _download(path: str, start: int) -> Request:
     headers = {"Accept": "*/*", "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     return Request("GET", path, headers=headers)

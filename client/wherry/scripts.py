@@ -5,6 +5,7 @@ Scripts do nothing themselves; a driver carries out what they yield (see `effect
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,55 +21,24 @@ from client.wherry.effects import (
     Pause,
     Read,
     Request,
-    Response,
     Script,
-    Send,
     Series,
     Stream,
     Work,
 )
 from client.wherry.errors import Corrupt, Unreachable, WaitTimeout, WherryError
+from client.wherry.requesting import backoff, call
 from client.wherry.source import ProgressCallback, file_body, submission_body
+from client.wherry.uploads import RESUME_FROM_BYTES, Note, send_file
 
 T = TypeVar("T")
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 PAGE = 200
 #: Tries of one file in a row that bring no new byte, after which a download is given up.
 STALLED_TRIES = 5
 
 
-def backoff(tries: int, asked_s: float | None = None) -> float:
-    """Return the longest pause before the next try, in seconds: doubling, or what the server asked for if longer."""
-    return max(min(FIRST_PAUSE_S * 2 ** (tries - 1), LONGEST_PAUSE_S), asked_s or 0.0)
-
-
 # --- one request ---------------------------------------------------------------------------------------------------
-
-
-def call(request: Request, patience_s: float) -> Script[Response]:
-    """Send *request* until it is answered; a repeatable one is tried again for *patience_s* seconds.
-
-    Raises:
-        WherryError: the server refused it, or could not be reached in that time.
-
-    """
-    started: float = yield Now()
-    tries = 0
-    while True:
-        try:
-            answer: Response = yield Send(request)
-            error = protocol.problem(answer.status, answer.headers, answer.body)
-            if error is None:
-                return answer
-        except Unreachable as lost:
-            error = lost
-        tries += 1
-        pause = backoff(tries, error.retry_after_s)
-        now: float = yield Now()
-        if not (request.repeatable and error.retryable) or now - started + pause > patience_s:
-            raise error
-        yield Pause(pause)
 
 
 def ask(kind: type[T], request: Request, patience_s: float) -> Script[T]:
@@ -109,7 +79,10 @@ def submit(
 ) -> Script[models.Submitted]:
     """Hand in a job, with the bytes of its source if it has one."""
     body: Body | None = None
-    if source is not None:
+    if source is not None and (yield Work(partial(_is_large_zip, source))):
+        artifact = yield from put_artifact(source, source.name, progress, patience_s, None)
+        spec = {**spec, "source": artifact.artifact_id}
+    elif source is not None:
         body = yield Work(partial(submission_body, dict(spec), source, progress))
     return (yield from ask(models.Submitted, protocol.submit(spec, key, body), patience_s))
 
@@ -400,11 +373,35 @@ def _gather(job_id: str, entry: models.Entry, target: Path, meter: _Meter, patie
 
 
 def put_artifact(
-    path: Path, name: str, progress: ProgressCallback | None, patience_s: float
+    path: Path, name: str, progress: ProgressCallback | None, patience_s: float, note: Note | None
 ) -> Script[models.Artifact]:
-    """Store the file at *path*."""
+    """Store the file at *path*; a large one goes on where it was when a connection breaks."""
+    if (yield Work(partial(_is_large, path))):
+        return (yield from send_file(path, name, progress, patience_s, note or Note(None, path, "")))
     body: Body = yield Work(partial(file_body, path, "application/octet-stream", progress))
     return (yield from ask(models.Artifact, protocol.put_artifact(body, name), patience_s))
+
+
+def _is_large_zip(path: Path) -> bool:
+    return _is_large(path) and zipfile.is_zipfile(path)
+
+
+def _is_large(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size >= RESUME_FROM_BYTES
+
+
+def artifacts(limit: int, patience_s: float) -> Script[list[models.ArtifactEntry]]:
+    """Return the newest artifacts, at most *limit* of them."""
+    found: list[models.ArtifactEntry] = []
+    cursor: str | None = None
+    while len(found) < limit:
+        request = protocol.artifacts(cursor, min(limit - len(found), PAGE))
+        page = yield from ask(models.ArtifactPage, request, patience_s)
+        found += page.artifacts
+        cursor = page.cursor
+        if not cursor or not page.artifacts:
+            break
+    return found
 
 
 def get_artifact(artifact_id: str, target: Path, progress: ProgressCallback | None, patience_s: float) -> Script[str]:

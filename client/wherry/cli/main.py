@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from client.wherry import __version__, config, models
-from client.wherry.cli import admin, nodes, tables
+from client.wherry.cli import admin, artifacts, nodes, tables
 from client.wherry.cli.console import Output, as_json, now
 from client.wherry.cli.follow import follow
 from client.wherry.cli.session import LONG_PATIENCE_S, PATIENCE_S, connect
@@ -82,6 +82,7 @@ app = typer.Typer(
 )
 
 app.add_typer(nodes.app, name="nodes")
+app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(admin.users, name="users")
 app.add_typer(admin.letters, name="dead-letters")
 

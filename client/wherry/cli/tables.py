@@ -13,7 +13,7 @@ from client.wherry.cli.timeline import timeline, why
 from client.wherry.cli.words import STATE_STYLES, ago, between, duration, plain, plural, size
 
 #: What must be whole, on however narrow a terminal: it is typed or copied.
-_MIN_WIDTHS = {"JOB": 26, "STATE": 9}
+_MIN_WIDTHS = {"JOB": 26, "ARTIFACT": 26, "STATE": 9}
 #: How a needed job has to end.
 _NEEDED = {"ok": "with success", "any": "however, but for a cancel", "always": "however"}
 
@@ -21,6 +21,15 @@ _NEEDED = {"ok": "with success", "any": "however, but for a cancel", "always": "
 def state(name: str) -> Text:
     """Return a job's state in its colour."""
     return Text(name, style=STATE_STYLES.get(name, ""))
+
+
+def artifacts(found: Iterable[models.ArtifactEntry], now: datetime) -> Table:
+    """Return one line an artifact."""
+    table = _table("ARTIFACT", "NAME", "SIZE", "CREATED")
+    for one in found:
+        created = ago(one.created_at, now) if one.created_at else ""
+        table.add_row(one.artifact_id, Text(plain(one.name)), size(one.size), created)
+    return table
 
 
 def jobs(found: Iterable[models.Job], now: datetime) -> Table:
