@@ -16,7 +16,19 @@ from starlette.types import Receive, Scope, Send
 from services.gateway.adapters.access_log import AccessLog
 from services.gateway.adapters.edge import Edge, problem_answer
 from services.gateway.core import problems, tus, views
-from services.gateway.routes import files, health, jobs, letters, nodes, people, quotas, session, streams, uploads
+from services.gateway.routes import (
+    datasets,
+    files,
+    health,
+    jobs,
+    letters,
+    nodes,
+    people,
+    quotas,
+    session,
+    streams,
+    uploads,
+)
 from services.gateway.settings import GatewaySettings
 from services.gateway.shell.gateway import running
 from shared import observe
@@ -26,7 +38,7 @@ from shared.spec import JobSpec
 #: Bodies that routes read themselves: their schemas go into the document by hand.
 _SENT: tuple[type[BaseModel], ...] = (
     JobSpec, views.Credentials, views.NewUser, views.UserChanges, views.NewPassword, problems.Problem,
-    views.NodeOrder, views.DrainOrder, views.QuotaLimits,
+    views.NodeOrder, views.DrainOrder, views.QuotaLimits, views.NewDataset, views.DatasetChanges,
 )  # fmt: skip
 _SCHEMAS = "#/components/schemas/{model}"
 _log = observe.logger("gateway")
@@ -69,7 +81,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     """Add all routes in one flat list: FastAPI searches routers within routers twice for every request (measured)."""
     routers = (jobs.router, session.router("/v1"), streams.router, files.router, nodes.router, people.router)
-    for router in (*routers, uploads.router, quotas.router, letters.router, health.router):
+    for router in (*routers, uploads.router, datasets.router, quotas.router, letters.router, health.router):
         app.router.routes.extend(router.routes)
     # The image-processing seed's paths stand at the root as it lists them.
     app.router.routes.extend(session.router("", in_document=False).routes)

@@ -23,7 +23,7 @@ _MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64
 _BINARY = "application/octet-stream"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD = {"requestBody": {"required": True, "content": {"*/*": _BYTES}}}
-_FILE = {200: {"content": {"*/*": _BYTES}}, 206: {"content": {"*/*": _BYTES}}, 304: {"description": "Unchanged"}}
+FILE = {200: {"content": {"*/*": _BYTES}}, 206: {"content": {"*/*": _BYTES}}, 304: {"description": "Unchanged"}}
 _ZIP = {200: {"content": {"application/zip": _BYTES}}}
 
 
@@ -62,7 +62,7 @@ async def delete_artifact(artifact_id: str, gateway: Door, principal: Caller) ->
 
 
 @router.head("/artifacts/{artifact_id}", include_in_schema=False)
-@router.get("/artifacts/{artifact_id}", response_class=Response, responses=_FILE)  # pyright: ignore[reportArgumentType]
+@router.get("/artifacts/{artifact_id}", response_class=Response, responses=FILE)  # pyright: ignore[reportArgumentType]
 async def get_artifact(artifact_id: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Give an artifact's bytes, or a range of them."""
     artifact = await gateway.artifact(principal, artifact_id)
@@ -96,7 +96,7 @@ async def outputs(
 
 
 @router.head("/jobs/{job_id}/outputs/{path:path}", include_in_schema=False)
-@router.get("/jobs/{job_id}/outputs/{path:path}", response_class=Response, responses=_FILE)  # pyright: ignore[reportArgumentType]
+@router.get("/jobs/{job_id}/outputs/{path:path}", response_class=Response, responses=FILE)  # pyright: ignore[reportArgumentType]
 async def output(job_id: str, path: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Give one file that the job left, or a range of it."""
     job = (await gateway.job(principal, job_id)).job

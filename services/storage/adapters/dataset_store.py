@@ -19,6 +19,11 @@ class DatasetStore:
         """Return a dataset's document."""
         return await self._datasets.find_one({"_id": name})
 
+    async def with_artifact(self, artifact_id: str) -> str | None:
+        """Return the name of a dataset that has an artifact as a version."""
+        found = await self._datasets.find_one({"versions.artifact_id": artifact_id}, {"_id": 1})
+        return found["_id"] if found else None
+
     async def page(self, wanted: Filter, limit: int) -> list[Document]:
         """Return documents by name, each with its newest version alone and the number of all as `count`."""
         newest = {"$slice": [{"$sortArray": {"input": "$versions", "sortBy": {"version": -1}}}, 1]}

@@ -93,6 +93,11 @@ class Datasets:
             changed = await self._store.push(put.name, before["last"], version, fields)
         return DatasetStored(dataset=d.dataset(changed), version=number, is_new=True) if changed else None
 
+    async def with_artifact(self, artifact: Artifact) -> str | None:
+        """Return the dataset that an artifact is a version of, as a sentence's subject, or None."""
+        name = await self._store.with_artifact(artifact.id)
+        return None if name is None else f"Dataset {name}"
+
     async def update(self, update: DatasetUpdate) -> Dataset:
         """Change how a dataset is described and who sees it.
 
