@@ -5,30 +5,12 @@ Runs at the lowest priority. Ends with 1 and writes the input to a file where so
 
 import argparse
 import multiprocessing
-import os
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-from tests.fuzz.run import Result, fuzz_zips
-
-
-def part(job: tuple[int, int]) -> Result:
-    """Run one process's share."""
-    seed, executions = job
-    os.nice(19)
-    began, done = time.monotonic(), 0
-
-    def tell(number: int) -> None:
-        nonlocal done
-        done += number
-        if done % 100_000 == 0:
-            print(f"seed {seed}: {done} executions, {time.monotonic() - began:.0f} s", flush=True)
-
-    with tempfile.TemporaryDirectory(prefix="wherry-fuzz-") as folder:
-        return fuzz_zips(seed, executions, Path(folder), tell)
+from tests.fuzz.run import at_length
 
 
 def main() -> int:
@@ -41,7 +23,7 @@ def main() -> int:
     began = time.monotonic()
     share = -(-asked.executions // asked.processes)
     with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
-        results = pool.map(part, [(asked.seed + number, share) for number in range(asked.processes)])
+        results = pool.map(at_length, [(asked.seed + number, share) for number in range(asked.processes)])
     said: Counter[str] = sum((result.said for result in results), Counter())
     executions, unpacked = sum(result.executions for result in results), sum(result.unpacked for result in results)
     print(f"zips: {executions} executions in {time.monotonic() - began:.0f} s, {unpacked} of them unpacked to the disk")

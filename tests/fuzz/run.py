@@ -1,6 +1,8 @@
 """Runs one kind of fuzzing for a number of executions, from a seed: the same seed gives the same inputs."""
 
+import os
 import random
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -59,3 +61,19 @@ def fuzz_zips(
             tell(10_000)
     result.seconds = time.monotonic() - began
     return result
+
+
+def at_length(job: tuple[int, int]) -> Result:
+    """Run one process's share, a seed and a number of executions, at the lowest priority; say how far it is."""
+    seed, executions = job
+    os.nice(19)
+    began, done = time.monotonic(), 0
+
+    def tell(number: int) -> None:
+        nonlocal done
+        done += number
+        if done % 100_000 == 0:
+            print(f"seed {seed}: {done} executions, {time.monotonic() - began:.0f} s", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="wherry-fuzz-") as folder:
+        return fuzz_zips(seed, executions, Path(folder), tell)

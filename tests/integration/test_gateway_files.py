@@ -20,6 +20,8 @@ from shared.job import BlobRef, OutputsRef
 from shared.manifest import Entry, Manifest
 from shared.requests import BlobScope
 from tests.integration.gateway_stack import ADMIN, NODE, SPEC, GatewayStack, Scheduler, until
+from tests.zips.good import GOOD
+from tests.zips.hostile import HOSTILE
 
 PASSWORD = "correct horse battery 9"
 MIB = 1024 * 1024
@@ -165,6 +167,30 @@ def test_a_bad_source_is_named_at_post_and_leaves_nothing_behind(
         told = problem(post_form(http, *parts), 422, "bad_source")
         assert word in told["detail"]
     assert (counts(stack), http.get("/jobs").json()["jobs"]) == before
+
+
+#: One of each way in which a zip is noticed; all of them are in tests/unit/shared/test_hostile_zips.py.
+HOSTILE_SAMPLE = [
+    "without its end", "upwards", "a NUL", "twice but for accents", "a file under a file", "a link", "encrypted",
+    "another checksum", "more than it claims", "all in one place", "two names", "bytes between entries",
+    "a zip in the comment", "no 64-bit field", "too many", "a huge directory",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_SAMPLE)
+def test_a_hostile_zip_is_refused_at_post_and_leaves_nothing_behind(
+    http: httpx.Client, stack: GatewayStack, name: str
+) -> None:
+    before = counts(stack)
+    told = problem(post_form(http, spec_part(), source_part(HOSTILE[name].make())), 422, "bad_source")
+    assert HOSTILE[name].named in told["detail"]
+    assert counts(stack) == before
+
+
+def test_zips_of_common_tools_are_taken(http: httpx.Client) -> None:
+    for name, good in GOOD.items():
+        answer = post_form(http, spec_part(), source_part(good.make()))
+        assert answer.status_code == 202, (name, answer.text)
 
 
 @pytest.mark.parametrize("name", ["a script", "an empty zip", "a zip that leads out", "a large zip that leads out"])
