@@ -282,6 +282,7 @@ class SnapshotQuery(Message):
 
     snapshot_id: SnapshotId
     job_id: str
+    path: str | None = None  # of one entry
     cursor: str | None = None
     limit: int = 1000
 

@@ -15,6 +15,7 @@ from services.storage.adapters.people_store import PeopleStore
 from services.storage.adapters.resumable_store import ResumableStore
 from services.storage.adapters.retention_store import RetentionStore
 from services.storage.adapters.schema import prepare
+from services.storage.adapters.snapshot_store import SnapshotStore
 from services.storage.adapters.upload_store import UploadStore
 from services.storage.routes import people
 from services.storage.routes.blobs import BlobRoutes, artifact_route
@@ -24,6 +25,7 @@ from services.storage.routes.jobs import JobRoutes
 from services.storage.routes.letters import LetterRoutes
 from services.storage.routes.resumables import ResumableRoutes
 from services.storage.routes.retention import retention_routes
+from services.storage.routes.snapshots import snapshot_answers, snapshot_routes
 from services.storage.routes.table import QUEUE, serve
 from services.storage.settings import StorageSettings
 from services.storage.shell.accounts import Accounts
@@ -37,6 +39,7 @@ from services.storage.shell.projection import Heartbeats, Projection
 from services.storage.shell.quotas import Quotas
 from services.storage.shell.resumables import Resumables
 from services.storage.shell.retention import Retention
+from services.storage.shell.snapshots import Snapshots
 from services.storage.shell.uploads import Uploads
 from shared import observe
 from shared.broker_check import check_broker
@@ -114,6 +117,7 @@ class Storage:
         self._fleet = FleetRoutes(mongo, fleet_store, job_store, quotas)
         self._letters = LetterRoutes(bus, fleet_store)
         self._accounts = Accounts(bus, people_store, fleet_store, Passwords())
+        self._snapshots = Snapshots(bus, SnapshotStore(mongo), jobs, outputs)
         retention_store = RetentionStore(mongo)
         self._retention = Retention(bus, retention_store, jobs, self._artifacts.collect, settings.retention)
         self._projection = Projection(bus, job_store, fleet_store, mark)
@@ -136,11 +140,13 @@ class Storage:
                 *self._letters.routes(),
                 *dataset_routes(self._datasets),
                 *retention_routes(self._retention),
+                *snapshot_routes(self._snapshots),
                 artifact_route(self._blobs),
                 *self._artifacts.routes(),
             ],
         )
-        await serve(self._blob_bus, [*self._blobs.routes(), *ResumableRoutes(self._resumables).routes()])
+        of_bytes = [*self._blobs.routes(), *ResumableRoutes(self._resumables).routes()]
+        await serve(self._blob_bus, [*of_bytes, *snapshot_answers(self._snapshots)])
         await self._projection.listen_for_replays()
         await self._bus.listen(HEARTBEAT, self._heartbeats.hear, queue=QUEUE)
         log.info("storage_ready")

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from datetime import datetime, timedelta
 
 from services.storage.adapters.mongo import DuplicateKeyError, Mongo
-from services.storage.core.access import artifact_ref
+from services.storage.core.access import artifact_ref, live_ref
 from services.storage.core.projections import Document, microseconds, moment_of
 from services.storage.core.retention import Ended, artifacts_named
 from shared.job import Job
@@ -158,9 +158,8 @@ class RetentionStore:
     async def remove_snapshots(self, *, job_id: str, snapshot_id: str | None = None) -> None:
         """Delete looks at a job, one or all; their bytes are nobody's from then on, unless others have the same."""
         which = {"_id": snapshot_id} if snapshot_id else {"job_id": job_id}
-        below = f"{job_id}:{snapshot_id}" if snapshot_id else job_id
-        scope = {"scope": f"live:{below}"} if snapshot_id else {"scope": _below("live", job_id)}
-        await self._mongo["blob_refs"].delete_many(scope)
+        scope = live_ref(job_id, snapshot_id) if snapshot_id else _below("live", job_id)
+        await self._mongo["blob_refs"].delete_many({"scope": scope})
         await self._mongo["snapshots"].delete_many(which)
 
     async def files(self, before: datetime) -> AsyncGenerator[dict[str, int], None]:

@@ -19,10 +19,11 @@ class OwnerScope:
 
 @dataclass(frozen=True, slots=True)
 class AttemptScope:
-    """An upload that belongs to what an attempt left."""
+    """An upload that belongs to what an attempt left, or (with `snapshot`) has left so far when somebody looked."""
 
     job_id: str
     attempt: int
+    snapshot: str | None = None
 
 
 def scope_of(kind: str, scope: BlobScope) -> OwnerScope | AttemptScope:
@@ -32,7 +33,7 @@ def scope_of(kind: str, scope: BlobScope) -> OwnerScope | AttemptScope:
         WherryError: ``forbidden``: a node may store only for attempts, a gateway only for owners.
     """
     if kind == "node" and scope.job_id and scope.attempt is not None and scope.owner_id is None:
-        return AttemptScope(scope.job_id, scope.attempt)
+        return AttemptScope(scope.job_id, scope.attempt, scope.snapshot)
     if kind == "gateway" and scope.owner_id and scope.job_id is None:
         return OwnerScope(scope.owner_id, scope.name, scope.media_type)
     raise WherryError("forbidden", "A node stores for its attempts and a gateway for owners, each for nothing else.")
@@ -87,8 +88,14 @@ def check_input(job: Job, source: Job) -> None:
 def ref_scope(scope: OwnerScope | AttemptScope, artifact_id: str | None) -> str:
     """Return the name under which a reference to the stored bytes is kept."""
     if isinstance(scope, AttemptScope):
-        return attempt_ref(scope.job_id, scope.attempt)
+        snapshot = scope.snapshot
+        return live_ref(scope.job_id, snapshot) if snapshot else attempt_ref(scope.job_id, scope.attempt)
     return artifact_ref(artifact_id or "")
+
+
+def live_ref(job_id: str, snapshot_id: str) -> str:
+    """Return the name of the references of a look at a running job."""
+    return f"live:{job_id}:{snapshot_id}"
 
 
 def artifact_ref(artifact_id: str) -> str:

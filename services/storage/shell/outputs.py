@@ -1,6 +1,7 @@
 """What jobs left: manifests are read when somebody asks, and the last few kept."""
 
 from collections import OrderedDict
+from datetime import datetime
 
 from services.storage.adapters.gridfs import GridFs
 from services.storage.adapters.upload_store import UploadStore
@@ -34,14 +35,21 @@ class Outputs:
         attempt = output_attempt(job)
         if attempt is None or job.outputs is None:
             return EMPTY
-        manifest = job.outputs.manifest
-        key = attempt_ref(job.id, attempt.number), manifest.sha256
+        scope = attempt_ref(job.id, attempt.number)
+        return await self.listed(scope, job.outputs.manifest, attempt.ended_at or job.updated_at)
+
+    async def listed(self, scope: str, manifest: BlobRef, at: datetime) -> Listing:
+        """Return what *manifest* names of what was stored for *scope*; *at* is the logs' time.
+
+        Raises:
+            WherryError: ``corrupt``: the manifest is missing or not what it should be.
+        """
+        key = scope, manifest.sha256
         if key not in self._kept:
-            held = await self._store.held(key[0])
+            held = await self._store.held(scope)
             if manifest.sha256 not in held:
-                raise WherryError("corrupt", f"The list of outputs of job {job.id} is missing.")
-            ended = (attempt.ended_at or job.updated_at).timestamp()
-            self._keep(key, listing(await self._read(manifest), held, ended))
+                raise WherryError("corrupt", "The list of outputs is missing.")
+            self._keep(key, listing(await self._read(manifest), held, at.timestamp()))
         self._kept.move_to_end(key)
         return self._kept[key]
 
