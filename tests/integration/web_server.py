@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
     web: Web
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         pass
 
     def do_GET(self) -> None:
