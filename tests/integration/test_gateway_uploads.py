@@ -4,19 +4,24 @@ import base64
 import concurrent.futures
 import hashlib
 import itertools
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from client.wherry import AsyncClient, Client
 from shared.requests import CHUNK_BYTES
-from tests.integration.gateway_stack import ADMIN, SPEC, GatewayStack, until
+from tests.integration.gateway_stack import ADMIN, ROOT, SPEC, GatewayStack, until
 
 PASSWORD = "correct horse battery 9"
 TUS = {"Tus-Resumable": "1.0.0"}
@@ -111,6 +116,7 @@ def test_an_upload_in_odd_pieces_becomes_an_artifact_bit_for_bit(anna: httpx.Cli
     data = os.urandom(3 * CHUNK_BYTES + 12_345)
     path = create(anna, len(data), Upload_Metadata=f"filename {b64('größe.bin')},filetype {b64('image/png')},secret")
     borders = [0, 1, 1000, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 5, 3 * CHUNK_BYTES + 2, len(data)]
+    answer = head(anna, path)
     for start, end in itertools.pairwise(borders):
         answer = patch(anna, path, start, data[start:end])
         assert (answer.status_code, answer.headers["upload-offset"]) == (204, str(end)), answer.text
@@ -263,6 +269,82 @@ def test_an_upload_goes_on_after_a_kill(stack: GatewayStack, anna: httpx.Client,
         assert done.status_code == 204, done.text
         assert done.headers["wherry-sha256"] == hashlib.sha256(data).hexdigest()
         assert client.get(f"/artifacts/{done.headers['wherry-artifact']}").content == data
+
+
+def test_the_client_sends_a_large_file_to_its_end_whatever_breaks(
+    stack: GatewayStack, anna: httpx.Client, tmp_path: Path
+):
+    data = os.urandom(24 * 1024 * 1024 + 3)
+    file = tmp_path / "large.bin"
+    file.write_bytes(data)
+    token, seen, kills = anna.headers["authorization"][7:], [0], iter(("gateway", "nats", "storage", "gateway"))
+    reached = iter(range(4_000_000, 24_000_000, 5_000_000))
+    border = [next(reached)]
+
+    def progress(done: int, total: int) -> None:
+        assert total == len(data)
+        seen.append(done)
+        if done > border[0]:
+            border[0] = next(reached, len(data))
+            disturb(stack, next(kills, ""))
+
+    with Client(stack.url, token, patience_s=60) as client:
+        stored = client.put_artifact(file, progress=progress)
+        assert next(kills, None) is None, "all kills were done while bytes were on their way"
+        assert (stored.sha256, stored.size) == (hashlib.sha256(data).hexdigest(), len(data))
+        assert client.get_artifact(stored.artifact_id, tmp_path / "back") == stored.sha256
+        assert client.artifacts(limit=1)[0].name == "large.bin"
+
+
+def disturb(stack: GatewayStack, what: str) -> None:
+    if what == "nats":
+        stack.nats.kill()
+        stack.nats.start()
+    elif what == "storage":
+        stack.stop("services.storage", signal.SIGKILL)
+        stack.start_storage()
+    elif what == "gateway":
+        stack.stop("services.gateway", signal.SIGKILL)
+        stack.start_gateway()
+
+
+async def test_the_asynchronous_client_does_the_same_and_a_zip_goes_up_as_a_source_alike(
+    stack: GatewayStack, anna: httpx.Client, tmp_path: Path
+):
+    file = tmp_path / "source.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("data.bin", os.urandom(9 * 1024 * 1024))
+    async with AsyncClient(stack.url, anna.headers["authorization"][7:]) as client:
+        stored = await client.put_artifact(file)
+        assert stored.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        one = await client.submit(SPEC, file, key="the same")
+        assert (await client.submit(SPEC, file, key="the same")).job_id == one.job_id, "the bytes count, not the upload"
+        await client.delete_artifact(stored.artifact_id)
+
+
+def test_the_command_goes_on_where_an_earlier_one_was_ended(stack: GatewayStack, anna: httpx.Client, tmp_path: Path):
+    data = os.urandom(40 * 1024 * 1024)
+    file, home = tmp_path / "large.bin", tmp_path / "home"
+    file.write_bytes(data)
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "WHERRY_URL": stack.url}
+    env["WHERRY_TOKEN"] = anna.headers["authorization"][7:]
+    command = [sys.executable, "-m", "client.wherry", "--json", "artifacts", "put", str(file)]
+
+    def begun() -> str | None:
+        notes = list((home / ".config/wherry/uploads").glob("*.json"))
+        path = f"/uploads/{json.loads(notes[0].read_text())['upload']}" if notes else None
+        return path if path and offset_of(anna, path) > 0 else None
+
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL) as first:
+        path = until(begun, "the upload has begun")
+        first.kill()
+    came = until(lambda: offset_at_rest(anna, path), "the upload is at rest")
+    assert came < len(data), "it was ended in the middle"
+    second = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=True, timeout=60)
+    stored = json.loads(second.stdout)
+    assert stored["sha256"] == hashlib.sha256(data).hexdigest()
+    assert anna.get(path).json()["artifact_id"] == stored["artifact_id"], "the same upload"
+    assert not list((home / ".config/wherry/uploads").iterdir())
 
 
 def offset_at_rest(client: httpx.Client, path: str) -> int:
