@@ -12,6 +12,7 @@ from services.node_agent.core.container import Key
 from services.node_agent.core.disk import in_units
 from services.node_agent.ports import Output, Runtime
 from services.node_agent.shell.output import NAMES
+from services.node_agent.shell.stored import Stored
 from shared.errors import NotFound
 from shared.job import REMARKS_KEPT, BlobRef, OutputsRef
 from shared.manifest import FILES_MAX, Entry, Manifest
@@ -67,7 +68,9 @@ class _ManifestFile:
 async def collect(
     runtime: Runtime, storage: Storage, key: Key, handle: str, folder: Path, bytes_max: int
 ) -> tuple[OutputsRef, tuple[str, ...]]:
-    """Store outputs and logs of an ended attempt; return the reference to the manifest, and remarks. Safe to repeat.
+    """Store outputs and logs of an ended attempt; return the reference to the manifest, and remarks.
+
+    Safe to repeat: what an earlier try has stored, an earlier agent's too, is not stored again.
 
     Files beyond *bytes_max* bytes in all, or beyond FILES_MAX, are left out, which the remarks and the manifest say.
 
@@ -75,13 +78,11 @@ async def collect(
         WherryError: storage or the runtime refused, or (retryable) is away.
     """
     path = folder / "manifest.json"
-    manifest = _ManifestFile(path, key)
-    files = _Files(storage, key, manifest, bytes_max)
+    manifest, stored = _ManifestFile(path, key), Stored(folder / "stored")
+    files = _Files(storage, key, manifest, stored, bytes_max)
     try:
         # First, for it is on this disk already: while storage is away, the engine is not kept reading.
-        names = tuple(NAMES.values())
-        kept = await asyncio.gather(*(storage.keep_file(key, folder / name) for name in names))
-        logs = dict(zip(names, kept, strict=True))
+        logs = await _keep_logs(storage, stored, key, folder)
         try:
             async for output in runtime.outputs(key, handle):
                 await files.take(output)
@@ -92,16 +93,38 @@ async def collect(
     finally:
         await files.cancel()
         manifest.close()
+        stored.close()
     blob = await storage.keep_file(key, path)
     return OutputsRef(manifest=blob, files=manifest.files, bytes=manifest.bytes), files.remarks.all()
+
+
+async def _keep_logs(storage: Storage, stored: Stored, key: Key, folder: Path) -> dict[str, BlobRef]:
+    async def keep(name: str) -> BlobRef:
+        return blob if (blob := known[name]) is not None else await storage.keep_file(key, folder / name)
+
+    names = tuple(NAMES.values())
+    seen = {name: _size_and_time(folder / name) for name in names}
+    known = {name: stored.next(f"/{name}", *seen[name]) for name in names}
+    kept = dict(zip(names, await asyncio.gather(*map(keep, names)), strict=True))
+    for name in names:
+        if known[name] is None:
+            stored.note(f"/{name}", *seen[name], kept[name])
+    return kept
+
+
+def _size_and_time(path: Path) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    status = path.stat()
+    return status.st_size, status.st_mtime
 
 
 class _Files:
     """Stores files as they come and lists them in that order: small ones several at once, large ones alone."""
 
-    def __init__(self, storage: Storage, key: Key, manifest: _ManifestFile, bytes_max: int) -> None:
+    def __init__(self, storage: Storage, key: Key, manifest: _ManifestFile, stored: Stored, bytes_max: int) -> None:
         self.remarks = _Remarks()
-        self._storage, self._key, self._manifest = storage, key, manifest
+        self._storage, self._key, self._manifest, self._stored = storage, key, manifest, stored
         self._count, self._bytes, self._bytes_max = 0, 0, bytes_max
         self._links: list[Output] = []
         self._blobs: dict[str, tuple[str, int]] = {}  # of a hundred thousand files: small values
@@ -144,6 +167,8 @@ class _Files:
     async def _take_file(self, output: Output) -> None:
         if output.kind == "link":
             self._links.append(output)
+        elif (blob := self._stored.next(output.path, output.size, output.mtime)) is not None:
+            self._list(output, blob)
         elif output.chunks is not None:
             await self._settle(0)
             self._keep(output, await self._storage.keep(self._key, output.chunks))
@@ -159,6 +184,10 @@ class _Files:
             self._under_way.popleft()
 
     def _keep(self, output: Output, blob: BlobRef) -> None:
+        self._stored.note(output.path, output.size, output.mtime, blob)
+        self._list(output, blob)
+
+    def _list(self, output: Output, blob: BlobRef) -> None:
         self._blobs[output.path] = (blob.sha256, blob.size)
         self._manifest.add(_entry(output, blob))
 
