@@ -71,7 +71,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.state.gateway = None
     app.state.broken = asyncio.Event()
     app.state.access_log = AccessLog() if settings.access_log and settings.log_level in ("debug", "info") else None
-    app.edge = Edge(app.inner, {("POST", "/v1/jobs"): jobs.submit}, app.state.access_log)
+    lanes = {("POST", "/v1/jobs"): jobs.submit, ("PUT", "/v1/artifacts"): files.put_artifact}
+    app.edge = Edge(app.inner, lanes, app.state.access_log)
     _add_routes(app)
     _add_errors(app)
     app.openapi = lambda: _openapi(app)  # pyright: ignore[reportAttributeAccessIssue]

@@ -3,14 +3,14 @@
 import mimetypes
 import re
 from contextlib import AsyncExitStack
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from python_multipart.multipart import parse_options_header
 
 from services.gateway.core import ranges, translate, views
 from services.gateway.core.problems import invalid
-from services.gateway.routes.http import Caller, Door, Stream, answer, uploaded, wants_json
+from services.gateway.routes.http import Caller, Door, Stream, answer, bearer, gateway_of, uploaded, wants_json
 from services.gateway.shell import files
 from services.gateway.shell.gateway import Gateway
 from shared.channels import ARTIFACT_LIST
@@ -22,23 +22,30 @@ router = APIRouter(prefix="/v1", tags=["files"])
 _MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?$")
 _BINARY = "application/octet-stream"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
-_UPLOAD = {"requestBody": {"required": True, "content": {"*/*": _BYTES}}}
+_UPLOAD: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"*/*": _BYTES}},
+    "parameters": [
+        {
+            "name": "name", "in": "query", "description": "Else from Content-Disposition.",
+            "schema": {"type": "string", "maxLength": 255},
+        }
+    ],
+}  # fmt: skip
 FILE = {200: {"content": {"*/*": _BYTES}}, 206: {"content": {"*/*": _BYTES}}, 304: {"description": "Unchanged"}}
 _ZIP = {200: {"content": {"application/zip": _BYTES}}}
 
 
+# Served by `app` without FastAPI's routing; this entry is what the OpenAPI document is made from.
 @router.put("/artifacts", status_code=201, response_model=views.ArtifactView, openapi_extra=_UPLOAD)
-async def put_artifact(
-    request: Request,
-    gateway: Door,
-    principal: Caller,
-    name: Annotated[str | None, Query(max_length=255, description="Else from Content-Disposition.")] = None,
-) -> Response:
+async def put_artifact(request: Request) -> Response:
     """Store the body, of any size. Nothing is kept of an upload that is cut."""
+    gateway = gateway_of(request)
+    principal = await gateway.tokens.principal(bearer(request))
     media_type = request.headers.get("content-type", _BINARY)
     if not _MEDIA_TYPE.match(media_type):
         raise invalid([FieldProblem(field="Content-Type", message="That is no media type")])
-    stored = await files.store(gateway, principal, uploaded(request), _name(request, name), media_type)
+    name = _name(request, request.query_params.get("name"))
+    stored = await files.store(gateway, principal, uploaded(request), name, media_type)
     return answer(translate.committed(stored), 201, headers={"Location": f"/v1/artifacts/{stored.artifact_id}"})
 
 
@@ -147,6 +154,8 @@ def _name(request: Request, name: str | None) -> str:
     if name is None:
         _, options = parse_options_header(request.headers.get("content-disposition"))
         name = options.get(b"filename", b"").decode(errors="replace")[:255]
+    if len(name) > 255:
+        raise invalid([FieldProblem(field="name", message="A name has at most 255 characters")])
     if not all(char.isprintable() for char in name):
         raise invalid([FieldProblem(field="name", message="A name has printable characters only")])
     return name

@@ -32,6 +32,33 @@ class StoredFile:
     chunk_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """*length* bytes of a file from *offset* on, fewer at its end."""
+
+    file: StoredFile
+    offset: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        """The byte after the last."""
+        return min(self.offset + self.length, self.file.size)
+
+    @property
+    def chunks(self) -> range:
+        """The numbers of the chunks that hold it."""
+        if self.stop <= self.offset:
+            return range(0)
+        return range(self.offset // self.file.chunk_bytes, (self.stop - 1) // self.file.chunk_bytes + 1)
+
+    def cut(self, parts: Sequence[bytes]) -> bytes:
+        """Return the span out of what its chunks hold."""
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        start, size = self.offset % self.file.chunk_bytes, max(0, self.stop - self.offset)
+        return body if start == 0 and len(body) == size else body[start : start + size]
+
+
 class GridFs:
     """The bucket ``fs`` of a database."""
 
@@ -84,19 +111,19 @@ class GridFs:
 
     async def read(self, file: StoredFile, offset: int, length: int) -> bytes:
         """Return *length* bytes from *offset* on, fewer at the end. Only the chunks that hold them are read."""
-        stop = min(offset + length, file.size)
-        if stop <= offset:
-            return b""
-        first, last = offset // file.chunk_bytes, (stop - 1) // file.chunk_bytes
-        if first == last:
-            document = await self._chunks.find_one({"files_id": file.id, "n": first}, {"_id": 0, "data": 1})
-            parts = [document["data"]] if document else []
-        else:
-            wanted = {"files_id": file.id, "n": {"$gte": first, "$lte": last}}
-            parts = [one["data"] async for one in self._chunks.find(wanted, {"_id": 0, "data": 1}).sort("n", 1)]
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        start = offset - first * file.chunk_bytes
-        return body if start == 0 and len(body) == stop - offset else body[start : start + stop - offset]
+        return (await self.read_many([Span(file, offset, length)]))[0]
+
+    async def read_many(self, spans: Sequence[Span]) -> list[bytes]:
+        """Return the bytes of each of *spans*, in order, with one question for all of them."""
+        wanted: dict[ObjectId, set[int]] = {}
+        for span in spans:
+            wanted.setdefault(span.file.id, set()).update(span.chunks)
+        asked: list[Document] = [{"files_id": one, "n": {"$in": sorted(n)}} for one, n in wanted.items() if n]
+        if not asked:
+            return [b"" for _ in spans]
+        found = self._chunks.find({"$or": asked} if len(asked) > 1 else asked[0], {"_id": 0})
+        data = {(one["files_id"], one["n"]): one["data"] for one in await found.to_list(None)}
+        return [span.cut([data.get((span.file.id, number), b"") for number in span.chunks]) for span in spans]
 
     async def chunks(self, file_id: ObjectId) -> AsyncGenerator[tuple[int, bytes], None]:
         """Give a file's chunks in order, a few at a time."""

@@ -6,10 +6,11 @@ from hashlib import sha256
 
 from prometheus_client import Counter
 
-from services.storage.adapters.gridfs import GridFs, StoredFile
+from services.storage.adapters.gridfs import GridFs, Span, StoredFile
 from services.storage.adapters.upload_store import UploadStore
 from services.storage.core.access import AttemptScope, OwnerScope, check_attempt, check_source, scope_of
 from services.storage.routes.table import Route, route
+from services.storage.shell.grouping import Grouped
 from services.storage.shell.inputs import Inputs
 from services.storage.shell.jobs import Jobs
 from services.storage.shell.uploads import Put, Uploads
@@ -36,6 +37,8 @@ SENT = Counter("wherry_storage_blob_bytes_sent_total", "Bytes of blobs that were
 
 #: Chunks that may be handled at a time, and reads: each holds at most one chunk.
 CHUNKS_AT_ONCE, READS_AT_ONCE = 64, 32
+#: Pieces that one question to the database is about.
+FOUND_MOST = 8
 FILES_KEPT = 1024
 #: How long a node's right to an input or an attempt, once seen, is not looked up again. The outcome of an attempt
 #: that was replaced in the meantime does not count anyway.
@@ -48,6 +51,15 @@ class BlobRoutes:
     def __init__(self, uploads: Uploads, gridfs: GridFs, store: UploadStore, jobs: Jobs, inputs: Inputs) -> None:
         self._uploads = uploads
         self._gridfs = gridfs
+        # Readers ask ahead: what waits at a moment, mostly pieces of one file in a row, is one question.
+        self._reads = Grouped(
+            gridfs.read_many,
+            lambda span: span.length,
+            at_once=2,
+            group_most=FOUND_MOST,
+            group_bytes=FOUND_MOST * CHUNK_BYTES,
+            waiting_bytes=2 * READS_AT_ONCE * CHUNK_BYTES,
+        )
         self._store = store
         self._jobs = jobs
         self._inputs = inputs
@@ -106,12 +118,12 @@ class BlobRoutes:
             raise WherryError("invalid", f"A range begins at 0 or later and has at most {CHUNK_BYTES} bytes.")
         digest = await self._digest(who, message)
         file = await self._file(digest)
-        body = await self._gridfs.read(file, message.offset, message.length)
+        body = await self._reads.do(Span(file, message.offset, message.length))
         if len(body) < min(message.length, file.size - message.offset):
             # Removed since it was found, and perhaps stored anew.
             self._files.pop(digest, None)
             file = await self._file(digest)
-            body = await self._gridfs.read(file, message.offset, message.length)
+            body = await self._reads.do(Span(file, message.offset, message.length))
         SENT.inc(len(body))
         return Raw(body, {SIZE_HEADER: str(file.size)})
 
