@@ -1,4 +1,5 @@
 import io
+import random
 import zipfile
 
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from services.gateway.adapters import zips
 from services.gateway.adapters.zips import PassingZip
 from shared.errors import WherryError
+from tests.zips.builder import STORED, Member, build
 
 
 def zipped(**files: str) -> bytes:
@@ -56,3 +58,26 @@ async def test_a_directory_longer_than_the_tail_is_left_to_be_judged_where_it_is
     monkeypatch.setattr(zips, "TAIL_BYTES", 100)
     body = zipped(**{f"file{i}": "x" for i in range(50)})
     assert await passed(body) == (body, False)
+
+
+async def test_of_a_small_zip_each_content_is_looked_at(monkeypatch) -> None:
+    wrong = build(Member(b"bad.bin", local={"crc": 1}, central={"crc": 1}))
+    with pytest.raises(WherryError, match=r"'bad\.bin' has another checksum"):
+        await passed(wrong, 1000)
+    monkeypatch.setattr(zips, "_CONTENTS_BYTES_MAX", 10)
+    assert await passed(wrong, 1000) == (wrong, True)  # too much to unpack here: the node looks
+
+
+async def test_of_a_large_zip_only_the_directory_is_looked_at(monkeypatch) -> None:
+    dense = random.Random(1).randbytes(100_000)
+    other, upwards = (
+        build(Member(b"dense", dense, STORED), Member(b"bad.bin", local={"name": b"two.bin"})),
+        build(Member(b"dense", dense, STORED), Member(b"../bad.bin")),
+    )
+    monkeypatch.setattr(zips, "TAIL_BYTES", 70_000)
+    assert await passed(other, 1000) == (other, True)
+    with pytest.raises(WherryError, match="leads out"):
+        await passed(upwards, 1000)
+    monkeypatch.undo()
+    with pytest.raises(WherryError, match="has another name"):
+        await passed(other, 1000)
