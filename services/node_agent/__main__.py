@@ -21,6 +21,7 @@ from services.node_agent.adapters.journal import Journal
 from services.node_agent.adapters.processes import INHERITED, ProcessRuntime
 from services.node_agent.adapters.storage import Storage
 from services.node_agent.core.container import Place
+from services.node_agent.core.shelf import disk_for_inputs
 from services.node_agent.ports import Runtime
 from services.node_agent.settings import AgentSettings, controller_address
 from services.node_agent.shell.agent import Agent, offered
@@ -234,7 +235,7 @@ async def _doctor(settings: AgentSettings) -> int:
     cards = gpus.read()
     typer.echo(f"gpus       {', '.join(f'{gpu.name} {gpu.uuid}' for gpu in cards) or 'none'} {gpus.problem}".rstrip())
     gpus.close()
-    capacity = offered(host, facts, settings.share, cards)
+    capacity = offered(host, facts, settings.share, cards, disk_for_inputs(host.disk, settings.inputs_disk))
     gib = 1024**3
     typer.echo(
         f"capacity   cpus {capacity.cpus:g}, memory {capacity.memory / gib:.1f} GiB, disk {capacity.disk / gib:.1f} GiB"

@@ -1,6 +1,6 @@
 """What the agent needs of the outside: a runtime that runs programs, and a store for their results."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
+from services.node_agent.core.shelf import Given
 from services.node_agent.core.use import Use
 from shared.fleet import Order
 
@@ -46,9 +47,13 @@ Sink = Callable[[Chunk], None]
 Fetch = Callable[[], Awaitable[Path | None]]
 
 
-async def nothing() -> Path | None:
-    """Fetch nothing."""
-    return None
+#: Brings the inputs of an attempt to the machine, and says where each is, by its name.
+Provide = Callable[[], Awaitable[Mapping[str, Given]]]
+
+
+async def no_inputs() -> Mapping[str, Given]:
+    """Bring nothing."""
+    return {}
 
 
 class Following(Protocol):
@@ -119,11 +124,27 @@ class Runtime(Protocol):
         """Return names and digests of the images on the machine."""
         ...
 
-    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Fetch = nothing) -> str:
+    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Provide = no_inputs) -> str:
         """Put files in place, make the container ready to be started, and return its handle.
 
-        *source* gives a zip, *inputs* a folder with a file or a folder for each input.
+        *source* gives a zip, *inputs* what `fill_input` has made of each input.
         """
+        ...
+
+    async def fill_input(self, volume: str, image: str, pieces: Iterator[bytes]) -> None:
+        """Make a volume of what is in the folder FILL_ROOT of a tar, read in a thread. *image* is an image's id."""
+        ...
+
+    async def has_input(self, volume: str) -> bool:
+        """Return whether a volume is there."""
+        ...
+
+    async def inputs(self) -> frozenset[str]:
+        """Return all volumes of inputs, broken ones too."""
+        ...
+
+    async def drop_input(self, volume: str) -> bool:
+        """Remove a volume. Return False if something uses it."""
         ...
 
     async def start(self, key: Key, handle: str) -> None:
@@ -142,8 +163,15 @@ class Runtime(Protocol):
         """Send *signal*; what has ended already is no error."""
         ...
 
-    def outputs(self, key: Key, handle: str) -> AsyncIterator[Output]:
-        """Give everything in the outputs of an ended program."""
+    def outputs(self, key: Key, handle: str, below: str = "") -> AsyncIterator[Output]:
+        """Give everything in the outputs, or only what is at *below* and under it; paths are whole in either case.
+
+        The program may still run: then each file is as long as it was when its turn came, and what goes away is left
+        out.
+
+        Raises:
+            NotFound: there are no outputs, or nothing is at *below*.
+        """
         ...
 
     async def disk_used(self, keys: Collection[Key]) -> Mapping[Key, int]:

@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints
 
 from services.node_agent.core.capacity import Share, parse_share
 from shared.settings import ServiceSettings
-from shared.spec import MIB
+from shared.spec import MIB, Bytes
 
 _NOT_SLUG = re.compile(r"[^a-z0-9]+")
 NodeId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
@@ -40,6 +40,8 @@ class AgentSettings(ServiceSettings):
     log_rate: int = Field(2 * MIB, ge=1024)  # bytes of output a second that the node publishes, of all attempts
     outputs_bytes_max: int | None = Field(None, ge=0)  # of what an attempt leaves, kept; default: the job's disk
     disk_interval_s: float = Field(5, gt=0, le=3600)  # between two looks at what programs have written
+    #: What inputs of jobs may take of the disk, kept for the next job too; default: a fifth. Attempts have the rest.
+    inputs_disk: Bytes | None = None
     upload_patience_s: float = Field(600, gt=0)
     stray_age_s: float = Field(60, ge=0)  # what is ours and unknown is removed only when it is older
 

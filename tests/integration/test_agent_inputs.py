@@ -1,5 +1,6 @@
 """Outputs of one job as inputs of another: there, read-only, with their hierarchy, and nobody else's."""
 
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests.integration.agent_stack import (
     Head,
     agent_of,
     busybox,
+    docker,
     head_of,
     storage_of,
     whole,
@@ -133,11 +135,49 @@ async def test_a_missing_path_a_job_that_runs_and_one_of_somebody_else_are_missi
         await head.forget(order, agent)
 
 
-async def test_inputs_larger_than_the_promised_disk_are_refused(head: Head, agent: AgentProcess) -> None:
+async def test_a_second_job_finds_what_the_first_had_brought_without_taking_its_promised_disk(
+    head: Head, agent: AgentProcess, runtime: dict[str, Any]
+) -> None:
     source = (await made(head)).job_id
-    spec: dict[str, Any] = {"inputs": {"x": f"job:{source}"}, "resources": {"disk": "1MB"}}
-    _, finished = await head.run(command="true", image=IMAGE, **spec)
-    assert finished["error"]["reason"] == "disk"
+    spec: dict[str, Any] = {"inputs": {"x": f"job:{source}/deep"}, "resources": {"disk": "1MB"}, **runtime}
+    for _ in range(2):
+        order, finished = await head.run(command='cat "$WHERRY_INPUTS/x/tool.sh"', **spec)
+        assert finished["state"] == "succeeded", finished
+        await head.forget(order, agent)
+    assert agent.log().count("input_brought") == 1
+    [held] = await head.until(lambda: head.beats[-1].inputs, 20)
+    assert held.bytes == 2_000_005
+
+
+async def test_inputs_beyond_what_the_node_keeps_are_refused(head: Head, tmp_path: Path) -> None:
+    async with agent_of(head.stack, head, tmp_path) as agent:
+        source = (await made(head)).job_id
+        await agent.stop(signal.SIGTERM)
+        agent.env["WHERRY_INPUTS_DISK"] = "1MB"
+        await agent.start()
+        _, finished = await head.run(command="true", image=IMAGE, inputs={"x": f"job:{source}"})
+        assert finished["error"]["reason"] == "disk"
+        assert "WHERRY_INPUTS_DISK" in finished["error"]["message"]
+
+
+async def test_what_a_killed_agent_was_filling_is_removed_and_what_it_kept_stays(
+    head: Head, agent: AgentProcess
+) -> None:
+    source = (await made(head)).job_id
+    spec: dict[str, Any] = {"command": "true", "image": IMAGE, "inputs": {"x": f"job:{source}/deep"}}
+    order, _ = await head.run(**spec)
+    await head.forget(order, agent)
+    await agent.stop(signal.SIGKILL)
+    labels = [f"wherry.stack={agent.stack_id}", "wherry.node=n1", "wherry.input=broken"]
+    docker("volume", "create", f"{agent.stack_id}-broken", *(f"--label={label}" for label in labels))
+    broken = agent.data / "processes-inputs" / "broken.part"
+    broken.mkdir()
+    await agent.start()
+    order, finished = await head.run(**spec)
+    assert finished["state"] == "succeeded", finished
+    assert agent.log().count("input_brought") == 1
+    await head.until(lambda: agent.log().count("input_left_over") == 2, 20)
+    await head.until(lambda: not broken.exists(), 20)
 
 
 async def test_a_node_reads_inputs_of_what_it_runs_and_nothing_beside_them(head: Head, agent: AgentProcess) -> None:

@@ -20,14 +20,16 @@ import docker.utils
 
 from services.node_agent.adapters import source_zip, use
 from services.node_agent.adapters.docker_endpoint import Endpoint
+from services.node_agent.adapters.pieces import PieceReader
 from services.node_agent.adapters.reader_thread import ReaderThread
 from services.node_agent.core import archive, container
 from services.node_agent.core.container import Key, Place
 from services.node_agent.core.disk import used_by_attempts
 from services.node_agent.core.ending import Outcome
 from services.node_agent.core.frames import FrameParser, LogPosition, moment, unread
+from services.node_agent.core.shelf import CONTENT, Given
 from services.node_agent.core.use import Use, use_in_stats
-from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, RuntimeFacts, Sink, nothing
+from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, Provide, RuntimeFacts, Sink, no_inputs
 from shared.errors import NotFound, Unavailable, WherryError
 from shared.fleet import Order
 from shared.job import Failure
@@ -122,7 +124,7 @@ class DockerRuntime:
 
     # --- one attempt ---
 
-    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Fetch = nothing) -> str:
+    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Provide = no_inputs) -> str:
         """Create the container and fill its volumes, in four calls of which three overlap with the download."""
         if not container.has_command(order, image.config):
             raise WherryError(
@@ -131,15 +133,62 @@ class DockerRuntime:
         key = Key(order.job_id, order.attempt)
         name = self._place.name(key)
         staging = container.staging_container(self._place, order, image.id)
-        job = container.job_container(self._place, order, image.id, pids_limit=self._pids_limit)
+        job = partial(container.job_container, self._place, order, image.id, pids_limit=self._pids_limit)
+
+        async def create() -> str:
+            return await self._create(job(inputs=await given), name)
+
         async with _all_or_none() as group:
             path = group.create_task(_awaited(source()))
             given = group.create_task(_awaited(inputs()))
             filled = group.create_task(self._create(staging, f"{name}-staging"))
-            created = group.create_task(self._create(job, name))
+            created = group.create_task(create())
         files = _staged(order, path.result(), given.result())
         await self._call(partial(self._fill, filled.result(), files), pool=self._long_pool)
         return created.result()
+
+    # --- inputs, which several attempts share ---
+
+    async def fill_input(self, volume: str, image: str, pieces: Iterator[bytes]) -> None:
+        """Make a volume and fill it through a container that is never started."""
+        place, api = self._place, self._api()
+        name, labels = place.input_name(volume), place.input_labels(volume)
+        await self._call(partial(api.create_volume, name, labels=labels))
+        try:
+            staging = await self._create(container.filling_container(place, volume, image), f"{name}-staging")
+            await self._call(partial(self._fill, staging, pieces), pool=self._long_pool)
+        finally:
+            await self._remove_quietly(f"{name}-staging")
+
+    async def has_input(self, volume: str) -> bool:
+        """Return whether the volume is there, and is the one that was filled: a missing one would be mounted empty."""
+        try:
+            found = await self._call(self._api().inspect_volume, self._place.input_name(volume))
+        except NotFound:
+            return False
+        return (found["Labels"] or {}).get("wherry.input") == volume
+
+    async def inputs(self) -> frozenset[str]:
+        """Return every volume of an input of this agent's."""
+        labels = [f"{name}={value}" for name, value in self._place.own_labels().items()]
+        found = await self._call(partial(self._api().volumes, filters={"label": [*labels, "wherry.input"]}))
+        return frozenset(one["Labels"]["wherry.input"] for one in found["Volumes"] or ())
+
+    async def drop_input(self, volume: str) -> bool:
+        """Remove the volume, and what fills it; the engine itself keeps what a container has."""
+        name = self._place.input_name(volume)
+        await self._remove(f"{name}-staging")
+        try:
+            await self._call(partial(self._api().remove_volume, name))
+        except NotFound:
+            return True
+        except WherryError as error:
+            if "in use" not in error.message:
+                raise
+            return False
+        return True
+
+    # --- the attempt goes on ---
 
     async def start(self, key: Key, handle: str) -> None:
         """Start the container; its staging container goes in the background."""
@@ -191,7 +240,7 @@ class DockerRuntime:
             if "is not running" not in error.message:
                 raise
 
-    async def outputs(self, key: Key, handle: str) -> AsyncIterator[Output]:
+    async def outputs(self, key: Key, handle: str, below: str = "") -> AsyncIterator[Output]:
         """Give what is in /outputs, read from the container's volume as one tar."""
         del key
         queue: asyncio.Queue[Output | bytes | BaseException | None] = asyncio.Queue(8)
@@ -203,7 +252,7 @@ class DockerRuntime:
                 raise InterruptedError
             asyncio.run_coroutine_threadsafe(queue.put(item), loop).result()
 
-        reading = loop.run_in_executor(self._long_pool, self._read_outputs, handle, put)
+        reading = loop.run_in_executor(self._long_pool, self._read_outputs, handle, below, put)
         try:
             while (item := await queue.get()) is not None:
                 if isinstance(item, BaseException):
@@ -370,13 +419,15 @@ class DockerRuntime:
                 reader.interrupt = None
                 response.close()
 
-    def _read_outputs(self, handle: str, put: Callable[[Output | bytes | BaseException | None], None]) -> None:
+    def _read_outputs(
+        self, handle: str, below: str, put: Callable[[Output | bytes | BaseException | None], None]
+    ) -> None:
         try:
             with _translated("reading the outputs"):
-                pieces, _ = self._api().get_archive(handle, container.OUTPUTS, CHUNK_BYTES)
-                with tarfile.open(fileobj=cast("Any", _Reader(pieces)), mode="r|", bufsize=_TAR_PIECE_BYTES) as tar:
+                pieces, _ = self._api().get_archive(handle, f"{container.OUTPUTS}/{below}".rstrip("/"), CHUNK_BYTES)
+                with tarfile.open(fileobj=cast("Any", PieceReader(pieces)), mode="r|", bufsize=_TAR_PIECE_BYTES) as tar:
                     while (member := tar.next()) is not None:
-                        _give(tar, member, put)
+                        _give(tar, member, below, put)
                         cast("Any", tar).members.clear()  # else it remembers every file
             put(None)
         except InterruptedError:
@@ -517,7 +568,7 @@ def _start_error(error: WherryError) -> WherryError:
     return error
 
 
-def _staged(order: Order, source: Path | None, inputs: Path | None) -> Iterator[bytes]:
+def _staged(order: Order, source: Path | None, inputs: Mapping[str, Given]) -> Iterator[bytes]:
     """Give the tar that fills all volumes of an attempt at once."""
     params = json.dumps(order.spec.params).encode()
     yield archive.folder("workspace")
@@ -527,25 +578,14 @@ def _staged(order: Order, source: Path | None, inputs: Path | None) -> Iterator[
     yield params + archive.padding(len(params))
     if source is not None:
         yield from source_zip.tar_of(source_zip.members(source, bytes_max=order.spec.resources.disk), "workspace")
-    if inputs is not None:
+    if inputs:
         yield archive.folder("inputs")
-        yield from _tree(inputs, "inputs")
+    for name, given in inputs.items():
+        if given.is_file:
+            yield archive.link(f"inputs/{name}", f"{container.input_target(name, given)}/{CONTENT}")
+        else:
+            yield archive.folder(f"inputs/{name}")  # to be mounted on: nothing can be made there once it is read-only
     yield archive.END
-
-
-def _tree(folder: Path, name: str) -> Iterator[bytes]:
-    """Give what is in *folder* as parts of a tar: only files and folders, for nothing else is put there."""
-    for path in sorted(folder.iterdir()):
-        status, inner = path.stat(), f"{name}/{path.name}"
-        if path.is_dir():
-            yield archive.folder(inner, 0o755, int(status.st_mtime))
-            yield from _tree(path, inner)
-            continue
-        yield archive.file(inner, status.st_size, status.st_mode & 0o777, int(status.st_mtime))
-        with path.open("rb") as file:
-            while piece := file.read(_TAR_PIECE_BYTES):
-                yield piece
-        yield archive.padding(status.st_size)
 
 
 def _joined(parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -559,35 +599,20 @@ def _joined(parts: Iterator[bytes]) -> Iterator[bytes]:
     yield bytes(held)
 
 
-class _Reader:
-    """Makes a file of pieces, for tarfile."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._held = b""
-
-    def read(self, size: int) -> bytes:
-        """Return up to *size* bytes; nothing at the end."""
-        while not self._held:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return b""
-            self._held = piece
-        taken, self._held = self._held[:size], self._held[size:]
-        return taken
-
-
 def _give(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, put: Callable[[Output | bytes | BaseException | None], None]
+    tar: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    below: str,
+    put: Callable[[Output | bytes | BaseException | None], None],
 ) -> None:
-    path = _below_outputs(member.name)
+    path = _below_outputs(member.name, below)
     if not path:
         return
     mode, mtime = member.mode & 0o7777, float(member.mtime)
     if member.isdir():
         put(Output(path, "dir", mode, mtime))
     elif member.islnk():
-        put(Output(path, "link", mode, mtime, target=_below_outputs(member.linkname)))
+        put(Output(path, "link", mode, mtime, target=_below_outputs(member.linkname, below)))
     elif not member.isreg():
         put(Output(path, "other", mode, mtime))
     elif (content := tar.extractfile(member)) is not None:
@@ -600,8 +625,9 @@ def _give(
             put(piece)
 
 
-def _below_outputs(name: str) -> str:
-    return name.partition("/")[2].strip("/")
+def _below_outputs(name: str, below: str) -> str:
+    """Return the path of a tar's member, whose first part is the last one of what was asked for."""
+    return "/".join(filter(None, (below, name.partition("/")[2].strip("/"))))
 
 
 def _with_chunks(item: Output, queue: "asyncio.Queue[Output | bytes | BaseException | None]") -> Output:

@@ -45,6 +45,12 @@ def usage(data_dir: Path) -> Usage:
     )
 
 
+def disk(folder: Path) -> tuple[int, int]:
+    """Return the bytes of the disk under *folder*: all, and those that are free."""
+    found = psutil.disk_usage(str(folder))
+    return found.total, found.free
+
+
 def boot_id() -> str:
     """Return a name of the time since the machine was started."""
     try:

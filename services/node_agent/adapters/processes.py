@@ -7,20 +7,23 @@ import shutil
 import signal as signals
 import stat
 import sys
+import tarfile
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from services.node_agent.adapters import process_shim, source_zip, use
+from services.node_agent.adapters.pieces import PieceReader
 from services.node_agent.adapters.reader_thread import ReaderThread
 from services.node_agent.adapters.storage import pieces_of
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
+from services.node_agent.core.shelf import CONTENT, FILL_ROOT, Given
 from services.node_agent.core.use import Use
-from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, RuntimeFacts, Sink, nothing
+from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, Provide, RuntimeFacts, Sink, no_inputs
 from shared.clock import monotonic, utc_now
 from shared.errors import NotFound, WherryError
 from shared.fleet import Order
@@ -28,6 +31,7 @@ from shared.requests import CHUNK_BYTES
 
 _POLL_S = 0.03
 _DIE_S = 10.0
+_TAR_PIECE_BYTES = 256 * 1024
 #: Files and folders of one attempt that a look at its disk goes through: what is beyond them is not counted.
 _LOOKED_AT_MAX = 1_000_000
 #: What programs inherit. Nothing else: the agent's environment has credentials in it.
@@ -47,7 +51,9 @@ class ProcessRuntime:
     def __init__(self, folder: Path, inherited: Mapping[str, str]) -> None:
         self._folder = folder
         self._inherited = inherited
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._inputs = folder.with_name(f"{folder.name}-inputs")
+        for one in (folder, self._inputs):
+            one.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def describe(self) -> RuntimeFacts:
         """Return that it is there."""
@@ -67,14 +73,34 @@ class ProcessRuntime:
         """Return nothing: there are no images here."""
         return ()
 
-    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Fetch = nothing) -> str:
-        """Unpack the source, take the inputs over, and write down what to run."""
+    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Provide = no_inputs) -> str:
+        """Unpack the source, link the inputs, and write down what to run."""
         del image
         folder = self._of(Key(order.job_id, order.attempt))
         await asyncio.to_thread(_unpack, folder, order, await source(), self._inherited)
-        if (given := await inputs()) is not None:
-            await asyncio.to_thread(_take_inputs, given, folder / "inputs")
+        await asyncio.to_thread(_link_inputs, folder / "inputs", self._inputs, await inputs())
         return folder.name
+
+    async def fill_input(self, volume: str, image: str, pieces: Iterator[bytes]) -> None:
+        """Make a folder of a tar. It has its name once it is whole."""
+        del image
+        await asyncio.to_thread(_untar, self._inputs / f"{volume}.part", pieces)
+        (self._inputs / f"{volume}.part" / FILL_ROOT).rename(self._inputs / volume)
+        (self._inputs / f"{volume}.part").rmdir()
+
+    async def has_input(self, volume: str) -> bool:
+        """Return whether the folder is there."""
+        return (self._inputs / volume).is_dir()
+
+    async def inputs(self) -> frozenset[str]:
+        """Return every folder of an input."""
+        return frozenset(path.name.removesuffix(".part") for path in self._inputs.iterdir())
+
+    async def drop_input(self, volume: str) -> bool:
+        """Remove the folder. An attempt that runs has names of its own for the files."""
+        for path in (self._inputs / volume, self._inputs / f"{volume}.part"):
+            await asyncio.to_thread(remove_tree, path)
+        return True
 
     async def start(self, key: Key, handle: str) -> None:
         """Start the supervisor, which starts the program."""
@@ -114,15 +140,20 @@ class ProcessRuntime:
         del handle
         _kill(self._of(key), signals.Signals[signal])
 
-    async def outputs(self, key: Key, handle: str) -> AsyncIterator[Output]:
-        """Give what is in the outputs folder."""
+    async def outputs(self, key: Key, handle: str, below: str = "") -> AsyncIterator[Output]:
+        """Give what is in the outputs folder. No link is followed, and of a file that grows no more than it had."""
         del handle
         root = self._of(key) / "outputs"
         if not root.is_dir():
             raise NotFound("the outputs are gone")
         names: dict[int, str] = {}  # of files that have several, by inode
-        for path in _walk(root):
-            name, status = str(path.relative_to(root)), path.lstat()
+        for path in _walk(_inside(root, below)):
+            if path == root:
+                continue
+            try:
+                name, status = str(path.relative_to(root)), path.lstat()
+            except FileNotFoundError:
+                continue
             mode = stat.S_IMODE(status.st_mode)
             if stat.S_ISDIR(status.st_mode):
                 yield Output(name, "dir", mode, status.st_mtime)
@@ -131,12 +162,13 @@ class ProcessRuntime:
             elif status.st_nlink > 1 and names.setdefault(status.st_ino, name) != name:
                 yield Output(name, "link", mode, status.st_mtime, target=names[status.st_ino])
             else:
-                with path.open("rb") as file:
-                    size = status.st_size
+                size = status.st_size
+                with suppress(FileNotFoundError), path.open("rb", opener=_plainly) as file:
                     if size <= CHUNK_BYTES:
-                        yield Output(name, "file", mode, status.st_mtime, size, body=await asyncio.to_thread(file.read))
+                        body = await asyncio.to_thread(file.read, size)
+                        yield Output(name, "file", mode, status.st_mtime, len(body), body=body)
                     else:
-                        yield Output(name, "file", mode, status.st_mtime, size, chunks=pieces_of(file))
+                        yield Output(name, "file", mode, status.st_mtime, size, chunks=pieces_of(file, size))
 
     async def disk_used(self, keys: Collection[Key]) -> Mapping[Key, int]:
         """Return what the programs have written: all in their folders but the inputs, each file once."""
@@ -200,13 +232,31 @@ def _unpack(folder: Path, order: Order, source: Path | None, inherited: Mapping[
     (folder / "order.json").write_text(json.dumps(what), "utf-8")
 
 
-def _take_inputs(given: Path, inputs: Path) -> None:
-    """Move a folder here, for nobody to write to. It comes from the agent's own folder: the same disk."""
-    given.rename(inputs)
-    for parent, _, names in os.walk(inputs, topdown=False):
-        for name in names:
-            path = Path(parent, name)
-            path.chmod(path.stat().st_mode & 0o555)
+def _untar(folder: Path, pieces: Iterator[bytes]) -> None:
+    """Make files and folders of a tar of our own, for nobody to write to."""
+    remove_tree(folder)
+    folder.mkdir()
+    with tarfile.open(fileobj=cast("Any", PieceReader(pieces)), mode="r|") as tar:
+        while (member := tar.next()) is not None:
+            path = folder / member.name
+            if member.isdir():
+                path.mkdir(exist_ok=True)
+            elif (content := tar.extractfile(member)) is not None:
+                with path.open("xb") as file:
+                    shutil.copyfileobj(content, file, _TAR_PIECE_BYTES)
+                path.chmod(member.mode & 0o555)
+                os.utime(path, (member.mtime, member.mtime))
+            cast("Any", tar).members.clear()  # else it remembers every file
+
+
+def _link_inputs(folder: Path, kept: Path, inputs: Mapping[str, Given]) -> None:
+    """Give the files of inputs further names here; the folders are the attempt's own, and nobody may write to them."""
+    for name, given in inputs.items():
+        if given.is_file:
+            (folder / name).hardlink_to(kept / given.volume / CONTENT)
+        else:
+            shutil.copytree(kept / given.volume, folder / name, copy_function=os.link)
+    for parent, _, _ in os.walk(folder, topdown=False):
         Path(parent).chmod(0o555)
 
 
@@ -294,11 +344,27 @@ def _written(folder: Path) -> int:
     return total
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for entry in sorted(root.iterdir()):
-        yield entry
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _walk(entry)
+def _inside(root: Path, below: str) -> Path:
+    """Return the path *below* a folder, if no link leads there."""
+    path = root
+    for part in filter(None, below.split("/")):
+        path /= part
+        if part in (".", "..") or path.is_symlink() or not path.exists():
+            raise NotFound(f"nothing is at {below!r}")
+    return path
+
+
+def _plainly(path: str, flags: int) -> int:
+    """Open a file that was one a moment ago; what has taken its place is not followed, and not waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    yield path
+    if path.is_dir() and not path.is_symlink():
+        with suppress(FileNotFoundError):
+            for entry in sorted(path.iterdir()):
+                yield from _walk(entry)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
@@ -78,7 +79,11 @@ class Storage:
         Raises:
             WherryError: ``input_missing``, ``stage_in_failed``.
         """
-        wanted, digest, size = BlobRead(job_id=order.job_id, input=name, path=entry.path, min_seq=order.seq), sha256(), 0
+        wanted, digest, size = (
+            BlobRead(job_id=order.job_id, input=name, path=entry.path, min_seq=order.seq),
+            sha256(),
+            0,
+        )
         try:
             async with aclosing(self._blobs.read(wanted, patience_s=order.spec.timeouts.stage_in)) as pieces:
                 async for piece in pieces:
@@ -98,52 +103,26 @@ class Storage:
         Raises:
             WherryError: as `input_file`.
         """
-        asked = asked_path(order.spec, name)
-        made = {""}
-        ahead: deque[tuple[Entry, asyncio.Task[bytes] | None]] = deque()
+        parts = _Parts(partial(self.input_file, order, name), asked_path(order.spec, name), root)
         yield archive.folder(root)
-
-        async def whole(entry: Entry) -> bytes:
-            return b"".join([piece async for piece in self.input_file(order, name, entry)])
-
-        async def given() -> AsyncGenerator[bytes, None]:
-            entry, fetching = ahead.popleft()
-            path = place(entry.path, asked)
-            for folder in _folders(path, made):
-                yield archive.folder(f"{root}/{folder}")
-            path, mtime = f"{root}/{path or CONTENT}", int(entry.mtime)
-            if entry.blob is None:
-                if path not in made:
-                    yield archive.folder(path, entry.mode & 0o777 | 0o500, mtime)
-                return
-            yield archive.file(path, entry.blob.size, entry.mode & 0o777 | 0o400, mtime)
-            if fetching is not None:
-                yield await fetching
-            else:
-                async for piece in self.input_file(order, name, entry):
-                    yield piece
-            yield archive.padding(entry.blob.size)
-
         try:
-            async for page in self.input_pages(order, name):
-                for entry in page:
-                    is_small = entry.blob is not None and entry.blob.size <= CHUNK_BYTES
-                    ahead.append((entry, asyncio.create_task(whole(entry)) if is_small else None))
-                    if len(ahead) >= _FILES_AT_ONCE:
-                        async for part in given():
-                            yield part
-            while ahead:
-                async for part in given():
+            async with aclosing(self.input_pages(order, name)) as pages:
+                async for page in pages:
+                    for entry in page:
+                        parts.add(entry)
+                        while parts.is_full:
+                            async for part in parts.next():
+                                yield part
+            while parts.ahead:
+                async for part in parts.next():
                     yield part
         finally:
-            for _, fetching in ahead:
-                if fetching is not None:
-                    fetching.cancel()
+            await parts.close()
         yield archive.END
 
     async def keep(self, key: Key, chunks: AsyncIterator[bytes]) -> BlobRef:
         """Store *chunks* as something that the attempt left."""
-        scope = BlobScope(job_id=key.job_id, attempt=key.attempt)
+        scope = BlobScope(job_id=key.job_id, attempt=key.attempt, snapshot=self._snapshot)
         return (await self._blobs.upload(chunks, scope, patience_s=self._patience_s)).blob
 
     async def keep_bytes(self, key: Key, body: bytes) -> BlobRef:
@@ -158,15 +137,69 @@ class Storage:
             return await self.keep(key, pieces_of(file))
 
 
-async def pieces_of(file: BinaryIO) -> AsyncIterator[bytes]:
-    """Give a file in pieces, read in a thread."""
-    while piece := await asyncio.to_thread(file.read, CHUNK_BYTES):
+async def pieces_of(file: BinaryIO, size: int | None = None) -> AsyncIterator[bytes]:
+    """Give a file in pieces, read in a thread; no more than its first *size* bytes, where that is given."""
+    while piece := await asyncio.to_thread(file.read, CHUNK_BYTES if size is None else min(CHUNK_BYTES, size)):
         yield piece
+        size = None if size is None else size - len(piece)
 
 
 async def _one(body: bytes) -> AsyncIterator[bytes]:
     if body:
         yield body
+
+
+class _Parts:
+    """Entries of a listing on their way into a tar.
+
+    Args:
+        read: gives the bytes of a file.
+        asked: the path among the outputs that was asked for.
+        root: the folder of the tar.
+    """
+
+    def __init__(self, read: Callable[[Entry], AsyncGenerator[bytes, None]], asked: str | None, root: str) -> None:
+        self.ahead: deque[tuple[Entry, asyncio.Task[bytes] | None]] = deque()
+        self._read, self._asked, self._root = read, asked, root
+        self._made = {""}
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether enough is being fetched."""
+        return len(self.ahead) >= _FILES_AT_ONCE
+
+    def add(self, entry: Entry) -> None:
+        """Take in the next entry; a small file is fetched from now on."""
+        is_small = entry.blob is not None and entry.blob.size <= CHUNK_BYTES
+        self.ahead.append((entry, asyncio.create_task(self._whole(entry)) if is_small else None))
+
+    async def next(self) -> AsyncGenerator[bytes, None]:
+        """Give the tar's part for the first entry."""
+        entry, fetching = self.ahead.popleft()
+        path, mtime = place(entry.path, self._asked), int(entry.mtime)
+        for folder in _folders(path, self._made):
+            yield archive.folder(f"{self._root}/{folder}")
+        if entry.blob is None:
+            self._made.add(path)
+            yield archive.folder(f"{self._root}/{path}", entry.mode & 0o777 | 0o500, mtime)
+            return
+        yield archive.file(f"{self._root}/{path or CONTENT}", entry.blob.size, entry.mode & 0o777 | 0o400, mtime)
+        if fetching is not None:
+            yield await fetching
+        else:
+            async for piece in self._read(entry):
+                yield piece
+        yield archive.padding(entry.blob.size)
+
+    async def close(self) -> None:
+        """Fetch nothing more."""
+        left = [fetching for _, fetching in self.ahead if fetching is not None]
+        for fetching in left:
+            fetching.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _whole(self, entry: Entry) -> bytes:
+        return b"".join([piece async for piece in self._read(entry)])
 
 
 def _folders(path: str, made: set[str]) -> Iterator[str]:

@@ -23,6 +23,13 @@ def file(path: str, size: int, mode: int = 0o644, mtime: int = EPOCH) -> bytes:
     return _header(info, mode, mtime)
 
 
+def link(path: str, target: str) -> bytes:
+    """Return the tar header of a symbolic link."""
+    info = tarfile.TarInfo(path)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return _header(info, 0o777, EPOCH)
+
+
 def padding(size: int) -> bytes:
     """Return the zeros that fill the last block of a file of *size* bytes."""
     return bytes(-size % tarfile.BLOCKSIZE)

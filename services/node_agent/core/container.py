@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from services.node_agent.core.shelf import FILL_ROOT, Given
 from shared.fleet import Order
 
 WORKSPACE, OUTPUTS, INPUTS, RUN = "/workspace", "/outputs", "/inputs", "/run/wherry"
+#: Where the volumes of inputs that are files are: an engine mounts folders only, and the file's name is the job's.
+FILES = "/run/wherry-inputs"
 PARAMS = f"{RUN}/params.json"
 LOG_FILE_SIZE, LOG_FILES = "32m", "2"
 _TMP_BYTES_MIN = 4096  # tmpfs takes 0 for no limit
@@ -41,6 +45,14 @@ class Place:
             "wherry.owner": owner,
         }
 
+    def input_name(self, volume: str) -> str:
+        """Return the name of an input's volume on the engine."""
+        return f"wherry-{self.stack}-{self.node}-input-{volume}"
+
+    def input_labels(self, volume: str) -> dict[str, str]:
+        """Return what is written on an input's volume, and on what fills it."""
+        return self.own_labels() | {"wherry.input": volume}
+
     def own_labels(self) -> dict[str, str]:
         """Return what is written on everything that this agent makes."""
         return {"wherry.stack": self.stack, "wherry.node": self.node}
@@ -64,7 +76,9 @@ def has_command(order: Order, image_config: Mapping[str, Any]) -> bool:
     return order.spec.command is not None or bool(image_config.get("Cmd") or image_config.get("Entrypoint"))
 
 
-def job_container(place: Place, order: Order, image: str, *, pids_limit: int) -> dict[str, Any]:
+def job_container(
+    place: Place, order: Order, image: str, *, pids_limit: int, inputs: Mapping[str, Given] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return the body of ``POST /containers/create`` for the program of *order*.
 
     Args:
@@ -72,6 +86,7 @@ def job_container(place: Place, order: Order, image: str, *, pids_limit: int) ->
         order: the attempt.
         image: the id of the image, as the engine resolved it.
         pids_limit: processes and threads that the job may have.
+        inputs: the volumes of its inputs, by their names.
     """
     spec, key = order.spec, Key(order.job_id, order.attempt)
     argv = spec.argv()
@@ -86,7 +101,9 @@ def job_container(place: Place, order: Order, image: str, *, pids_limit: int) ->
         "NetworkDisabled": True,  # beside NetworkMode none: saves the engine 0.1 s of network set-up
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGTERM",
-        "HostConfig": _limits(order, pids_limit) | _walls(order) | {"Mounts": _mounts(place, order, is_job=True)},
+        "HostConfig": _limits(order, pids_limit)
+        | _walls(order)
+        | {"Mounts": [*_mounts(place, order, is_job=True), *_input_mounts(place, inputs)]},
     }
 
 
@@ -104,6 +121,37 @@ def staging_container(place: Place, order: Order, image: str) -> dict[str, Any]:
         "NetworkDisabled": True,
         "HostConfig": {"NetworkMode": "none", "Mounts": _mounts(place, order, is_job=False)},
     }
+
+
+def filling_container(place: Place, volume: str, image: str) -> dict[str, Any]:
+    """Return the body for the container, never started, through which an input's volume is filled."""
+    mount = {"Type": "volume", "Target": f"/{FILL_ROOT}", "Source": place.input_name(volume)}
+    return {
+        "Image": image,
+        "Entrypoint": ["/never-started"],
+        "Cmd": [],
+        "Labels": place.input_labels(volume) | {"wherry.role": "staging"},
+        "NetworkDisabled": True,
+        "HostConfig": {"NetworkMode": "none", "Mounts": [mount | {"VolumeOptions": {"NoCopy": True}}]},
+    }
+
+
+def input_target(name: str, given: Given) -> str:
+    """Return where the volume of an input is mounted."""
+    return f"{FILES if given.is_file else INPUTS}/{name}"
+
+
+def _input_mounts(place: Place, inputs: Mapping[str, Given]) -> list[dict[str, Any]]:
+    return [
+        {
+            "Type": "volume",
+            "Target": input_target(name, given),
+            "Source": place.input_name(given.volume),
+            "ReadOnly": True,
+            "VolumeOptions": {"NoCopy": True},
+        }
+        for name, given in inputs.items()
+    ]
 
 
 def environment(order: Order) -> dict[str, str]:

@@ -11,11 +11,13 @@ from prometheus_client import Counter, Gauge
 
 from services.node_agent.adapters import host_psutil
 from services.node_agent.adapters.gpu_nvml import NvmlGpus, PatientGpus
+from services.node_agent.adapters.inputs_book import InputsBook
 from services.node_agent.adapters.journal import Journal, Kept, Outgoing, Write
 from services.node_agent.adapters.lease_note import LeaseNote
 from services.node_agent.adapters.processes import remove_tree
 from services.node_agent.adapters.storage import Storage
 from services.node_agent.core import machine as m
+from services.node_agent.core import shelf
 from services.node_agent.core.capacity import Share
 from services.node_agent.core.container import Key
 from services.node_agent.core.problems import problem
@@ -23,6 +25,7 @@ from services.node_agent.ports import Runtime, RuntimeFacts
 from services.node_agent.settings import AgentSettings
 from services.node_agent.shell.attempts import Attempts, Doing
 from services.node_agent.shell.disk import DiskWatch
+from services.node_agent.shell.inputs import Inputs
 from services.node_agent.shell.outbox import Outbox, event_of
 from services.node_agent.shell.watch import Watch
 from shared import observe
@@ -31,7 +34,7 @@ from shared.channels import HEARTBEAT, OUTPUT, WAKE
 from shared.clock import boottime, monotonic, utc_now
 from shared.errors import Unavailable, WherryError
 from shared.events import OutputBatch
-from shared.fleet import PROTOCOL, Capacity, DesiredState, Gpu, Heartbeat, NodeInfo
+from shared.fleet import PROTOCOL, Capacity, DesiredState, Gpu, Heartbeat, NodeInfo, Usage
 from shared.ids import new_id
 from shared.states import AttemptEventName
 
@@ -116,6 +119,13 @@ class Agent:
         self._disk = DiskWatch(
             self._watch.runtimes, self._machine.held.values, self._facts.put_nowait, settings.disk_interval_s
         )
+        self._inputs = Inputs(
+            storage,
+            self._watch.runtimes,
+            InputsBook(settings.folder / "inputs.sqlite", self._host.boot_id),
+            settings.folder / "inputs",
+            shelf.disk_for_inputs(self._host.disk, settings.inputs_disk),
+        )
         self._outbox = Outbox(bus, settings.node, journal, self._delivered)
         self._attempts = Attempts(
             Doing(
@@ -125,6 +135,7 @@ class Agent:
                 post=self._facts.put_nowait,
                 publish=self._publish,
                 log_bytes_max=settings.log_bytes_max,
+                inputs=self._inputs,
                 log_rate=settings.log_rate,
                 keep=self._keep_output,
                 gpus=lambda: self._gpus.last,
@@ -142,8 +153,8 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as tasks:
                 works = (
-                    self._turns(), self._ticks(), self._watch.run(), self._disk.run(), self._listen(),
-                    self._heartbeat_loop(),
+                    self._turns(), self._ticks(), self._watch.run(), self._disk.run(), self._inputs.run(),
+                    self._listen(), self._heartbeat_loop(),
                 )  # fmt: skip
                 running = [tasks.create_task(work) for work in works]
                 code = await self._ended
@@ -319,15 +330,21 @@ class Agent:
             boot_id=self._host.boot_id,
             seq=self._heartbeats,
             capacity=self._capacity(gpus),
-            usage=host_psutil.usage(self._settings.folder),
+            usage=self._usage(),
             attempts=self._machine.attempts(),
             images=self._watch.images,
+            inputs=self._inputs.held,
             epoch=self._machine.epoch,
             protocol=PROTOCOL,
             leaving=self._is_leaving,
             problem=self._problem_now(),
             at=utc_now(),
         )
+
+    def _usage(self) -> Usage:
+        """Return what is in use. What is set aside for inputs is not free for attempts: see `shelf`."""
+        usage = host_psutil.usage(self._settings.folder)
+        return usage.model_copy(update={"disk_free": max(1, usage.disk_free - self._inputs.unused)})
 
     def _problem_now(self) -> str:
         machine, now = self._machine, boottime()
@@ -357,12 +374,13 @@ class Agent:
         )
 
     def _capacity(self, gpus: tuple[Gpu, ...]) -> Capacity:
-        return offered(self._host, self._watch.facts.values(), self._settings.share, gpus)
+        return offered(self._host, self._watch.facts.values(), self._settings.share, gpus, self._inputs.limit)
 
     # --- the end ---
 
     async def _shut_down(self) -> None:
         await self._attempts.close()
+        await self._inputs.close()
         is_evicted = self._ended.done() and not self._ended.cancelled() and self._ended.result() == EXIT_EVICTED
         ended = [
             held
@@ -390,16 +408,19 @@ class Agent:
 
 
 def offered(
-    host: host_psutil.Machine, runtimes: Iterable[RuntimeFacts], share: Share, gpus: tuple[Gpu, ...]
+    host: host_psutil.Machine, runtimes: Iterable[RuntimeFacts], share: Share, gpus: tuple[Gpu, ...], inputs: int = 0
 ) -> Capacity:
-    """Return what a node offers: its share of the smaller of the machine and what its runtimes can use."""
+    """Return what a node offers: its share of the smaller of the machine and what its runtimes can use.
+
+    Disk is less by the bytes that are for *inputs*.
+    """
     facts = list(runtimes)
     cpus = min([host.cpus, *(one.cpus for one in facts if one.cpus is not None)])
     memory = min([host.memory, *(one.memory for one in facts if one.memory is not None)])
     return Capacity(
         cpus=cpus if share.cpus is None else min(share.cpus, cpus),
         memory=memory if share.memory is None else min(share.memory, memory),
-        disk=host.disk if share.disk is None else min(share.disk, host.disk),
+        disk=host.disk - inputs if share.disk is None else min(share.disk, host.disk - inputs),
         gpus=gpus if share.gpus is None else gpus[: share.gpus],
     )
 

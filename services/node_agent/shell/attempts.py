@@ -14,9 +14,11 @@ from services.node_agent.adapters.storage import Storage
 from services.node_agent.core import machine as m
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome, failure_from
+from services.node_agent.core.shelf import Given
 from services.node_agent.core.use import GpuUse, Use, points
 from services.node_agent.ports import Image, Runtime
 from services.node_agent.shell.collect import collect, until_done
+from services.node_agent.shell.inputs import Inputs
 from services.node_agent.shell.output import OutputPump, final_batches, series_in
 from shared import observe
 from shared.clock import monotonic, utc_now
@@ -57,6 +59,7 @@ class Doing:
         post: takes facts.
         publish: sends output, or loses it.
         log_bytes_max: of an attempt's output.
+        inputs: those of all attempts.
         log_rate: bytes of output that are published in a second, of all attempts together; None: no limit.
         keep: publishes what must not be lost; raises `Unavailable` where nobody has taken it.
         gpus: what was last seen of the GPUs.
@@ -69,6 +72,7 @@ class Doing:
     post: Post
     publish: PublishOutput
     log_bytes_max: int
+    inputs: Inputs
     log_rate: int | None = None
     keep: PublishOutput | None = None
     gpus: Callable[[], GpuUse] = GpuUse
@@ -158,7 +162,9 @@ class Attempts:
                 self._do.post(m.ImageMissing(key))
                 image = await self._pull(runtime, order)
             self._do.post(m.ImageFound(key, image.digest))
-            handle = await runtime.stage(order, image, partial(self._source, order), partial(self._inputs, order))
+            handle = await runtime.stage(
+                order, image, partial(self._source, order), partial(self._inputs, order, runtime, image)
+            )
             self._do.post(m.Staged(key, handle))
         except WherryError as error:
             _log.warning("prepare_failed", job_id=key.job_id, attempt=key.attempt, error=error.message)
@@ -168,7 +174,6 @@ class Attempts:
             self._do.post(m.Failed(key, Failure(reason=EndReason.RUNTIME_ERROR, message=repr(error))))
         finally:
             self._source_path(key).unlink(missing_ok=True)
-            await asyncio.to_thread(remove_tree, self._inputs_path(key))
 
     async def _pull(self, runtime: Runtime, order: Order) -> Image:
         """Pull the image, again and again where a registry is only in trouble."""
@@ -197,16 +202,11 @@ class Attempts:
         await self._do.storage.fetch_source(order, path)
         return path
 
-    async def _inputs(self, order: Order) -> Path | None:
+    async def _inputs(self, order: Order, runtime: Runtime, image: Image) -> Mapping[str, Given]:
         if not order.spec.inputs:
-            return None
-        folder = self._inputs_path(Key(order.job_id, order.attempt))
-        await asyncio.to_thread(remove_tree, folder)
-        await self._do.storage.fetch_inputs(order, folder)
-        return folder
-
-    def _inputs_path(self, key: Key) -> Path:
-        return self.folder(key) / "inputs"
+            return {}
+        tell = self._teller(Key(order.job_id, order.attempt))
+        return await self._do.inputs.provide(order, runtime, image.id, tell)
 
     def _source_path(self, key: Key) -> Path:
         return self.folder(key) / "source.zip"
@@ -439,6 +439,7 @@ class Attempts:
 
         if runtime is not None:
             await until_done(partial(runtime.clear, key), note)
+        await self._do.inputs.release(key)
         await asyncio.to_thread(remove_tree, self.folder(key))
         self._unwanted.discard(key)
         self._do.post(m.Cleared(key))

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,9 +55,9 @@ class _ManifestFile:
             self.files += 1
             self.bytes += entry.blob.size
 
-    def end(self, logs: dict[str, BlobRef], skipped: tuple[str, ...]) -> None:
+    def end(self, logs: Mapping[str, BlobRef], skipped: tuple[str, ...]) -> None:
         tail = Manifest(
-            job_id="", attempt=0, skipped=skipped, stdout=logs["stdout"], stderr=logs["stderr"]
+            job_id="", attempt=0, skipped=skipped, stdout=logs.get("stdout"), stderr=logs.get("stderr")
         ).model_dump_json(include={"stdout", "stderr", "skipped"})
         self._file.write(b"]," + tail[1:].encode())
 
@@ -117,6 +117,30 @@ def _size_and_time(path: Path) -> tuple[int, float]:
         return 0, 0.0
     status = path.stat()
     return status.st_size, status.st_mtime
+
+
+async def look(  # noqa: PLR0913, PLR0917 - what is looked at, and how
+    runtime: Runtime, storage: Storage, key: Key, handle: str, path: Path, below: str, bytes_max: int
+) -> BlobRef:
+    """Store the outputs of a running attempt as they are now, or only *below*; return the manifest, written at *path*.
+
+    Files beyond *bytes_max* bytes in all are left out, which the manifest says.
+
+    Raises:
+        NotFound: nothing is there.
+        WherryError: storage or the runtime refused, or is away.
+    """
+    manifest = _ManifestFile(path, key)
+    files = _Files(storage, key, manifest, bytes_max)
+    try:
+        async for output in runtime.outputs(key, handle, below):
+            await files.take(output)
+        await files.end()
+        manifest.end({}, files.remarks.all())
+    finally:
+        await files.cancel()
+        manifest.close()
+    return await storage.keep_file(key, path)
 
 
 class _Files:

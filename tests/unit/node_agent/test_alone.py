@@ -101,7 +101,7 @@ class Immortal:
 def attempts_on(runtime: Any, folder: Path, posted: list[m.Fact]) -> tuple[Attempts, m.Held]:
     async def publish(*_: object) -> None: ...
 
-    doing = Doing({"process": runtime}, cast("Any", None), folder, posted.append, publish, 1000)
+    doing = Doing({"process": runtime}, cast("Any", None), folder, posted.append, publish, 1000, cast("Any", None))
     spec = JobSpec(runtime="process", command="true")
     order = Order(job_id="j1", owner_id="u1", attempt=1, spec=spec, seq=1)
     return Attempts(doing), m.Held(order=order, phase=m.Phase.RUNNING, since=AT)

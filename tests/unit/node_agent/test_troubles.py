@@ -79,6 +79,46 @@ async def test_a_name_that_is_not_utf8_is_left_out_and_the_others_come_home(tmp_
     assert len(remarks) == 5
 
 
+async def test_what_an_agent_before_has_stored_is_not_stored_again(tmp_path: Path) -> None:
+    (tmp_path / "stdout").write_bytes(b"log")
+    changed = {"b": b"second"}
+
+    async def outputs(*_: Any) -> AsyncIterator[Output]:
+        for name in "abc":
+            body = changed.get(name, name.encode() * 3)
+            yield Output(name, "file", size=len(body), mtime=5.0, body=body)
+        yield Output("d", "file", size=4, chunks=big(b"huge"))
+        if len(blobs.kept) < 8:
+            raise Unavailable("the engine is away")  # in the middle of it
+
+    blobs = Blobs()
+    runtime: Any = SimpleNamespace(outputs=outputs)
+
+    async def bring() -> Manifest:
+        ref, _ = await collecting.collect(runtime, cast("Any", blobs), KEY, "", tmp_path, 2**40)
+        return Manifest.from_bytes(blobs.kept[ref.manifest.sha256])
+
+    with pytest.raises(Unavailable):
+        await bring()
+    first = list(blobs.kept.values())
+    assert first[:2] == [b"log", b""]  # b and c were under way at most
+    with (tmp_path / "stored").open("ab") as file:
+        file.write(b'["d", 4')  # cut off
+    changed["b"] = b"another"  # from here on nothing is believed
+    blobs.kept |= {f"x{number}": b"" for number in range(8)}
+    manifest = await bring()
+    again = list(blobs.kept.values())[len(first) + 8 :]
+    assert again[:-1] == [b"another", b"ccc", b"huge"]
+    assert [blobs.kept[entry.blob.sha256] for entry in manifest.entries if entry.blob] == [
+        b"aaa", b"another", b"ccc", b"huge",
+    ]  # fmt: skip
+    assert manifest.stdout is not None
+    assert blobs.kept[manifest.stdout.sha256] == b"log"
+    before = len(blobs.kept)
+    await bring()
+    assert len(blobs.kept) == before + 1  # the manifest
+
+
 class FullDisk:
     """Stands for `os.write` on a disk with room for so many bytes."""
 
@@ -149,6 +189,7 @@ async def followed(runtime: Program, folder: Path) -> list[m.Fact]:
     doing = Doing(
         runtimes={"process": cast("Any", runtime)},
         storage=cast("Any", None),
+        inputs=cast("Any", None),
         folder=folder,
         post=posted.append,
         publish=publish,
@@ -216,7 +257,9 @@ async def prepared(runtime: Registry, folder: Path, pull_s: float = 30) -> tuple
         assert batch.progress
         told.append(batch.progress.message)
 
-    doing = Doing({"docker": cast("Any", runtime)}, cast("Any", None), folder, posted.append, publish, 1000)
+    doing = Doing(
+        {"docker": cast("Any", runtime)}, cast("Any", None), folder, posted.append, publish, 1000, cast("Any", None)
+    )
     attempts = Attempts(doing)
     spec = JobSpec(image="repo:1", timeouts=Timeouts(pull=pull_s))
     attempts.act(m.Prepare(Order(job_id="j1", owner_id="u1", attempt=1, spec=spec, seq=1)))
@@ -329,7 +372,9 @@ def on(runtime: Program, folder: Path, posted: list[m.Fact], phase: m.Phase) -> 
     async def publish(*_: object) -> None:
         pass
 
-    doing = Doing({"process": cast("Any", runtime)}, cast("Any", None), folder, posted.append, publish, 1000)
+    doing = Doing(
+        {"process": cast("Any", runtime)}, cast("Any", None), folder, posted.append, publish, 1000, cast("Any", None)
+    )
     order = Order(job_id="j1", owner_id="u1", attempt=1, spec=JobSpec(runtime="process", command="true"), seq=1)
     return Attempts(doing), m.Held(order=order, phase=phase, since=AT, handle="c1")
 
