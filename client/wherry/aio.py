@@ -5,6 +5,7 @@ import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -265,23 +266,55 @@ class AsyncClient:
         """
         return await self._driver.run(scripts.wait(job_id, timeout_s, self._patience_s))
 
-    def logs(self, job_id: str, *, stream: str | None = None, tail: int | None = None) -> AsyncIterator[str]:
-        """Give the lines that a job has printed so far: of stdout, stderr or both; all, or the last `tail`."""
-        return self._driver.iterate(scripts.logs(job_id, stream, tail, self._patience_s))
+    def logs(
+        self,
+        job_id: str,
+        *,
+        stream: str | None = None,
+        tail: int | None = None,
+        since: datetime | int | None = None,
+        attempt: int | None = None,
+    ) -> AsyncIterator[str]:
+        """Give the lines that a job has printed so far.
 
-    def follow(self, job_id: str) -> AsyncIterator[models.JobOutput]:
-        """Give lines, progress and metrics as the job prints them, from its beginning; ends with `End`."""
-        return self._driver.iterate(scripts.follow(job_id, self._patience_s))
+        Args:
+            job_id: the job; of a gang, the lines of all members come with their names in front.
+            stream: ``stdout`` or ``stderr``; else both.
+            tail: only the last so many.
+            since: nothing before this time, or this line's number.
+            attempt: else the current one.
+
+        """
+        choice = protocol.LogChoice(stream, tail, since, attempt)
+        return self._driver.iterate(scripts.logs(job_id, choice, self._patience_s))
+
+    def follow(
+        self,
+        job_id: str,
+        *,
+        stream: str | None = None,
+        tail: int | None = None,
+        since: datetime | int | None = None,
+        attempt: int | None = None,
+    ) -> AsyncIterator[models.JobOutput]:
+        """Give lines, progress and metrics as the job prints them, from where `logs` would begin; ends with `End`."""
+        choice = protocol.LogChoice(stream, tail, since, attempt)
+        return self._driver.iterate(scripts.follow(job_id, choice, self._patience_s))
 
     async def events(self, job_id: str) -> list[dict[str, Any]]:
         """Return a job's CloudEvents so far, oldest first."""
         return await self._driver.run(scripts.events(job_id, self._patience_s))
 
     async def metrics(self, job_id: str) -> list[models.Metric]:
-        """Return what a job has measured, in order of arrival."""
-        return await self._driver.run(
-            scripts.ask_list(models.Metric, "points", protocol.job(job_id, "/metrics"), self._patience_s)
-        )
+        """Return what a job has measured and (``system.…``) used, in order of time."""
+        return list((await self.series(job_id)).points)
+
+    async def series(
+        self, job_id: str, *, names: Sequence[str] = (), attempt: int | None = None, points: int = 1000
+    ) -> models.Metrics:
+        """Return the series of a job's attempt (else of the current one), with at most so many points of each."""
+        request = protocol.metrics(job_id, names, attempt, points)
+        return await self._driver.run(scripts.ask(models.Metrics, request, self._patience_s))
 
     async def outputs(self, job_id: str) -> list[models.Entry]:
         """Return what a job left, in order of its paths."""

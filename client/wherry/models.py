@@ -77,6 +77,7 @@ class Attempt(Answer):
     score: dict[str, float] = {}  # why this node
     exit_code: int | None = None
     error: Failure | None = None
+    peaks: dict[str, float] = {}  # the most that it used: system.cpu in processors, system.memory in bytes
     placed_at: datetime | None = None
     starting_at: datetime | None = None
     running_at: datetime | None = None
@@ -190,6 +191,7 @@ class LogLine(Answer):
     t: datetime | None = None
     stream: str = "stdout"
     text: str = ""
+    member: str | None = None  # of a gang, as role-index
 
 
 class Metric(Answer):
@@ -198,10 +200,34 @@ class Metric(Answer):
     name: str
     value: float | None = None  # None: not a finite number
     step: int | None = None
+    at: datetime | None = None
+
+
+class SeriesSummary(Answer):
+    """A series as a whole: how many points were kept of it, and between which values."""
+
+    name: str
+    count: int = 0
+    min: float = 0.0
+    max: float = 0.0
+    last: float = 0.0
+
+
+class Metrics(Answer):
+    """What an attempt measured and (``system.…``) used; points are in order of time."""
+
+    attempt: int = 0
+    series: tuple[SeriesSummary, ...] = ()
+    points: tuple[Metric, ...] = ()
 
 
 class Gap(Answer):
-    """Lines that were lost while following; they are in the log that comes with the outputs."""
+    """Lines that cannot be shown, by their numbers; the log that comes with the outputs has what was kept of them."""
+
+    first: int = 0
+    last: int = 0
+    count: int = 0
+    member: str | None = None  # of a gang
 
 
 class End(Answer):

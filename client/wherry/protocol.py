@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -223,21 +225,44 @@ def rerun(job_id: str, key: str) -> Request:
     return Request("POST", f"/jobs/{_segment(job_id)}/rerun", headers={"Idempotency-Key": key})
 
 
-def logs(job_id: str, stream: str | None, tail: int | None) -> Request:
+@dataclass(frozen=True, slots=True)
+class LogChoice:
+    """Which lines of a log: of one stream, the last `tail`, from a line's number or a time on, of one attempt."""
+
+    stream: str | None = None
+    tail: int | None = None
+    since: datetime | int | None = None
+    attempt: int | None = None
+
+    def query(self) -> dict[str, str | list[str]]:
+        """Return it as the server takes it."""
+        since = self.since.astimezone(UTC).isoformat() if isinstance(self.since, datetime) else self.since
+        given = {"stream": self.stream, "tail": self.tail, "since": since, "attempt": self.attempt}
+        return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def logs(job_id: str, choice: LogChoice) -> Request:
     """Ask for a log as text."""
-    query: dict[str, str | list[str]] = {}
-    if stream:
-        query["stream"] = stream
-    if tail is not None:
-        query["tail"] = str(tail)
-    return Request("GET", f"/jobs/{_segment(job_id)}/logs", query=query, headers={"Accept": "text/plain"})
+    return Request("GET", f"/jobs/{_segment(job_id)}/logs", query=choice.query(), headers={"Accept": "text/plain"})
 
 
-def follow(job_id: str, last_event_id: str) -> Request:
+def follow(job_id: str, choice: LogChoice, last_event_id: str) -> Request:
     """Ask for a log as it grows, after the event last seen."""
     headers = EVENT_STREAM | ({"Last-Event-ID": last_event_id} if last_event_id else {})
-    path = f"/jobs/{_segment(job_id)}/logs"
-    return Request("GET", path, query={"follow": "true"}, headers=headers, read_timeout_s=STREAM_SILENCE_S)
+    query = choice.query() | {"follow": "true"}
+    return Request(
+        "GET", f"/jobs/{_segment(job_id)}/logs", query=query, headers=headers, read_timeout_s=STREAM_SILENCE_S
+    )
+
+
+def metrics(job_id: str, names: Sequence[str], attempt: int | None, points: int) -> Request:
+    """Ask for what an attempt measured, with at most so many points of each series."""
+    query: dict[str, str | list[str]] = {"points": str(points)}
+    if names:
+        query["name"] = list(names)
+    if attempt is not None:
+        query["attempt"] = str(attempt)
+    return Request("GET", f"/jobs/{_segment(job_id)}/metrics", query=query)
 
 
 def watch(job_id: str, silence_s: float) -> Request:

@@ -202,9 +202,9 @@ def events(job_id: str, patience_s: float) -> Script[list[dict[str, Any]]]:
         after = page.cursor
 
 
-def logs(job_id: str, stream: str | None, tail: int | None, patience_s: float) -> Series[str]:
+def logs(job_id: str, choice: protocol.LogChoice, patience_s: float) -> Series[str]:
     """Give the lines of a log as it is now."""
-    yield from _lines(protocol.logs(job_id, stream, tail), patience_s)
+    yield from _lines(protocol.logs(job_id, choice), patience_s)
 
 
 def _lines(request: Request, patience_s: float) -> Series[str]:
@@ -233,8 +233,8 @@ def _patiently(attempt: Callable[[], Script[T]], patience_s: float) -> Script[T]
         yield Pause(pause)
 
 
-def follow(job_id: str, patience_s: float) -> Series[models.JobOutput]:
-    """Give what a job prints, from its beginning until it ends, over as many connections as that takes.
+def follow(job_id: str, choice: protocol.LogChoice, patience_s: float) -> Series[models.JobOutput]:
+    """Give what a job prints, all or a choice of it, until it ends, over as many connections as that takes.
 
     Raises:
         Unreachable: the server could not be reached for *patience_s* seconds.
@@ -244,7 +244,7 @@ def follow(job_id: str, patience_s: float) -> Series[models.JobOutput]:
     lost_at: float | None = None
     while True:
         try:
-            stream = yield from _opened(protocol.follow(job_id, last_id), events=True)
+            stream = yield from _opened(protocol.follow(job_id, choice, last_id), events=True)
             lost_at = None
             while (event := (yield Read(stream))) is not None:
                 last_id, tries = event.id or last_id, 0

@@ -11,6 +11,7 @@ from client.wherry import models
 from client.wherry.cli.console import Output, as_json
 from client.wherry.cli.words import between, plain, plural, size
 from client.wherry.client import Client
+from client.wherry.protocol import LogChoice
 
 _BEFORE_RUNNING = frozenset({"queued", "placed", "starting"})
 _FIRST_LOOK_S, _SLOWEST_LOOK_S = 0.2, 2.0
@@ -68,13 +69,13 @@ class Watch:
             case models.LogLine():
                 # On a terminal the bar shows them; a pipe gets the log as it is.
                 if not (self._output.out.is_terminal and _REPORT.match(item.text)):
-                    self._output.line(item.text, error=item.stream == "stderr")
+                    self._output.line(_named(item.member, item.text), error=item.stream == "stderr")
             case models.Progress():
                 self._progress(item)
             case models.Metric():
                 self._metrics[item.name] = item.value
             case models.Gap():
-                self._output.note("[some lines were lost here; the log among the outputs has them]")
+                self._output.note(_named(item.member, _missing(item)))
             case models.End():
                 pass
 
@@ -93,11 +94,14 @@ class Watch:
         return ", ".join(f"{name} {value:.4g}" for name, value in self._metrics.items() if value is not None)
 
 
-def follow(client: Client, job_id: str, output: Output) -> models.Job:
+def follow(client: Client, job_id: str, output: Output, choice: LogChoice) -> models.Job:
     """Show a job until it has ended and return it."""
     with Watch(output) as watch:
         job = _until_it_runs(client, job_id, watch)
-        for item in client.follow(job_id):
+        shown = client.follow(
+            job_id, stream=choice.stream, tail=choice.tail, since=choice.since, attempt=choice.attempt
+        )
+        for item in shown:
             watch.show(item)
         if not job.is_terminal:
             job = client.wait(job_id)
@@ -132,6 +136,17 @@ def _result(job: models.Job, metrics: str, output: Output) -> None:
         output.note(f"  {plural(job.outputs.files, 'file')}, {size(job.outputs.bytes)}: wherry get {job.job_id}")
     else:
         output.note(f"  its log: wherry logs {job.job_id}")
+
+
+def _named(member: str | None, text: str) -> str:
+    return text if member is None else f"{member} | {text}"
+
+
+def _missing(gap: models.Gap) -> str:
+    if not gap.count:
+        return "[some lines are missing here; the log among the outputs has them]"
+    numbers = f"{gap.first}" if gap.count == 1 else f"{gap.first} to {gap.last}"
+    return f"[{plural(gap.count, 'line')} missing here, {numbers}; see the log among the outputs]"
 
 
 def _name(item: models.JobOutput) -> str:

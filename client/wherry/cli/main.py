@@ -5,8 +5,10 @@ Exit codes: 0 done; 1 the job did not succeed; 2 wrong usage; 3 the server canno
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from client.wherry import __version__, config, models
-from client.wherry.cli import admin, artifacts, nodes, tables
+from client.wherry.cli import admin, artifacts, nodes, series, tables
 from client.wherry.cli.console import Output, as_json, now
 from client.wherry.cli.follow import follow
 from client.wherry.cli.session import LONG_PATIENCE_S, PATIENCE_S, connect
@@ -22,6 +24,7 @@ from client.wherry.cli.spec import SpecOptions, build_spec, read_spec
 from client.wherry.cli.words import cancelled_note, plain, plural, size
 from client.wherry.client import Client
 from client.wherry.errors import WherryError
+from client.wherry.protocol import LogChoice
 from client.wherry.source import ProgressCallback
 
 EXIT_JOB, EXIT_UNREACHABLE, EXIT_REFUSED, EXIT_OTHER, EXIT_INTERRUPTED = 1, 3, 4, 5, 130
@@ -262,7 +265,7 @@ def _submitted(output: Output, submitted: models.Submitted) -> None:
     output.note(f"{submitted.state}; watch it with: wherry logs -f {submitted.job_id}")
 
 
-def _follow_to_end(output: Output, job_id: str) -> None:
+def _follow_to_end(output: Output, job_id: str, choice: LogChoice | None = None) -> None:
     """Watch a job and exit as it did.
 
     Raises:
@@ -271,7 +274,7 @@ def _follow_to_end(output: Output, job_id: str) -> None:
     """
     try:
         with connect(patience_s=LONG_PATIENCE_S) as client:
-            job = follow(client, job_id, output)
+            job = follow(client, job_id, output, choice or LogChoice())
     except KeyboardInterrupt:
         output.note(f"job {job_id} goes on\n  watch it: wherry logs -f {job_id}\n  stop it:  wherry cancel {job_id}")
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -326,21 +329,62 @@ def logs(
     *,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
     stream: Annotated[str | None, typer.Option(help="Only stdout or stderr.")] = None,
-    tail: Annotated[int | None, typer.Option(min=0, help="Only the last so many lines.")] = None,
+    tail: Annotated[int | None, typer.Option(min=0, max=5000, help="Only the last so many lines.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Nothing before: a line's number, a time (2026-01-31T12:00), or 10m for ago.")
+    ] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt; else of the current one.")] = None,
 ) -> None:
-    """Print what a job has printed."""
+    """Print what a job has printed; of a gang, what all its members have, with their names in front."""
     output: Output = ctx.obj
+    choice = LogChoice(stream, tail, _point(since), attempt)
     if follow_it:
-        if stream or tail is not None:
-            raise typer.BadParameter("--follow shows everything from the beginning: leave --stream and --tail out")
-        _follow_to_end(output, job)
+        _follow_to_end(output, job, choice)
         return
     with connect() as client:
-        for line in client.logs(job, stream=stream, tail=tail):
+        for line in client.logs(job, stream=stream, tail=tail, since=choice.since, attempt=attempt):
             if output.json:
                 output.document({"text": line})
             else:
                 output.line(line)
+
+
+def _point(text: str | None) -> datetime | int | None:
+    """Return where a log is to begin.
+
+    Raises:
+        typer.BadParameter: *text* says nothing of that kind.
+
+    """
+    if text is None or text.isdecimal():
+        return None if text is None else max(1, int(text))
+    if ago := re.fullmatch(r"(\d+)([smhd])", text):
+        return now() - timedelta(seconds=int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[ago[2]])
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise typer.BadParameter(f"--since {text!r} is no line's number, no time and no 10m") from None
+
+
+@app.command()
+def metrics(
+    ctx: typer.Context,
+    job: JobId,
+    *,
+    name: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt; else of the current one.")] = None,
+    points: Annotated[int, typer.Option(min=2, max=5000, help="Of each, at most.")] = 1000,
+) -> None:
+    """Show what a job measured, and what it used of its machine."""
+    output: Output = ctx.obj
+    with connect() as client:
+        found = client.series(job, names=name or (), attempt=attempt, points=points)
+    if output.json:
+        output.document(found)
+    elif found.series:
+        output.out.print(series.table(found))
+    else:
+        output.note("nothing was measured yet; a job prints `::metric loss=0.3 step=7`")
 
 
 @app.command()

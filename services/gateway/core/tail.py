@@ -93,7 +93,7 @@ def parse_event_id(text: str | None) -> tuple[int, int] | None:
 
 def member_name(member: GangMember) -> str:
     """Return what a member of a gang is called in front of its lines."""
-    return f"{member.role}.{member.index}"
+    return f"{member.role}-{member.index}"
 
 
 def members_event_id(places: Mapping[str, tuple[int, int]]) -> str:

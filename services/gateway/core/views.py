@@ -201,7 +201,7 @@ class LineView(BaseModel):
     t: datetime
     stream: Literal["stdout", "stderr"]
     text: str
-    member: str | None = None  # of a gang, as role.index
+    member: str | None = None  # of a gang, as role-index
 
 
 class LogDocument(BaseModel):
