@@ -58,6 +58,8 @@ class BlobClient:
     def __init__(self, bus: Bus, kind: Literal["gateway", "node"], peer: str) -> None:
         self._bus = bus
         self._who = {"kind": kind, "peer": peer}
+        # All uploads share it, one chunk after the other: what is held does not grow with how many there are.
+        self._room = asyncio.Semaphore(2 * WINDOW_CHUNKS)
 
     async def upload(self, chunks: AsyncIterator[bytes], scope: BlobScope, *, patience_s: float = 60) -> Committed:
         """Store what *chunks* gives, in pieces of any size, and return the stored blob.
@@ -158,13 +160,18 @@ class BlobClient:
         async def send(number: int, body: bytes) -> None:
             headers = {UPLOAD_HEADER: upload_id, CHUNK_HEADER: str(number)}
             await self._ask_raw(BLOB_CHUNK, body, headers, patience_s)
+
+        def sent(_: asyncio.Task[None]) -> None:
             credit.release()
+            self._room.release()
 
         try:
             async with asyncio.TaskGroup() as under_way:
                 async for piece in pieces:
                     await credit.acquire()
-                    under_way.create_task(send(count, piece))
+                    await self._room.acquire()
+                    # A callback, for a task that is cancelled before it begins gives nothing back itself.
+                    under_way.create_task(send(count, piece)).add_done_callback(sent)
                     digest.update(piece)
                     size, count = size + len(piece), count + 1
         except BaseExceptionGroup as group:

@@ -26,7 +26,7 @@ class GatewaySettings(ServiceSettings):
     batch_bytes_max: int = Field(default=16 * 1024 * 1024, gt=0)
     batch_jobs_max: int = Field(default=1000, gt=0, le=1000)
     form_bytes_max: int = Field(default=64 * 1024, gt=0)
-    uploads_max: int = Field(default=6, gt=0)  # at once; each holds up to about two windows of chunks
+    uploads_max: int = Field(default=64, gt=0)  # at once; each holds a chunk or two, and all share two windows of them
     upload_bytes_max: int = Field(default=512 * 1024**3, gt=0)  # of one upload that resumes (tus)
     downloads_max: int = Field(default=12, gt=0)
     transfer_wait_s: float = Field(default=30.0, ge=0)  # for one of those places, before 503

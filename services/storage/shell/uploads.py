@@ -78,7 +78,7 @@ class Uploads:
         self._puts = Grouped(
             self._put_group,
             lambda put: len(put.body),
-            at_once=1,  # two would halve the groups, and a group costs about the same whatever is in it
+            at_once=2,  # more would make smaller groups, and a group costs about the same whatever is in it
             group_most=PUTS_MOST,
             group_bytes=PUTS_BYTES,
             waiting_bytes=WAITING_BYTES,
