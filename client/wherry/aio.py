@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import httpx
 import httpx_sse
 
-from client.wherry import models, protocol, scripts, transport
+from client.wherry import datasets, models, protocol, scripts, transport
 from client.wherry.effects import (
     Close,
     Effect,
@@ -380,6 +380,77 @@ class AsyncClient:
         """Bring an artifact to the file `path`; return the SHA-256 of what arrived, in hex."""
         return await self._driver.run(scripts.get_artifact(artifact_id, Path(path), progress, self._patience_s))
 
+    def datasets(
+        self, *, search: str = "", owner: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[models.Dataset]:
+        """Give datasets that you may use, by name, each with its newest version.
+
+        Args:
+            search: words that all have to be in the name, the description or the labels.
+            owner: a user's name, or ``me``.
+            limit: at most so many.
+
+        """
+        return self._driver.iterate(datasets.listed({"search": search, "owner": owner}, limit, self._patience_s))
+
+    async def dataset(self, ref: str) -> models.Dataset:
+        """Return a dataset as of ``name`` (its newest version) or ``name@version``, with all its versions."""
+        return await self._driver.run(scripts.ask(models.Dataset, datasets.show(ref), self._patience_s))
+
+    async def put_dataset(
+        self,
+        name: str,
+        source: Path | str,
+        *,
+        description: str | None = None,
+        labels: Sequence[str] | None = None,
+        shared: bool | None = None,
+        progress: ProgressCallback | None = None,
+        notes: Path | None = None,
+    ) -> models.Dataset:
+        """Make a dataset or its next version; one that has the same bytes already is returned as it is.
+
+        Args:
+            name: its name; lower-case letters, digits, dots, dashes.
+            source: a file, a folder (sent as a zip that is made on the way), or text ``artifact:<id>`` or
+                ``job:<id>/<path>`` for what the server has.
+            description: for people.
+            labels: for people.
+            shared: whether others may use it; at first they may not.
+            progress: called with the bytes sent so far and in all.
+            notes: a folder in which unfinished uploads of files are noted, as with `put_artifact`.
+
+        """
+        wish = datasets.Wish(name, description, labels, shared)
+        return await self._driver.run(datasets.put(wish, source, progress, self._patience_s, notes, self.url))
+
+    async def update_dataset(
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        labels: Sequence[str] | None = None,
+        shared: bool | None = None,
+    ) -> models.Dataset:
+        """Change how a dataset is described and who may use it; what is None stays."""
+        request = datasets.update(name, description, labels, shared=shared)
+        return await self._driver.run(scripts.ask(models.Dataset, request, self._patience_s))
+
+    async def get_dataset(
+        self, ref: str, path: Path | str, *, progress: ProgressCallback | None = None
+    ) -> models.Dataset:
+        """Bring the bytes of a dataset to the file `path`; return which version they are.
+
+        Raises:
+            Corrupt: they arrived damaged.
+
+        """
+        return await self._driver.run(datasets.get(ref, Path(path), progress, self._patience_s))
+
+    async def delete_dataset(self, ref: str) -> None:
+        """Remove a dataset, or one version of it; refused while a job that has not ended needs it."""
+        await self._driver.run(scripts.done(datasets.delete(ref), self._patience_s))
+
     async def nodes(self) -> list[models.Node]:
         """Return every machine of the fleet, by name."""
         return await self._driver.run(scripts.nodes(self._patience_s))
@@ -422,9 +493,12 @@ class AsyncClient:
             scripts.ask(models.Node, protocol.node_order(node, "cordon", order), self._patience_s)
         )
 
-    async def forget_node(self, node: str, *, reason: str = "") -> models.Node:
-        """Ask for a machine that is lost or has left to be forgotten (administrators only); return it as it was."""
-        return await self._driver.run(scripts.ask(models.Node, protocol.forget_node(node, reason), self._patience_s))
+    async def forget_node(self, node: str, *, reason: str = "", force: bool = False) -> models.Node:
+        """Ask for a machine that is lost or has left to be forgotten (administrators only); return it as it was.
+
+        One on which an exclusive job may still run is forgotten only by *force*; its history says so.
+        """
+        return await self._driver.run(scripts.ask(models.Node, protocol.forget_node(node, reason, force=force), self._patience_s))
 
     async def explain(self, job_id: str) -> models.Explanation:
         """Return why a job waits and what would let it start, why it is where it is, or how it ended."""

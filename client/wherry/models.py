@@ -184,6 +184,53 @@ class ArtifactPage(Answer):
     cursor: str | None = None
 
 
+class DatasetVersion(Answer):
+    """Bytes that a dataset had from some moment on."""
+
+    version: int
+    artifact_id: str = ""
+    sha256: str = ""
+    size: int = 0
+    media_type: str = ""
+    file: str = ""
+    created_at: datetime | None = None
+
+
+class Dataset(Answer):
+    """A dataset as of one version; `versions` are all of them, newest first (in lists the newest alone)."""
+
+    name: str
+    version: int
+    artifact_id: str = ""
+    sha256: str = ""
+    size: int = 0
+    description: str = ""
+    labels: list[str] = []
+    media_type: str = ""
+    visibility: str = "private"
+    owner: str = ""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    version_count: int = 0
+    versions: list[DatasetVersion] = []
+    #: After it was put: whether there was no version with these bytes yet.
+    is_new: bool | None = None
+
+    @property
+    def file_name(self) -> str:
+        """What its file is called, without any folder; else its name."""
+        files = [one.file for one in self.versions if one.version == self.version]
+        last = files[0].replace("\\", "/").rpartition("/")[2] if files else ""
+        return self.name if last in ("", ".", "..") else last
+
+
+class DatasetPage(Answer):
+    """A page of datasets."""
+
+    datasets: list[Dataset] = []
+    cursor: str | None = None
+
+
 class LogLine(Answer):
     """One line of output. `n` counts from 1 within an attempt; `stream` is stdout or stderr."""
 

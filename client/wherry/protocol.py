@@ -169,9 +169,10 @@ def node_order(node: str, verb: str, order: Mapping[str, Any]) -> Request:
     return Request("POST", f"/nodes/{_segment(node)}/{verb}", json=given)
 
 
-def forget_node(node: str, reason: str) -> Request:
+def forget_node(node: str, reason: str, *, force: bool) -> Request:
     """Ask for a machine to be forgotten."""
-    return Request("DELETE", f"/nodes/{_segment(node)}", query={"reason": reason} if reason else {})
+    query = ({"reason": reason} if reason else {}) | ({"force": "true"} if force else {})
+    return Request("DELETE", f"/nodes/{_segment(node)}", query=query)
 
 
 def plan(spec: Mapping[str, Any]) -> Request:
@@ -285,12 +286,12 @@ def outputs(job_id: str, cursor: str | None) -> Request:
 
 def output(job_id: str, path: str, start: int) -> Request:
     """Ask for one file of a job, from byte *start* on."""
-    return _download(f"/jobs/{_segment(job_id)}/outputs/{quote(path, safe='/')}", start)
+    return download(f"/jobs/{_segment(job_id)}/outputs/{quote(path, safe='/')}", start)
 
 
 def artifact(artifact_id: str, start: int) -> Request:
     """Ask for an artifact's bytes, from byte *start* on."""
-    return _download(f"/artifacts/{_segment(artifact_id)}", start)
+    return download(f"/artifacts/{_segment(artifact_id)}", start)
 
 
 def put_artifact(body: Body, name: str) -> Request:
@@ -329,7 +330,8 @@ def continue_upload(upload_id: str, offset: int, body: Body) -> Request:
     return Request("PATCH", f"/uploads/{_segment(upload_id)}", headers=headers, body=body, repeatable=False)
 
 
-def _download(path: str, start: int) -> Request:
+def download(path: str, start: int) -> Request:
+    """Ask for stored bytes from byte *start* on."""
     headers = {"Accept": "*/*", "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     return Request("GET", path, headers=headers)
 

@@ -406,6 +406,13 @@ def artifacts(limit: int, patience_s: float) -> Script[list[models.ArtifactEntry
 
 def get_artifact(artifact_id: str, target: Path, progress: ProgressCallback | None, patience_s: float) -> Script[str]:
     """Bring an artifact to the file *target* and return the SHA-256 of what arrived, in hex."""
+    return (yield from get_file(partial(protocol.artifact, artifact_id), target, progress, patience_s))
+
+
+def get_file(
+    request: Callable[[int], Request], target: Path, progress: ProgressCallback | None, patience_s: float
+) -> Script[str]:
+    """Bring what *request* asks for from some byte on to the file *target*, and return its SHA-256 in hex."""
     yield Work(partial(target.parent.mkdir, parents=True, exist_ok=True))
     part, have, stalled = outputs.part_file(target), 0, 0
     digest = hashlib.sha256()
@@ -413,7 +420,7 @@ def get_artifact(artifact_id: str, target: Path, progress: ProgressCallback | No
     while total is None or have < total:
         before = have
         try:
-            stream = yield from _patiently(partial(_opened, protocol.artifact(artifact_id, have)), patience_s)
+            stream = yield from _patiently(partial(_opened, request(have)), patience_s)
             if have and stream.status != 206:
                 have, digest = 0, hashlib.sha256()
             length = stream.headers.get("content-length")
@@ -433,6 +440,18 @@ def get_artifact(artifact_id: str, target: Path, progress: ProgressCallback | No
             yield Pause(backoff(stalled + 1))
     yield Work(partial(_keep, part, target))
     return digest.hexdigest()
+
+
+def check_digest(target: Path, sha256: str, wanted: str) -> None:
+    """Return if what arrived is what was meant; else nothing is left of it.
+
+    Raises:
+        Corrupt: it is not.
+
+    """
+    if sha256 != wanted:
+        target.unlink(missing_ok=True)
+        raise Corrupt(f"{target} arrived damaged: get it again")
 
 
 def _keep(part: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from client.wherry import __version__, config, models
-from client.wherry.cli import admin, artifacts, nodes, series, tables
+from client.wherry.cli import admin, artifacts, datasets, nodes, series, tables
 from client.wherry.cli.console import Output, as_json, now
 from client.wherry.cli.follow import follow
 from client.wherry.cli.session import LONG_PATIENCE_S, PATIENCE_S, connect
@@ -84,6 +84,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(datasets.app, name="datasets")
 app.add_typer(nodes.app, name="nodes")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(admin.users, name="users")

@@ -21,6 +21,7 @@ app = typer.Typer(help="List the machines: what each has, whether it gets work, 
 NodeName = Annotated[str, typer.Argument(metavar="NODE", help="The machine's id or name.", show_default=False)]
 Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever looks at it.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when it is done.")]
+Force = Annotated[bool, typer.Option("--force", help="Also while a job may run there that must never run twice.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -83,11 +84,11 @@ def cordon(ctx: typer.Context, node: NodeName, *, reason: Reason = "", wait: Wai
 
 
 @app.command()
-def forget(ctx: typer.Context, node: NodeName, *, reason: Reason = "") -> None:
+def forget(ctx: typer.Context, node: NodeName, *, reason: Reason = "", force: Force = False) -> None:
     """Forget a machine that is lost or has left. One that comes back joins anew."""
     output: Output = ctx.obj
     with connect() as client:
-        asked = client.forget_node(node, reason=reason)
+        asked = client.forget_node(node, reason=reason, force=force)
     if output.json:
         output.document(asked)
     output.note(f"node {plain(asked.name)} is forgotten")

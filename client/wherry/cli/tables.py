@@ -32,6 +32,40 @@ def artifacts(found: Iterable[models.ArtifactEntry], now: datetime) -> Table:
     return table
 
 
+def datasets(found: Iterable[models.Dataset], now: datetime) -> Table:
+    """Return one line a dataset."""
+    table = _table("DATASET", "VERSIONS", "SIZE", "OWNER", "SHARED", "CHANGED", "DESCRIPTION")
+    for one in found:
+        changed = ago(one.created_at, now) if one.created_at else ""
+        shared = "yes" if one.visibility == "shared" else "no"
+        words = plain(one.description).partition("\n")[0]
+        table.add_row(
+            Text(f"{one.name}@{one.version}"), str(one.version_count), size(one.size), Text(plain(one.owner)), shared,
+            changed, Text(words if len(words) <= 60 else f"{words[:59]}…"),
+        )  # fmt: skip
+    return table
+
+
+def dataset(one: models.Dataset, now: datetime) -> Group:
+    """Return a dataset and its versions."""
+    facts = Table.grid(padding=(0, 2))
+    for label, value in (
+        ("dataset", f"{one.name}@{one.version}"),
+        ("owner", f"{one.owner} ({one.visibility})"),
+        ("labels", ", ".join(one.labels)),
+        ("description", one.description),
+        ("artifact", one.artifact_id),
+        ("sha256", one.sha256),
+    ):
+        if value:
+            facts.add_row(label, Text(plain(value)))
+    table = _table("VERSION", "SIZE", "FILE", "CREATED", "SHA256")
+    for version in one.versions:
+        created = ago(version.created_at, now) if version.created_at else ""
+        table.add_row(str(version.version), size(version.size), Text(plain(version.file)), created, version.sha256)
+    return Group(facts, Text(), table)
+
+
 def jobs(found: Iterable[models.Job], now: datetime) -> Table:
     """Return one line a job."""
     table = _table("JOB", "NAME", "STATE", "PROGRESS", "NODE", "CREATED", "TOOK")

@@ -665,6 +665,12 @@ class DatasetDocument(BaseModel):
     versions: list[DatasetVersionView]
 
 
+class DatasetStoredDocument(DatasetDocument):
+    """The same, and whether there was no version with these bytes yet."""
+
+    is_new: bool
+
+
 class DatasetPage(BaseModel):
     """Datasets by name; `cursor` asks for the next."""
 

@@ -34,9 +34,9 @@ _FORM = {
 @router.post(
     "/datasets",
     status_code=201,
-    response_model=views.DatasetDocument,
+    response_model=views.DatasetStoredDocument,
     openapi_extra=json_body(views.NewDataset, **_FORM),
-    responses={200: {"model": views.DatasetDocument, "description": "A version has these very bytes already."}},
+    responses={200: {"model": views.DatasetStoredDocument, "description": "A version has these very bytes already."}},
 )
 async def put(request: Request, gateway: Door, principal: Caller) -> Response:
     """Make a dataset, or its next version: of a file in a form, of an artifact, or of a file that a job left.
@@ -48,7 +48,8 @@ async def put(request: Request, gateway: Door, principal: Caller) -> Response:
         stored = await datasets.put_form(gateway, principal, kind, uploaded(request))
     else:
         stored = await datasets.put(gateway, principal, await json_of(request, views.NewDataset))
-    document = translate_datasets.dataset(stored.dataset, stored.version)
+    shown = translate_datasets.dataset(stored.dataset, stored.version)
+    document = views.DatasetStoredDocument(**dict(shown), is_new=stored.is_new)
     headers = {"Location": f"/v1/datasets/{document.name}@{document.version}"}
     return answer(document, 201 if stored.is_new else 200, headers=headers)
 
