@@ -172,6 +172,7 @@ class NodeWish(Message):
     deadline_s: float | None = (
         None  # with drain: seconds after which what still runs is moved; None: it may end by itself
     )
+    force: bool = False  # with forget: also while something may run there that must never run twice
     at: AwareDatetime
 
 

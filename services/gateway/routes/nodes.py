@@ -87,15 +87,30 @@ async def cordon(node: str, request: Request, gateway: Door, principal: Caller) 
 
 @router.delete("/nodes/{node}", status_code=202, response_model=views.NodeDocument)
 async def forget(
-    node: str, gateway: Door, principal: Caller, reason: Annotated[views.Reason, Query()] = ""
+    node: str,
+    gateway: Door,
+    principal: Caller,
+    *,
+    reason: Annotated[views.Reason, Query()] = "",
+    force: Annotated[bool, Query()] = False,
 ) -> Response:
-    """Forget a machine that is lost or has left. One that comes back joins anew."""
+    """Forget a machine that is lost or has left. One that comes back joins anew.
+
+    While an exclusive job may still run there, it is not forgotten, and its history says for how long, unless `force`.
+    """
     access.require(principal, Action.MANAGE_NODES)
-    return await _wished(gateway, principal, node, "forget", reason)
+    return await _wished(gateway, principal, node, "forget", reason, force=force)
 
 
 async def _wished(
-    gateway: Gateway, principal: Principal, node: str, verb: str, reason: str, deadline_s: float | None = None
+    gateway: Gateway,
+    principal: Principal,
+    node: str,
+    verb: str,
+    reason: str,
+    deadline_s: float | None = None,
+    *,
+    force: bool = False,
 ) -> Response:
-    found = await fleet.wish(gateway, principal, node, verb, reason, deadline_s)
+    found = await fleet.wish(gateway, principal, node, verb, reason, deadline_s, force=force)
     return answer(translate_fleet.node(found, whole=True, history=True), 202)

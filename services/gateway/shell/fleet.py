@@ -16,7 +16,14 @@ _GONE = frozenset({NodeCondition.LOST, NodeCondition.LEFT})
 
 
 async def wish(
-    gateway: Gateway, principal: Principal, node: str, verb: str, reason: str, deadline_s: float | None = None
+    gateway: Gateway,
+    principal: Principal,
+    node: str,
+    verb: str,
+    reason: str,
+    deadline_s: float | None = None,
+    *,
+    force: bool = False,
 ) -> NodeView:
     """Record that *node* (an id or a name) is to be drained, undrained, cordoned or forgotten; return it as it was.
 
@@ -30,7 +37,7 @@ async def wish(
             f"Node {found.node.name} is {_condition(found)}: only one that is lost or has left can be forgotten. "
             "Drain it and stop its agent first.",
         )
-    data = NodeWish(by=principal.name, reason=reason, deadline_s=deadline_s, at=utc_now())
+    data = NodeWish(by=principal.name, reason=reason, deadline_s=deadline_s, force=force, at=utc_now())
     event = gateway.bus.event(NODE_WISH, data, subject=found.node.id, verb=verb)
     await gateway.bus.record(Record(NODE_WISH, {"node_id": found.node.id, "verb": verb}, event))
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from services.scheduler.core import nodes
+from services.scheduler.core import nodes, watch
 from services.scheduler.core.fleet.node import Node
 from services.scheduler.core.fleet.state import State
 from services.scheduler.core.fleet_facts import FleetFact, NodeRecorded, QuotaGiven, Wish
@@ -72,11 +72,19 @@ class Membership:
         record = self._record(fact.node_id)
         if record is None or fact.seq <= record.input_seq:
             return
-        if not self._step(record, nodes.Wished(fact.verb, fact.wish)):
+        if not self._step(record, nodes.Wished(fact.verb, fact.wish, self._fence_s(fact.node_id))):
             return
         self.causes[record.id] = fact.cause
         if self.drafts[record.id].forgotten:
             self.given_up.append(record.id)
+
+    def _fence_s(self, node_id: str) -> float:
+        """Return for how many seconds more an exclusive job may run on the node, whoever is cut off."""
+        node = self.state.nodes.get(node_id)
+        if node is None or not any(self.state.jobs[job_id].job.spec.exclusive for job_id in node.jobs):
+            return 0.0
+        lease_s = self.state.limits.lease_for(self.state.fleet_size)
+        return max(0.0, watch.fence_s(node, lease_s, self.state.limits) - (self.now.mono - node.seen))
 
     # --- heartbeats ------------------------------------------------------------------------------------------------
 

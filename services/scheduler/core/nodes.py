@@ -4,6 +4,7 @@ A condition is damped: the record tells people what to expect of a node, and a f
 Whether a node gets work also depends on when it was really last heard, which is not damped.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -110,10 +111,14 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Wished:
-    """An admin wants something: `verb` is drain, undrain, cordon or forget."""
+    """An admin wants something: `verb` is drain, undrain, cordon or forget.
+
+    `fence_s`: for how many seconds more something may run there that must never run twice.
+    """
 
     verb: str
     wish: NodeWish
+    fence_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +160,8 @@ def step(record: NodeRecord, event: Event, now: datetime, limits: Limits) -> Nod
             after = _silent(record, silent_s, now, limits)
         case Gone(silent_s):
             after = _lost(record, silent_s, now)
-        case Wished(verb, wish):
-            after = _wished(record, verb, wish, now)
+        case Wished(verb, wish, fence_s):
+            after = _wished(record, verb, wish, fence_s, now)
         case Troubled():
             after = _troubled(record, event, now, limits)
         case Emptied(leaving):
@@ -299,9 +304,9 @@ def _moved(record: NodeRecord, condition: NodeCondition, now: datetime, reason: 
 # --- duty ----------------------------------------------------------------------------------------------------------
 
 
-def _wished(record: NodeRecord, verb: str, wish: NodeWish, now: datetime) -> NodeRecord:
+def _wished(record: NodeRecord, verb: str, wish: NodeWish, fence_s: float, now: datetime) -> NodeRecord:
     if verb == "forget":
-        return _forgotten(record, wish, now)
+        return _forgotten(record, wish, fence_s, now)
     if verb not in DUTY_MOVES[record.duty] or verb not in ("drain", "undrain", "cordon"):
         return record
     [duty] = DUTY_MOVES[record.duty][verb]
@@ -313,9 +318,15 @@ def _wished(record: NodeRecord, verb: str, wish: NodeWish, now: datetime) -> Nod
     return _on_duty(record, duty, wish.by, wish.reason, now, deadline)
 
 
-def _forgotten(record: NodeRecord, wish: NodeWish, now: datetime) -> NodeRecord:
+def _forgotten(record: NodeRecord, wish: NodeWish, fence_s: float, now: datetime) -> NodeRecord:
     if record.condition in THERE:
         reason = f"only a node that is lost or has left can be forgotten; this one is {record.condition}"
+        return _told(record, now, "not_forgotten", reason, wish.by)
+    if fence_s > 0 and not wish.force:
+        reason = (
+            f"an exclusive job may still run there for {math.ceil(fence_s)} s; ask again after that, or with force "
+            "if the machine is certainly down"
+        )
         return _told(record, now, "not_forgotten", reason, wish.by)
     return _told(record.model_copy(update={"forgotten": True}), now, "forgotten", wish.reason, wish.by)
 

@@ -174,6 +174,24 @@ def test_a_forgotten_node_is_gone_and_what_it_had_is_lost(make, world) -> None:
     assert (world.record().forgotten, world.record().condition) == (False, NodeCondition.ONLINE)
 
 
+def test_a_node_on_which_an_exclusive_job_may_still_run_is_forgotten_after_its_fence_or_by_force(make, world) -> None:
+    world.hear("n1")
+    world.turn(world.create(make.job(exclusive=True)))
+    run(world, ["n1"], 40, held=(("j1", 1),))
+    node = world.state.nodes["n1"]
+    node.lease_s = 300.0  # what an earlier leader had granted while the fleet was large
+    run(world, [], 80)
+    assert world.record().condition is NodeCondition.LOST
+    world.wish("forget")
+    assert not world.record().forgotten
+    assert world.record().history[-1].what == "not_forgotten"
+    assert "exclusive job may still run there for" in world.record().history[-1].reason
+    assert world.job().state is not JobState.QUEUED
+    world.wish("forget", force=True)
+    assert world.record().forgotten
+    assert (world.job().state, world.job().losses) == (JobState.QUEUED, 1)
+
+
 def test_a_lost_node_gets_nothing_new_before_it_was_heard_steadily(make, world) -> None:
     world.hear("n1")
     run(world, ["n1"], 40)
