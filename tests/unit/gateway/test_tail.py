@@ -3,8 +3,16 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.core.tail import Gap, Tail, event_id, parse_event_id, wanted
-from shared.events import LogLine
+from services.gateway.core.tail import (
+    Gap,
+    Tail,
+    event_id,
+    members_event_id,
+    parse_event_id,
+    parse_members_event_id,
+    wanted,
+)
+from shared.events import LogLine, LostLines
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -69,3 +77,27 @@ def test_a_reader_may_want_one_stream() -> None:
     assert wanted(line, None)
     assert wanted(line, "e")
     assert not wanted(line, "o")
+
+
+def test_lines_that_are_lost_for_good_are_not_looked_for() -> None:
+    tail = Tail(1, 2)
+    assert tail.missing_before(lines(9))
+    assert tail.missing_before(lines(9), [LostLines(first=4, last=8)])
+    assert not tail.missing_before(lines(9), [LostLines(first=3, last=8)])
+    assert not tail.missing_before(lines(9), [LostLines(first=6, last=8), LostLines(first=1, last=5)])
+    assert not tail.missing_before(lines(3), [])
+
+
+def test_in_a_choice_of_lines_a_missing_number_is_no_gap() -> None:
+    tail = Tail(1, None)
+    assert told(tail.take(lines(5, 9), are_all=False)) == [5, 9]
+    assert told(tail.take(lines(12))) == [(10, 11), 12]
+    assert Gap(10, 11).count == 2
+
+
+def test_the_places_of_many_members_are_one_id() -> None:
+    places = {"abc": (1, 5), "def": (2, 1)}
+    assert parse_members_event_id(members_event_id(places)) == places
+    assert parse_members_event_id("1.5") == {}
+    assert parse_members_event_id(None) == {}
+    assert parse_members_event_id("abc=1.2,x=y,=,") == {"abc": (1, 2)}
