@@ -163,7 +163,7 @@ class ProcessRuntime:
                 yield Output(name, "link", mode, status.st_mtime, target=names[status.st_ino])
             else:
                 size = status.st_size
-                with suppress(FileNotFoundError), path.open("rb", opener=_plainly) as file:
+                with suppress(FileNotFoundError), os.fdopen(_plainly(path), "rb") as file:
                     if size <= CHUNK_BYTES:
                         body = await asyncio.to_thread(file.read, size)
                         yield Output(name, "file", mode, status.st_mtime, len(body), body=body)
@@ -354,9 +354,9 @@ def _inside(root: Path, below: str) -> Path:
     return path
 
 
-def _plainly(path: str, flags: int) -> int:
+def _plainly(path: Path) -> int:
     """Open a file that was one a moment ago; what has taken its place is not followed, and not waited for."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _walk(path: Path) -> Iterator[Path]:

@@ -32,11 +32,17 @@ class Storage:
     Args:
         blobs: on a connection of its own.
         patience_s: how long one upload is repeated while storage is away.
+        snapshot: what is stored is for this look at a running attempt, not what it leaves in the end.
     """
 
-    def __init__(self, blobs: BlobClient, *, patience_s: float) -> None:
+    def __init__(self, blobs: BlobClient, *, patience_s: float, snapshot: str | None = None) -> None:
         self._blobs = blobs
         self._patience_s = patience_s
+        self._snapshot = snapshot
+
+    def of_snapshot(self, snapshot_id: str, *, patience_s: float) -> "Storage":
+        """Return the same for a look at a running attempt."""
+        return Storage(self._blobs, patience_s=patience_s, snapshot=snapshot_id)
 
     async def fetch_source(self, order: Order, path: Path) -> None:
         """Write the source zip of *order* to *path*.

@@ -26,11 +26,12 @@ from services.node_agent.settings import AgentSettings
 from services.node_agent.shell.attempts import Attempts, Doing
 from services.node_agent.shell.disk import DiskWatch
 from services.node_agent.shell.inputs import Inputs
+from services.node_agent.shell.live import Live
 from services.node_agent.shell.outbox import Outbox, event_of
 from services.node_agent.shell.watch import Watch
 from shared import observe
 from shared.bus import Bus
-from shared.channels import HEARTBEAT, OUTPUT, WAKE
+from shared.channels import HEARTBEAT, OUTPUT, SNAPSHOT_WANTED, WAKE
 from shared.clock import boottime, monotonic, utc_now
 from shared.errors import Unavailable, WherryError
 from shared.events import OutputBatch
@@ -125,6 +126,9 @@ class Agent:
             InputsBook(settings.folder / "inputs.sqlite", self._host.boot_id),
             settings.folder / "inputs",
             shelf.disk_for_inputs(self._host.disk, settings.inputs_disk),
+        )
+        self._live = Live(
+            bus, storage, self._watch.runtimes, self._machine.held.get, settings.folder / "live", settings.node
         )
         self._outbox = Outbox(bus, settings.node, journal, self._delivered)
         self._attempts = Attempts(
@@ -264,6 +268,7 @@ class Agent:
                 await self._bus.until_online()
                 self._was_online = True
                 await self._bus.listen(WAKE, lambda _: self._wake.set(), node_id=self._settings.node)
+                await self._bus.listen(SNAPSHOT_WANTED, self._live.hear, node_id=self._settings.node)
             except Unavailable as error:
                 if self._bus.closed.is_set():
                     raise
@@ -379,6 +384,7 @@ class Agent:
     # --- the end ---
 
     async def _shut_down(self) -> None:
+        await self._live.close()
         await self._attempts.close()
         await self._inputs.close()
         is_evicted = self._ended.done() and not self._ended.cancelled() and self._ended.result() == EXIT_EVICTED

@@ -119,7 +119,7 @@ def _size_and_time(path: Path) -> tuple[int, float]:
     return status.st_size, status.st_mtime
 
 
-async def look(  # noqa: PLR0913, PLR0917 - what is looked at, and how
+async def look(
     runtime: Runtime, storage: Storage, key: Key, handle: str, path: Path, below: str, bytes_max: int
 ) -> BlobRef:
     """Store the outputs of a running attempt as they are now, or only *below*; return the manifest, written at *path*.
@@ -130,8 +130,10 @@ async def look(  # noqa: PLR0913, PLR0917 - what is looked at, and how
         NotFound: nothing is there.
         WherryError: storage or the runtime refused, or is away.
     """
-    manifest = _ManifestFile(path, key)
-    files = _Files(storage, key, manifest, bytes_max)
+    noted = path.with_suffix(".stored")
+    noted.unlink(missing_ok=True)  # a running program may write without a new time: what was seen before counts nothing
+    manifest, stored = _ManifestFile(path, key), Stored(noted)
+    files = _Files(storage, key, manifest, stored, bytes_max)
     try:
         async for output in runtime.outputs(key, handle, below):
             await files.take(output)
@@ -140,6 +142,8 @@ async def look(  # noqa: PLR0913, PLR0917 - what is looked at, and how
     finally:
         await files.cancel()
         manifest.close()
+        stored.close()
+        noted.unlink(missing_ok=True)
     return await storage.keep_file(key, path)
 
 
