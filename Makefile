@@ -1,6 +1,6 @@
 # wherry: every command there is. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo status logs test test-all check format docs lock bench sim sim-long chaos chaos-long fuzz \
+.PHONY: help setup up down demo status logs test test-all check format docs lock bench sim sim-long chaos chaos-long uploads-long fuzz \
 	compose-up compose-smoke compose-down clean
 
 PY := .venv/bin/python
@@ -72,6 +72,9 @@ chaos-long: setup ## the same with 10,000 jobs; hours
 
 fuzz: setup ## a million odd zips (and forms, ranges) for the parsers that read what strangers send; minutes
 	$(PY) -m tests.fuzz --executions 1000000
+
+uploads-long: setup ## cut 200 uploads at random points, and check that nothing is half-stored; 15 minutes
+	$(PY) -m tests.chaos.uploads --uploads 200
 
 compose-up: setup ## the same stack in containers
 	@$(PY) -m infra.compose up

@@ -86,10 +86,10 @@ class GatewayStack:
         self.processes[module] = process
         return process
 
-    def start_storage(self) -> None:
+    def start_storage(self, **env: str) -> None:
         self.run(
             "services.storage", "storage", WHERRY_MONGO_URL=self.mongo.url, WHERRY_ADMIN_USER=ADMIN[0],
-            WHERRY_ADMIN_PASSWORD=ADMIN[1], WHERRY_ADMIN_EMAIL="admin@example.com",
+            WHERRY_ADMIN_PASSWORD=ADMIN[1], WHERRY_ADMIN_EMAIL="admin@example.com", **env,
         )  # fmt: skip
 
     def start_gateway(self) -> None:
