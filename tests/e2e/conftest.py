@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import ROOT, Stack, docker_answers
+from tests.integration.web_server import Web
 
 BUSYBOX = "wherry/busybox:latest"
 
@@ -20,11 +21,21 @@ def _busybox_image() -> bool:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
+def web() -> Iterator[Web]:
+    """A web server on this machine, from which the stack's jobs may have inputs."""
+    with Web() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stack(web: Web) -> Iterator[Stack]:
     """One wherry for all end-to-end tests: jobs run on Docker where an engine answers, else as plain processes."""
     home = Path(tempfile.mkdtemp(prefix="wherry-e2e-"))
     on_docker = docker_answers() and _busybox_image()
-    stack = Stack.start(home, runtime="docker" if on_docker else "process", image=BUSYBOX if on_docker else None)
+    stack = Stack.start(
+        home, runtime="docker" if on_docker else "process", image=BUSYBOX if on_docker else None,
+        env={"WHERRY_FETCH_ALLOW": web.place},
+    )  # fmt: skip
     try:
         yield stack
     finally:
