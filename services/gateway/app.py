@@ -25,6 +25,7 @@ from services.gateway.routes import (
     nodes,
     people,
     quotas,
+    retention,
     session,
     streams,
     uploads,
@@ -82,7 +83,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     """Add all routes in one flat list: FastAPI searches routers within routers twice for every request (measured)."""
     routers = (jobs.router, session.router("/v1"), streams.router, files.router, nodes.router, people.router)
-    for router in (*routers, uploads.router, datasets.router, quotas.router, letters.router, health.router):
+    more = (uploads.router, datasets.router, quotas.router, letters.router, retention.router, health.router)
+    for router in (*routers, *more):
         app.router.routes.extend(router.routes)
     # The image-processing seed's paths stand at the root as it lists them.
     app.router.routes.extend(session.router("", in_document=False).routes)

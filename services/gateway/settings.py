@@ -30,6 +30,8 @@ class GatewaySettings(ServiceSettings):
     upload_bytes_max: int = Field(default=512 * 1024**3, gt=0)  # of one upload that resumes (tus)
     downloads_max: int = Field(default=12, gt=0)
     transfer_wait_s: float = Field(default=30.0, ge=0)  # for one of those places, before 503
+    live_bytes_max: int = Field(default=1024**3, gt=0)  # of one look at what a running job has left so far
+    live_timeout_s: float = Field(default=120.0, gt=0)  # for its node to answer
     upload_idle_s: float = Field(default=60.0, gt=0)  # an upload of which so long nothing comes is given up
     streams_max: int = Field(default=1000, gt=0)  # event and log streams at once
     #: What a slow reader may leave lying; then it is dropped.

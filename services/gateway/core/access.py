@@ -17,6 +17,7 @@ class Action(StrEnum):
     MANAGE_USERS = "manage_users"
     MANAGE_NODES = "manage_nodes"  # drain, cordon, forget
     MANAGE_QUOTAS = "manage_quotas"  # set anybody's; see others'
+    MANAGE_RETENTION = "manage_retention"  # list and remove what is kept no longer, whoever's it is
     MANAGE_LETTERS = "manage_letters"  # read dead letters, which may be anybody's, and replay them
 
 

@@ -31,6 +31,7 @@ _KNOWN: Mapping[str, tuple[int, str]] = {
     "too_many_versions": (409, "Too many versions"),
     "not_a_file": (422, "Not a file"),
     "not_ended": (409, "The job has not ended"),
+    "not_running": (409, "The job does not run"),
     "offset_mismatch": (409, "The upload stands somewhere else"),
     "in_use": (409, "Something needs it"),
     "own_account": (409, "That is your own account"),

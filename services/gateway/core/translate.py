@@ -23,6 +23,7 @@ from shared.requests import (
     Principal,
     Resumable,
     Session,
+    SnapshotPage,
     User,
 )  # fmt: skip
 from shared.spec import JobSpec
@@ -182,6 +183,12 @@ def entries(page: OutputPage) -> views.OutputsDocument:
     return views.OutputsDocument(
         entries=[entry(item) for item in page.entries], cursor=page.cursor, skipped=list(page.skipped)
     )
+
+
+def seen(look: str, found: SnapshotPage) -> views.OutputsDocument:
+    """Return a page of what a running job has left so far."""
+    update = {"partial": True, "look": look, "taken_at": found.taken_at, "attempt": found.attempt}
+    return entries(found.page).model_copy(update=update)
 
 
 def notification(item: DeliveryView) -> views.NotificationView:

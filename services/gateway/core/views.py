@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from shared.fleet import Gpu
+from shared.fleet import Gpu, HeldInput
 from shared.requests import Role, Visibility
-from shared.spec import ArtifactId, Bytes, JobSpec, Label, Seconds
+from shared.spec import ArtifactId, Bytes, ImageRef, JobSpec, Label, Seconds
 from shared.states import AttemptState, EndReason, JobState, NodeCondition, NodeDuty, PendingCode
 
 
@@ -263,6 +263,45 @@ class OutputsDocument(BaseModel):
     entries: list[EntryView]
     cursor: str | None
     skipped: list[str]
+    partial: bool = False  # seen while the job runs: `look` names what was seen `taken_at` of that attempt
+    look: str | None = None
+    taken_at: datetime | None = None
+    attempt: int | None = None
+
+
+class RetentionItemView(BaseModel):
+    """One thing that goes or is hidden, and why."""
+
+    kind: Literal["jobs", "logs", "artifacts", "live"]
+    id: str
+    owner_id: str
+    bytes: int
+    reason: str
+
+
+class RetentionSumView(BaseModel):
+    """How many, and their bytes."""
+
+    count: int
+    bytes: int
+
+
+class RetentionDocument(BaseModel):
+    """What retention removed and hid, or (`dry_run`) would: sums by kind, and the first things by name.
+
+    What is hidden answers as if it were gone; a later run removes it, unless something needs it by then. `bytes` among
+    the kinds are stored bytes that nothing refers to any more.
+    """
+
+    run_id: str
+    dry_run: bool
+    started_at: datetime
+    ended_at: datetime | None
+    removed: dict[str, RetentionSumView]
+    hidden: dict[str, RetentionSumView]
+    items: list[RetentionItemView]
+    more: bool
+    error: str
 
 
 class NotificationView(BaseModel):
@@ -379,6 +418,8 @@ class NodeDocument(BaseModel):
     running: int
     attempts: list[dict[str, Any]] | None = None
     images: list[str] | None = None
+    inputs: list[HeldInput] | None = None
+    prefetches: list[str] | None = None
     history: list[NodeChangeView] | None = None
 
 
@@ -418,6 +459,12 @@ class ClustersDocument(BaseModel):
     clusters: list[ClusterView]
 
 
+ArtifactOrDataset = Annotated[
+    str,
+    StringConstraints(
+        max_length=200, pattern=r"^(artifact:a[a-z2-7]{25}|dataset:[a-z0-9][a-z0-9._-]{0,127}(@[1-9][0-9]{0,8})?)$"
+    ),
+]
 Reason = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
@@ -436,6 +483,18 @@ class DrainOrder(NodeOrder):
     """
 
     deadline: Seconds | None = None
+
+
+class PrefetchOrder(BaseModel):
+    """What a machine is to bring: ``artifact:<id>``, ``dataset:<name>`` (``@<version>``), or an image.
+
+    A zip is unpacked, as for a job whose input it is, unless `unpack` is false.
+    """
+
+    model_config = {"extra": "forbid"}
+
+    what: ArtifactOrDataset | ImageRef = Field(union_mode="left_to_right")
+    unpack: bool = True
 
 
 class LackView(BaseModel):

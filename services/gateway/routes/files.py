@@ -11,7 +11,7 @@ from python_multipart.multipart import parse_options_header
 from services.gateway.core import ranges, translate, views
 from services.gateway.core.problems import invalid
 from services.gateway.routes.http import Caller, Door, Stream, answer, bearer, gateway_of, uploaded, wants_json
-from services.gateway.shell import files
+from services.gateway.shell import files, live
 from services.gateway.shell.gateway import Gateway
 from shared.channels import ARTIFACT_LIST
 from shared.errors import FieldProblem, WherryError
@@ -36,6 +36,12 @@ _ZIP = {200: {"content": {"application/zip": _BYTES}}}
 
 
 # Served by `app` without FastAPI's routing; this entry is what the OpenAPI document is made from.
+Live = Annotated[
+    str | None,
+    Query(alias="live", description="`true` to look at what a running job has left so far, or the id of a look."),
+]
+
+
 @router.put("/artifacts", status_code=201, response_model=views.ArtifactView, openapi_extra=_UPLOAD)
 async def put_artifact(request: Request) -> Response:
     """Store the body, of any size. Nothing is kept of an upload that is cut."""
@@ -85,9 +91,16 @@ async def outputs(
     as_list: Annotated[bool, Query(alias="list", description="The entries instead of the zip.")] = False,  # noqa: FBT002
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
     cursor: str | None = None,
+    live_: Live = None,
 ) -> Response:
-    """Give all that the job left as one zip, or (by `list` or Accept) the entries."""
+    """Give all that the job left as one zip, or (by `list` or Accept) the entries.
+
+    With `live` the entries are what a running job has left so far, marked as partial.
+    """
     job = (await gateway.job(principal, job_id)).job
+    if live_ is not None:
+        look, seen = await live.look(gateway, job, live_, cursor=cursor, limit=limit)
+        return answer(translate.seen(look, seen), headers=_partial(look))
     if as_list or wants_json(request):
         return answer(translate.entries(await files.listing(gateway, job, cursor, limit)))
     files.require_outputs(job)
@@ -104,9 +117,16 @@ async def outputs(
 
 @router.head("/jobs/{job_id}/outputs/{path:path}", include_in_schema=False)
 @router.get("/jobs/{job_id}/outputs/{path:path}", response_class=Response, responses=FILE)  # pyright: ignore[reportArgumentType]
-async def output(job_id: str, path: str, request: Request, gateway: Door, principal: Caller) -> Response:
-    """Give one file that the job left, or a range of it."""
+async def output(
+    job_id: str, path: str, request: Request, gateway: Door, principal: Caller, live_: Live = None
+) -> Response:
+    """Give one file that the job left, or a range of it. With `live` as it is now, or as a look has seen it."""
     job = (await gateway.job(principal, job_id)).job
+    if live_ is not None:
+        look, blob = await live.one(gateway, job, live_, path)
+        found = await file_answer(request, gateway, blob, path, mimetypes.guess_type(path)[0] or _BINARY)
+        found.headers.update(_partial(look))
+        return found
     _, blob = await files.one(gateway, job, path)
     return await file_answer(request, gateway, blob, path, mimetypes.guess_type(path)[0] or _BINARY)
 
@@ -159,3 +179,7 @@ def _name(request: Request, name: str | None) -> str:
     if not all(char.isprintable() for char in name):
         raise invalid([FieldProblem(field="name", message="A name has printable characters only")])
     return name
+
+
+def _partial(look: str) -> dict[str, str]:
+    return {live.PARTIAL_HEADER: "true", live.LOOK_HEADER: look}

@@ -88,6 +88,8 @@ class Live:
         held = self._held(Key(wanted.job_id, wanted.attempt))
         if held is None or held.phase not in _VISIBLE:
             raise WherryError("not_running", f"Attempt {wanted.attempt} of job {wanted.job_id} does not run any more.")
+        if wanted.path is not None and any(part in ("", ".", "..") for part in wanted.path.split("/")):
+            raise NotFound(f"{wanted.path!r} is no path among outputs.")
         path = self._folder / f"{wanted.snapshot_id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         storage = self._storage.of_snapshot(wanted.snapshot_id, patience_s=_PATIENCE_S)
