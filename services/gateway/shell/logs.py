@@ -271,4 +271,4 @@ def _text(piece: Piece) -> str:
 
 
 def _said(name: str, view: BaseModel, place: tuple[int, int] | None = None) -> Said:
-    return Said(name, view.model_dump_json().encode(), place)
+    return Said(name, view.model_dump_json(exclude={"member"}).encode(), place)  # whoever follows many adds whose it is
