@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import httpx
 import pytest
 
+from client.wherry import AsyncClient, Client, SourceError, WherryError
 from shared.blobs import BlobClient, blob_of
 from shared.channels import Service
 from shared.job import OutputsRef
@@ -323,3 +325,47 @@ async def test_what_a_job_left_becomes_a_dataset(stack: GatewayStack, anna: http
     assert made.json()["versions"][0]["file"] == "w.bin"
     for path in ("model", "none"):
         assert anna.post("/datasets", json={"name": name, "output": f"job:{job_id}/{path}"}).status_code == 404
+
+
+# --- the SDK -------------------------------------------------------------------------------------------------------
+
+
+def test_the_sdk_puts_files_and_folders_and_brings_them_back(stack: GatewayStack, name: str, tmp_path: Path):
+    folder = tmp_path / "data"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "x").write_bytes(b"x" * 1000)
+    told: list[tuple[int, int]] = []
+    with Client(stack.url, stack.login("anna", PASSWORD)) as client:
+        first = client.put_dataset(name, folder, labels=["a"], progress=lambda done, total: told.append((done, total)))
+        assert (first.version, first.is_new, first.file_name, told[-1]) == (1, True, "data.zip", (1000, 1000))
+        assert client.put_dataset(name, folder).is_new is False
+        assert client.put_dataset(name, folder / "deep" / "x", shared=True).version == 2
+        assert client.put_dataset(f"{name}2", f"artifact:{first.artifact_id}").sha256 == first.sha256
+        assert [one.name for one in client.datasets(search=name)] == [name, f"{name}2"]
+        assert [one.name for one in client.datasets(search=name, limit=1)] == [name]
+        got = client.get_dataset(f"{name}@1", tmp_path / "back.zip")
+        assert (got.version, (tmp_path / "back.zip").stat().st_size) == (1, first.size)
+        with ZipFile(tmp_path / "back.zip") as archive:
+            assert archive.read("deep/x") == b"x" * 1000
+        changed = client.update_dataset(name, description="New")
+        assert (changed.description, changed.labels, changed.visibility) == ("New", ["a"], "shared")
+        client.delete_dataset(f"{name}@1")
+        assert [one.version for one in client.dataset(name).versions] == [2]
+        with pytest.raises(WherryError) as caught:
+            client.dataset("../jobs")
+        assert caught.value.code == "not_found"
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(SourceError):
+            client.put_dataset(name, tmp_path / "empty")
+
+
+async def test_the_sdk_for_asyncio_does_the_same(stack: GatewayStack, name: str, tmp_path: Path):
+    (tmp_path / "x").write_bytes(b"some bytes")
+    async with AsyncClient(stack.url, stack.login("anna", PASSWORD)) as client:
+        assert (await client.put_dataset(name, tmp_path / "x", description="Of bytes")).version == 1
+        assert [one.description async for one in client.datasets(search=name, owner="me")] == ["Of bytes"]
+        assert (await client.get_dataset(name, tmp_path / "back")).version == 1
+        assert (tmp_path / "back").read_bytes() == b"some bytes"
+        assert (await client.update_dataset(name, shared=True)).visibility == "shared"
+        assert (await client.dataset(f"{name}@1")).size == 10
+        await client.delete_dataset(name)

@@ -1,6 +1,6 @@
 import pytest
 
-from shared.guard import is_named, is_public, refusal
+from shared.guard import is_named, is_public, refusal, url_refusal
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,20 @@ def test_the_operator_names_a_host_with_its_port_and_nothing_else():
     assert not is_named("hooks.local", 9001, allowed)
     assert not is_named("evil-hooks.local", 9000, allowed)
     assert not is_named("local", 9000, allowed)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://example.org/", "https://127.0.0.1/", "https://user@example.org/", "https://user:pw@10.0.0.1:8025/",
+     "https://example.org:22/", "https://[::1]/", "https://[fe80::1%25eth0]/", "ftp://10.0.0.1:8025/", "//example.org/",
+     "x", "", "https://", "https://example.org:99999/", "http://10.0.0.1:8026/"],
+)  # fmt: skip
+def test_urls_that_may_not_be_called_are_refused(url: str):
+    assert url_refusal(url, {"10.0.0.1:8025"})
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org", "https://example.org:8443/x?y#z", "http://10.0.0.1:8025/x", "HTTPS://EXAMPLE.ORG/"]
+)
+def test_urls_of_public_and_of_named_places_pass(url: str):
+    assert url_refusal(url, {"10.0.0.1:8025"}) is None
