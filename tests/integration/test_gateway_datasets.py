@@ -78,6 +78,7 @@ def test_a_dataset_is_stored_described_and_read_back(anna: httpx.Client, name: s
     answer = put(anna, name, body, description="Two columns", labels="small, csv", visibility="shared")
     assert answer.status_code == 201, answer.text
     document = answer.json()
+    assert document.pop("is_new") is True
     assert answer.headers["location"] == f"/v1/datasets/{name}@1"
     assert {key: document[key] for key in ("name", "version", "size", "description", "labels", "visibility")} == {
         "name": name, "version": 1, "size": len(body), "description": "Two columns", "labels": ["small", "csv"],
