@@ -68,7 +68,7 @@ def services(
             "WHERRY_ADMIN_PASSWORD": who.password,
             "WHERRY_ADMIN_EMAIL": given.get("WHERRY_ADMIN_EMAIL", ADMIN_EMAIL),
         },
-        "scheduler": {},
+        "scheduler": {"WHERRY_SCHEDULER_ID": "local"},
         "gateway": {
             "WHERRY_HOST": given.get("WHERRY_HOST", LOOPBACK),
             "WHERRY_PORT": str(where.http_port),

@@ -26,7 +26,7 @@ async def run(settings: SchedulerSettings) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     async with Bus.connect(settings, Service.SCHEDULER) as bus:
-        working = asyncio.create_task(_work(Scheduler(bus, settings, new_id("s")), bus))
+        working = asyncio.create_task(_work(Scheduler(bus, settings, settings.scheduler_id or new_id("s")), bus))
         ends = [asyncio.create_task(stop.wait()), asyncio.create_task(bus.closed.wait())]
         await asyncio.wait([working, *ends], return_when=asyncio.FIRST_COMPLETED)
         for task in (working, *ends):

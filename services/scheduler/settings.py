@@ -1,6 +1,8 @@
 """What the scheduler is told from outside."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
 
 from services.scheduler.core.limits import Limits
 from shared.settings import ServiceSettings
@@ -9,6 +11,8 @@ from shared.settings import ServiceSettings
 class SchedulerSettings(ServiceSettings):
     """Read once at start from ``WHERRY_SCHEDULER_…`` (and the common ``WHERRY_…``) variables."""
 
+    #: A name under which no other scheduler runs at the same time; one that is started again under it leads at once.
+    scheduler_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{0,64}$")] = ""
     scheduler_metrics_port: int | None = Field(None, ge=1, le=65535)
     scheduler_leader_lease_s: float = Field(4.0, ge=0.5, le=60)
     scheduler_leader_renew_s: float = Field(1.0, ge=0.1, le=20)

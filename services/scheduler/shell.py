@@ -30,6 +30,8 @@ from shared.fleet import DesiredState, Heartbeat, Wake
 from shared.model import Message
 
 _TICK_S = 1.0
+#: Nodes that a new leader asks for a heartbeat at once; those of a large fleet come as they would.
+_CALLED_MAX = 200
 _CANCEL_AGAIN_S = 2.0
 _HEARTBEATS_AT_ONCE = 2048
 _WAITING_MAX = 5000  # messages of the log taken from the broker and not yet decided about
@@ -41,7 +43,7 @@ class Scheduler:
     """One scheduler: waits until it leads, leads until it does not, and begins again."""
 
     def __init__(self, bus: Bus, settings: SchedulerSettings, holder: str) -> None:
-        """Use *holder*, any name that no other scheduler has, to lead under."""
+        """Use *holder*, a name that no other scheduler has at the same time, to lead under."""
         self._bus = bus
         self._settings = settings
         self._quarantine = Quarantine()
@@ -203,11 +205,14 @@ class _Term:
                 answer.cancel()
 
     async def _open_doors(self) -> list[Handle]:
-        return [
+        doors = [
             await self._bus.serve(HEARTBEAT, self._hear, queue=None, concurrency=_HEARTBEATS_AT_ONCE),
             *await self._questions.serve(self._bus),
             await self.standby.letters.listen(self._replay),
         ]
+        for node_id in tuple(self._state.nodes if self._state else ())[:_CALLED_MAX]:
+            await self._bus.publish(WAKE, Wake(), node_id=node_id)
+        return doors
 
     async def save(self) -> None:
         """Keep a snapshot of what is believed, if anything was decided since the last."""

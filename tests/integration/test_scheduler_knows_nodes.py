@@ -12,6 +12,7 @@ from services.scheduler.core.fleet.state import State
 from services.scheduler.core.fleet_facts import Wish
 from services.scheduler.core.limits import Now
 from services.scheduler.core.membership import NodeDecision
+from services.scheduler.core.quarantine import Quarantine
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.shell import _Term
 from shared import channels
@@ -198,7 +199,7 @@ async def test_a_record_that_another_has_written_meanwhile_is_believed_and_the_w
         return Record(channels.NODE_CHANGED, params, event)
 
     settings = SchedulerSettings(nats_url=stack.nats.url)
-    term = _Term(stack.operator, settings, Lease(stack.operator, "s1", 4, 1))
+    term = _Term(stack.operator, settings, Lease(stack.operator, "s1", 4, 1), Quarantine())
     state = State(settings.limits(), Now(utc_now(), 0.0))
     wanted = Wish(1, "n1", "undrain", NodeWish(by="root", at=utc_now()), "w1")
     mine = NodeDecision(NodeRecord(id="n1", since=utc_now()), expect_seq=0)

@@ -93,7 +93,7 @@ async def test_an_input_that_nobody_can_decide_about_is_a_dead_letter_and_ends_n
 
     def broken(job: Any, event: Any, *rest: Any) -> Any:
         if isinstance(event, lifecycle.Report):
-            raise ArithmeticError("planted")
+            raise ArithmeticError("planted")  # noqa: TRY004
         return whole(job, event, *rest)
 
     async with in_this_process(stack):

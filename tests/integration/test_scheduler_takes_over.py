@@ -140,6 +140,17 @@ async def test_a_hot_standby_leads_within_twenty_seconds_and_has_read_a_long_log
     assert (await agent.ordered(job_id, "start")).attempt == 1
 
 
+async def test_a_scheduler_that_is_started_again_under_its_name_does_not_wait_for_its_lease(stack: Stack) -> None:
+    as_set = {"WHERRY_SCHEDULER_LEADER_LEASE_S": "60", "WHERRY_SCHEDULER_LEADER_RENEW_S": "1"}
+    first = await stack.scheduler(**as_set, WHERRY_SCHEDULER_ID="one")
+    agent = await stack.agent()
+    epoch = await epoch_above(agent, 0)
+    first.process.kill()
+    await first.process.wait()
+    await stack.scheduler(**as_set, WHERRY_SCHEDULER_ID="one")
+    assert await epoch_above(agent, epoch) > epoch
+
+
 async def test_a_leader_that_is_resumed_while_the_next_one_works_harms_no_job(stack: Stack) -> None:
     first, _ = await stack.scheduler(), await stack.scheduler()
     agent = await stack.agent()

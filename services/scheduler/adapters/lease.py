@@ -25,7 +25,9 @@ class Lease:
     """The lease of one scheduler.
 
     Nobody's clock is compared with another's: a standby takes over when it has itself seen no renewal for the length
-    of the lease, and a leader gives up when it has itself not renewed for as long.
+    of the lease, and a leader gives up when it has itself not renewed for as long. A scheduler that has just been
+    started and finds the lease under its own name does not wait: whoever had it is no more. Once only, should two of
+    one name run after all: they would take it from each other for ever.
 
     The epoch of a time of leading is the sequence under which the lease was won, plus a base that the lease's body
     carries on from holder to holder. Sequences only rise, and so do epochs. The base is 0, until a node or the log
@@ -43,6 +45,7 @@ class Lease:
         self._base = 0
         self._claimed = 0
         self._epoch = 0
+        self._is_new = True
 
     @property
     def epoch(self) -> int:
@@ -68,7 +71,10 @@ class Lease:
             holder, base = _read(body)
             if seq != seen:
                 seen, since = seq, monotonic()
-            if (holder == _FREE or monotonic() - since > self._length_s) and await self._take(seq, base):
+            is_over = holder == _FREE or monotonic() - since > self._length_s
+            is_over = is_over or (self._is_new and holder == self._holder)
+            if is_over and await self._take(seq, base):
+                self._is_new = False
                 _log.info("leading", epoch=self._epoch)
                 return self._epoch
             await asyncio.sleep(self._renew_s / 2)

@@ -24,6 +24,7 @@ def desired_state(state: State, node_id: str, epoch: int, now: Now, session: str
         is_there = node.former[session] > 1
         return DesiredState(epoch=epoch, lease_s=lease_s, protocol=PROTOCOL, evicted=is_there, more=not is_there)
     assignments, more = _assignments(state, node, now)
+    record = state.roster.record(node_id)
     return DesiredState(
         epoch=epoch,
         lease_s=lease_s,
@@ -32,6 +33,7 @@ def desired_state(state: State, node_id: str, epoch: int, now: Now, session: str
         more=more,
         protocol=PROTOCOL,
         refused=refusal(node.beat.protocol) if node.beat else "",
+        prefetches=record.prefetches if record else (),
     )
 
 

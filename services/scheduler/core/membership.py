@@ -123,6 +123,7 @@ class Membership:
             leaving=beat.leaving,
             problem=beat.problem,
             refused=nodes.refusal(beat.protocol),
+            prefetched=beat.prefetched,
         )
         if record is None:
             self._keep(nodes.joined(node_id, heard, self.now.at))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from services.scheduler.core.limits import Limits
-from shared.fleet import HISTORY_KEPT, PROTOCOL, NodeChange, NodeRecord, NodeWish
+from shared.fleet import HISTORY_KEPT, PREFETCHES_MAX, PROTOCOL, NodeChange, NodeRecord, NodeWish, Prefetch, PrefetchEnd
 from shared.states import EndReason, NodeCondition, NodeDuty
 
 #: The only legal moves of a node's condition: condition -> event -> conditions that it may lead to.
@@ -93,6 +93,7 @@ class Heard:
     leaving: bool = False
     problem: str = ""
     refused: str = ""
+    prefetched: tuple[PrefetchEnd, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Wished:
-    """An admin wants something: `verb` is drain, undrain, cordon or forget.
+    """An admin wants something: `verb` is drain, undrain, cordon, forget or prefetch.
 
     `fence_s`: for how many seconds more something may run there that must never run twice.
     """
@@ -233,7 +234,7 @@ def _heard(record: NodeRecord, heard: Heard, now: datetime, limits: Limits) -> N
         facts = {"name": heard.name, "session": heard.session, "boot_id": heard.boot_id}
         record = record.model_copy(update=facts)
     record = _refused(record, heard.refused, now)
-    record = _problem(record, heard.problem, now, limits)
+    record = _prefetched(_problem(record, heard.problem, now, limits), heard.prefetched, now)
     if heard.leaving:
         return _left_by_itself(record, now)
     return _stayed(_returned(record, heard.steady, now, limits), now)
@@ -305,6 +306,8 @@ def _moved(record: NodeRecord, condition: NodeCondition, now: datetime, reason: 
 
 
 def _wished(record: NodeRecord, verb: str, wish: NodeWish, fence_s: float, now: datetime) -> NodeRecord:
+    if verb == "prefetch":
+        return _to_prefetch(record, wish, now)
     if verb == "forget":
         return _forgotten(record, wish, fence_s, now)
     if verb not in DUTY_MOVES[record.duty] or verb not in ("drain", "undrain", "cordon"):
@@ -316,6 +319,32 @@ def _wished(record: NodeRecord, verb: str, wish: NodeWish, fence_s: float, now: 
     if duty is NodeDuty.DRAINING and wish.deadline_s is not None:
         deadline = now + timedelta(seconds=min(max(0.0, wish.deadline_s), _DRAIN_MAX_S))
     return _on_duty(record, duty, wish.by, wish.reason, now, deadline)
+
+
+def _to_prefetch(record: NodeRecord, wish: NodeWish, now: datetime) -> NodeRecord:
+    wanted = wish.prefetch
+    if wanted is None or any(one.id == wanted.id for one in record.prefetches):
+        return record
+    if len(record.prefetches) >= PREFETCHES_MAX:
+        return _told(record, now, "not_prefetched", f"{PREFETCHES_MAX} others are not done yet", wish.by)
+    record = record.model_copy(update={"prefetches": (*record.prefetches, wanted)})
+    return _told(record, now, "prefetch", _what(wanted), wish.by)
+
+
+def _prefetched(record: NodeRecord, ended: tuple[PrefetchEnd, ...], now: datetime) -> NodeRecord:
+    """Note which prefetches are done. One that came to nothing is not tried again: whoever wants it asks again."""
+    errors = {one.id: one.error for one in ended}
+    for one in record.prefetches:
+        if (error := errors.get(one.id)) is not None:
+            left = tuple(other for other in record.prefetches if other.id != one.id)
+            record = record.model_copy(update={"prefetches": left})
+            what = "not_prefetched" if error else "prefetched"
+            record = _told(record, now, what, f"{_what(one)}: {error}" if error else _what(one))
+    return record
+
+
+def _what(prefetch: Prefetch) -> str:
+    return prefetch.input.source if prefetch.input else prefetch.image or ""
 
 
 def _forgotten(record: NodeRecord, wish: NodeWish, fence_s: float, now: datetime) -> NodeRecord:
