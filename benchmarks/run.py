@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
-from pymongo import MongoClient
 
+from benchmarks import blobs
 from benchmarks.http_load import load, post
 from benchmarks.stack import BenchStack, dump, machine, wait_for
 
@@ -178,60 +178,6 @@ def _docker_run() -> float:
     return at
 
 
-def bench_artifacts(size_mb: int, samples: int) -> dict[str, object]:
-    """MB/s of artifacts through the gateway, and of pymongo's own GridFS bucket on the same server, in turn."""
-    import gridfs  # noqa: PLC0415  part of pymongo
-
-    up: list[float] = []
-    down: list[float] = []
-    raw_up: list[float] = []
-    raw_down: list[float] = []
-    with BenchStack([]) as stack:
-        for name in ("storage", "gateway"):
-            stack.service(name)
-        token = stack.login()
-        url, headers = f"http://127.0.0.1:{stack.port}/v1/artifacts", {"Authorization": f"Bearer {token}"}
-        bucket = gridfs.GridFSBucket(MongoClient(stack.mongo.url)["raw"])
-        with httpx.Client(headers=headers, timeout=300) as http:
-            for sample in count():
-                if sample > samples:
-                    break
-                blocks = [os.urandom(MIB) for _ in range(size_mb)]
-                body = b"".join(blocks)
-                started = time.perf_counter()
-                artifact = http.put(url, content=iter(blocks)).json()["artifact_id"]
-                taken_up = size_mb / (time.perf_counter() - started)
-                started, size = time.perf_counter(), 0
-                with http.stream("GET", f"{url}/{artifact}") as answer:
-                    for part in answer.iter_raw(MIB):
-                        size += len(part)
-                taken_down = size_mb / (time.perf_counter() - started)
-                assert size == len(body)
-                started = time.perf_counter()
-                file_id = bucket.upload_from_stream("raw", body)
-                base_up = size_mb / (time.perf_counter() - started)
-                started = time.perf_counter()
-                reader = bucket.open_download_stream(file_id)
-                while reader.read(MIB):
-                    pass
-                base_down = size_mb / (time.perf_counter() - started)
-                bucket.delete(file_id)
-                if sample:
-                    up.append(taken_up)
-                    down.append(taken_down)
-                    raw_up.append(base_up)
-                    raw_down.append(base_down)
-    return {
-        "size_mb": size_mb,
-        "upload_mb_s": statistics.median(up),
-        "raw_upload_mb_s": statistics.median(raw_up),
-        "upload_ratio": statistics.median(a / b for a, b in zip(up, raw_up, strict=True)),
-        "download_mb_s": statistics.median(down),
-        "raw_download_mb_s": statistics.median(raw_down),
-        "download_ratio": statistics.median(a / b for a, b in zip(down, raw_down, strict=True)),
-    }
-
-
 PAGE = """# Results
 
 Written by `make bench` ({when}) on {machine}. All processes of a measurement, load generator, NATS, MongoDB and services, share these cores; NATS syncs every
@@ -246,7 +192,9 @@ write (`sync_interval: always`). Medians of {samples} samples after one that war
   the clock stops when storage shows all as succeeded.
 * *first output*: `sh -c "echo hello"` in a 2 MB image, hardened container with its own volumes, against `docker run --rm` of the same; by the engine's time stamp of the
   line, and as received over SSE.
-* *artifacts*: {size_mb} MB of random bytes through HTTP, gateway, NATS and storage, SHA-256 at both ends, against pymongo's GridFS bucket straight to the same mongod.
+* *artifacts*: {size_mb} MB of random bytes through HTTP, gateway, NATS and storage, SHA-256 at both ends, beside pymongo's GridFS bucket straight to the same mongod with the
+  same write concern; {pairs} pairs, the two sides in turn. The medians of the ratios inside each pair (least to greatest) are what counts: five processes share {cpus} cores
+  with whatever else the machine does, and a plain read or write has two.
 """
 
 
@@ -286,27 +234,42 @@ def page(results: dict[str, object], samples: int) -> str:
             "POST to that line received over SSE", "", f"{s['post_to_output_seen_ms']:.0f} ms ({s['ratio_seen']:.2f} x)"
         )
         row("`docker run` of the same command to its first output", "", f"{s['docker_run_to_output_ms']:.0f} ms")
-    if s := results.get("artifacts"):
-        row(
-            "artifact upload",
-            "beside raw GridFS",
-            f"{s['upload_mb_s']:.0f} MB/s ({s['upload_ratio']:.2f} x raw {s['raw_upload_mb_s']:.0f})",
-        )
-        row(
-            "artifact download",
-            "beside raw GridFS",
-            f"{s['download_mb_s']:.0f} MB/s ({s['download_ratio']:.2f} x raw {s['raw_download_mb_s']:.0f})",
-        )
+    for what, goal, here in blob_rows(results.get("artifacts") or {}):
+        row(what, goal, here)
     nodes = (results.get("lifecycle") or {}).get("nodes", 0)
-    size = (results.get("artifacts") or {}).get("size_mb", 0)
+    large = (results.get("artifacts") or {}).get("blobs", {})
     return PAGE.format(
         when=results["when"],
         machine=results["machine"],
         samples=samples,
         rows="\n".join(rows),
         nodes=nodes,
-        size_mb=size,
+        size_mb=large.get("bytes", 0) // MIB,
+        pairs=large.get("pairs", 0),
+        cpus=os.cpu_count(),
     )
+
+
+def blob_rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the rows (what, goal, here) about blobs."""
+
+    def ratio(part: dict[str, Any], way: str) -> str:
+        least, most = part[f"{way}_spread"]
+        return f"{part[f'{way}_ratio']:.2f} x ({least:.2f} to {most:.2f})"
+
+    if s := found.get("blobs"):
+        for way, up, goal in (("upload", "up", ">= 0.55, better 0.62"), ("download", "down", ">= 0.40, better 0.45")):
+            figures = f"{s[up] / MIB:.0f} MiB/s beside {s[f'raw_{up}'] / MIB:.0f}"
+            yield f"artifact {way}, beside plain GridFS", goal, f"{ratio(s, way)}; {figures}"
+    if s := found.get("together"):
+        for way in ("upload", "download"):
+            yield f"{s['transfers']} {way}s at once in sum, beside one", ">= 1", ratio(s, way)
+    if s := found.get("small"):
+        figures = f"{s['per_s']:,.0f} a second beside {s['raw_per_s']:,.0f}"
+        yield "artifacts of 4 KiB, 64 clients, beside plain GridFS", ">= 2.5", f"{ratio(s, 'small')}; {figures}"
+    if s := found.get("memory"):
+        peaks = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in s["peak_mib"].items())
+        yield f"resident memory at most, {s['bytes'] // MIB:,} MiB up and down", "< 150 MB each", peaks
 
 
 def main() -> None:
@@ -317,6 +280,7 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--blob-mib", type=int, default=1024, help="size of a large artifact")
     args = parser.parse_args()
     path = HERE / "results.json"
     results = json.loads(path.read_text()) if args.only and path.exists() else {}
@@ -325,7 +289,7 @@ def main() -> None:
         "submit": lambda: bench_submit(args.seconds, args.samples),
         "lifecycle": lambda: bench_lifecycle(2000, 8, args.samples),
         "first_output": lambda: bench_first_output(args.samples * 4) if shutil.which("docker") else None,
-        "artifacts": lambda: bench_artifacts(256, args.samples),
+        "artifacts": lambda: blobs.measure(args.blob_mib * MIB, max(7, args.samples), 3 * args.blob_mib * MIB),
     }.items():
         if args.only and name not in args.only:
             continue

@@ -114,7 +114,10 @@ class BlobClient:
                 if len(body) != max(0, min(_piece_end(given, stop), size) - given):
                     raise WherryError("corrupt", f"Storage gave {len(body)} bytes where more belong.")
                 asked, given = max(asked, given + len(body)), given + len(body)
-                while asked < stop and len(window) < WINDOW_CHUNKS:
+                # By halves of the window: storage looks for what is asked for at once with one question.
+                room = WINDOW_CHUNKS - len(window) if len(window) <= WINDOW_CHUNKS // 2 else 0
+                while asked < stop and room > 0:
+                    room -= 1
                     until = _piece_end(asked, stop)
                     window.append(asyncio.ensure_future(self._range(target, asked, until, patience_s)))
                     asked = until

@@ -122,6 +122,8 @@ class _Wire(asyncio.BufferedProtocol):
                 break
             if buffer[self._start] in (_M, _H):
                 head = bytes(self._view[self._start : line_end]).split()
+                if not 4 <= len(head) <= 6:
+                    raise ValueError("no head of a message")
                 end = line_end + 4 + int(head[-1])
                 if end > self._end:
                     self._wanted = end - self._start
