@@ -1,5 +1,6 @@
 """Runs one kind of fuzzing for a number of executions, from a seed: the same seed gives the same inputs."""
 
+import asyncio
 import os
 import random
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from shared import zipguard
-from tests.fuzz import oracle, zips
+from tests.fuzz import oracle, parsers, zips
 
 #: One in so many zips is unpacked to a disk as well.
 UNPACKED_ONE_IN = 200
@@ -59,6 +60,24 @@ def fuzz_zips(
                 del pool[chance.randrange(len(pool))]
         if number % 10_000 == 9_999:
             tell(10_000)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def fuzz_parser(name: str, seed: int, executions: int) -> Result:
+    """Give odd inputs to the parser *name* of `parsers.TARGETS`; stop at the first that breaks it."""
+    chance, result, target, loop = random.Random(seed), Result(), parsers.TARGETS[name], asyncio.new_event_loop()
+    began = time.monotonic()
+    for _ in range(executions):
+        result.executions += 1
+        once = time.process_time()
+        try:
+            result.said[target(chance, loop)] += 1
+            oracle.expect(time.process_time() - once < oracle.SECONDS_MAX, "too slow")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is found
+            result.found = (f"{name}, seed {seed}, execution {result.executions}".encode(), repr(error))
+            break
+    loop.close()
     result.seconds = time.monotonic() - began
     return result
 

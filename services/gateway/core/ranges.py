@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from shared.errors import WherryError
 
-_ONE_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
+# 18 digits are more than any file has; of thousands Python makes no number.
+_ONE_RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")
 #: Characters that stand for themselves in an RFC 8187 value.
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!#$&+-.^_`|~")
 

@@ -14,15 +14,18 @@ CUT_MARK = " …[line cut]"
 MESSAGE_CHARS_MAX = 300
 _DRAWINGS_LOOKED_AT = 4
 _TEXT_MAX = LOG_LINE_BYTES_MAX - len(CUT_MARK.encode())
-_PROGRESS = re.compile(r"^::progress\s+(\d*\.?\d+(?:[eE][-+]?\d+)?)(%?)\s*(?:::(.*))?$")
+# Of so few digits, or a line of nothing else would be tried in as many ways as it has pairs of them.
+_PROGRESS = re.compile(r"^::progress\s+(\d{0,30}\.?\d{1,30}(?:[eE][-+]?\d{1,4})?)(%?)\s*(?:::(.*))?$")
 _METRIC = re.compile(r"^::metric\s+(\S.*)$")
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_./:@-]{0,99}$")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 #: tqdm: a percentage and a bar, of blocks or in ASCII; a column of a table has neither.
 _PERCENT_BAR = re.compile(r"(?:^|[\s:])(\d{1,3})%\|(?=[█▉▊▋▌▍▎▏]|[#\d]*\s*\|\s*[\d.]+[kMGTP]?/[\d.?]+)")
-_COUNT_BAR = re.compile(r"^\s*(\d+)/(\d+)\s+(?:\[=*>?\.*\](?<=[=>.]\])|[━╸╺]+)")  # Keras 2 and 3
+_COUNT_BAR = re.compile(r"^\s*(\d{1,18})/(\d{1,18})\s+(?:\[=*>?\.*\](?<=[=>.]\])|[━╸╺]+)")  # Keras 2 and 3
 _METRIC_LINES = re.compile(rb"^::metric [^\n]*", re.MULTILINE)
 _PROGRESS_LINES = re.compile(rb"^::progress [^\n]*", re.MULTILINE)
+#: Databases keep whole numbers of 64 bits.
+_STEP_END = 2.0**63
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")  # Keras goes back by backspaces
 
 
@@ -183,7 +186,7 @@ def metrics_in(text: str, at: datetime) -> list[MetricPoint]:
             values[name] = value
     step = values.pop("step", None)
     return [
-        MetricPoint(name=name, value=value, step=None if step is None else int(step), at=at)
+        MetricPoint(name=name, value=value, step=None if step is None or abs(step) >= _STEP_END else int(step), at=at)
         for name, value in values.items()
     ]
 
