@@ -167,6 +167,9 @@ InputText = Annotated[
 InputName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 RoleName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
+#: In the OpenAPI document: shown and never sent.
+_READ_ONLY: dict[str, Any] = {"readOnly": True}
+
 
 class Input(Frozen):
     """Something that a job finds below its inputs.
@@ -178,9 +181,11 @@ class Input(Frozen):
     source: InputText
     unpack: bool = True
     #: Set by the gateway for artifacts and datasets, from what they are at that moment; users cannot.
-    artifact: ArtifactId | None = None
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
-    size: int | None = Field(default=None, ge=0)
+    artifact: ArtifactId | None = Field(default=None, json_schema_extra=_READ_ONLY)
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, json_schema_extra=_READ_ONLY
+    )
+    size: int | None = Field(default=None, ge=0, json_schema_extra=_READ_ONLY)
 
     @property
     def job(self) -> tuple[str, str | None] | None:
