@@ -253,7 +253,7 @@ NODE_WISH = Channel(
     fleet.NodeWish,
     _by(_G),
     _by(_S),
-    "An admin wants a node drained, undrained, cordoned or forgotten; `verb` says which.",
+    "An admin wants a node drained, undrained, cordoned, forgotten, or to prefetch something; `verb` says which.",
     stream=FLEET,
     event_type="io.wherry.fleet.{verb}.v1",
 )

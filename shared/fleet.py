@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from shared.model import Amount, Message, Name, Sentence
-from shared.spec import JobSpec
+from shared.spec import ImageRef, Input, JobSpec
 from shared.states import EndReason, NodeCondition, NodeDuty
 
 #: The heartbeat protocol's version; one apart is understood.
@@ -95,6 +95,28 @@ class HeldInput(Message):
     bytes: Amount = 0
 
 
+class Prefetch(Message):
+    """Something that a node is to have before a job wants it: an image, or an artifact as an input of jobs.
+
+    The id stands for a job's where the node asks for the bytes: storage knows it from the node's record.
+    """
+
+    id: Annotated[str, Field(pattern=r"^p[a-z2-7]{25}$")]
+    image: ImageRef | None = None
+    input: Input | None = None  # with what the gateway sets
+
+
+class PrefetchEnd(Message):
+    """A prefetch is done, or has come to nothing: `error` says why."""
+
+    id: Name
+    error: Sentence = ""
+
+
+#: Prefetches of one node that are not done; one more is refused.
+PREFETCHES_MAX = 16
+
+
 class Heartbeat(Message):
     """A node's report. Its id is the subject's, never the body's."""
 
@@ -107,6 +129,7 @@ class Heartbeat(Message):
     attempts: tuple[HeldAttempt, ...] = ()
     images: tuple[str, ...] = ()
     inputs: tuple[HeldInput, ...] = ()  # at most HELD_INPUTS_MAX
+    prefetched: tuple[PrefetchEnd, ...] = ()  # of those that the last answer had
     epoch: int = 0  # the highest the agent has seen
     #: The agent's version of this protocol. Each side speaks with the one before and the one after its own.
     protocol: int = PROTOCOL_ABSENT
@@ -158,6 +181,7 @@ class DesiredState(Message):
     evicted: bool = False
     #: Why this agent gets nothing new (a version too old or too new), in words; empty when all is well.
     refused: Sentence = ""
+    prefetches: tuple[Prefetch, ...] = ()
 
 
 class Wake(Message):
@@ -165,7 +189,7 @@ class Wake(Message):
 
 
 class NodeWish(Message):
-    """What an admin wants of a node. The subject says which node and what: drain, undrain, cordon, forget."""
+    """What an admin wants of a node. The subject says which node and what: drain, undrain, cordon, forget, prefetch."""
 
     by: str  # a user's name
     reason: Sentence = ""
@@ -173,6 +197,7 @@ class NodeWish(Message):
         None  # with drain: seconds after which what still runs is moved; None: it may end by itself
     )
     force: bool = False  # with forget: also while something may run there that must never run twice
+    prefetch: Prefetch | None = None  # with prefetch
     at: AwareDatetime
 
 
@@ -202,6 +227,7 @@ class NodeRecord(Message):
     problem: Sentence = ""  # as its last heartbeats had it
     troubles: tuple[AwareDatetime, ...] = ()  # lost jobs lately: enough of them and it is cordoned
     troubled_jobs: tuple[str, ...] = ()  # those jobs, in the same order
+    prefetches: tuple[Prefetch, ...] = ()  # that are not done; the node may read what they name
     input_seq: int = 0  # stream sequence of the last wish that was decided before this
     #: An admin has removed it: it is listed nowhere any more. It joins anew if it is heard again.
     forgotten: bool = False

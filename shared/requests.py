@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import StringConstraints
 
 from shared.events import DeadLetter, LogLine, MetricPoint, Progress
-from shared.fleet import Capacity, NodeInfo, NodeRecord, Quota, Usage
+from shared.fleet import Capacity, HeldInput, NodeInfo, NodeRecord, Quota, Usage
 from shared.job import BlobRef, Job, Owner, PendingReason
 from shared.manifest import Entry
 from shared.model import Message
@@ -382,6 +382,7 @@ class NodeView(Message):
     usage: Usage
     attempts: tuple[dict[str, Any], ...] = ()  # HeldAttempt as JSON
     images: tuple[str, ...] = ()
+    inputs: tuple[HeldInput, ...] = ()
     seen_at: datetime
     online: bool
     record: NodeRecord | None = None  # condition, duty and history, as the scheduler has them

@@ -320,24 +320,31 @@ class AsyncClient:
         """Return what a job left, in order of its paths."""
         return await self._driver.run(scripts.entries(job_id, self._patience_s))
 
+    async def live_outputs(self, job_id: str, path: str | None = None) -> models.OutputPage:
+        """Return what a running job has left so far, all of it or what is at `path`; what was left out is said."""
+        return await self._driver.run(scripts.listing(job_id, self._patience_s, live=True, path=path))
+
     async def download(
         self,
         job_id: str,
         folder: Path | str,
         path: str | None = None,
         *,
+        live: bool = False,
         progress: ProgressCallback | None = None,
     ) -> list[Path]:
         """Bring what a job left to a folder, bit for bit, with modes, times and empty folders; return the files.
 
-        A download that broke goes on where it was. With `path` only that file, or all below that folder.
+        A download that broke goes on where it was. With `path` only that file, or all below that folder. With `live`
+        it is what a running job has left so far.
 
         Raises:
             WherryError: nothing is at `path`; or a path leads out of the folder (code ``unsafe_path``).
             Corrupt: a file arrived damaged twice.
 
         """
-        return await self._driver.run(scripts.download(job_id, Path(folder), path, progress, self._patience_s))
+        script = scripts.download(job_id, Path(folder), path, progress, self._patience_s, live=live)
+        return await self._driver.run(script)
 
     async def put_artifact(
         self,
@@ -493,12 +500,24 @@ class AsyncClient:
             scripts.ask(models.Node, protocol.node_order(node, "cordon", order), self._patience_s)
         )
 
+    async def prefetch(self, node: str, what: str, *, unpack: bool = True) -> models.Node:
+        """Ask a machine to bring an ``artifact:``, a ``dataset:`` or an image (administrators); return it as it was.
+
+        A zip is unpacked unless *unpack* is false: as the jobs say whose input it will be.
+        """
+        order = {"what": what, "unpack": unpack}
+        return await self._driver.run(
+            scripts.ask(models.Node, protocol.node_order(node, "prefetch", order), self._patience_s)
+        )
+
     async def forget_node(self, node: str, *, reason: str = "", force: bool = False) -> models.Node:
         """Ask for a machine that is lost or has left to be forgotten (administrators only); return it as it was.
 
         One on which an exclusive job may still run is forgotten only by *force*; its history says so.
         """
-        return await self._driver.run(scripts.ask(models.Node, protocol.forget_node(node, reason, force=force), self._patience_s))
+        return await self._driver.run(
+            scripts.ask(models.Node, protocol.forget_node(node, reason, force=force), self._patience_s)
+        )
 
     async def explain(self, job_id: str) -> models.Explanation:
         """Return why a job waits and what would let it start, why it is where it is, or how it ended."""
@@ -521,6 +540,10 @@ class AsyncClient:
     async def remove_quota(self, user: str) -> None:
         """Take a user's quota away (administrators only)."""
         await self._driver.run(scripts.done(protocol.quota(user, "DELETE"), self._patience_s))
+
+    async def retention(self, *, dry_run: bool = False, limit: int = 100) -> models.RetentionRun:
+        """Remove what is kept no longer, or only return what that would be (administrators only)."""
+        return await self._driver.run(scripts.retention(limit, self._patience_s, dry_run=dry_run))
 
     async def dead_letters(self, *, reader: str | None = None, limit: int = 50) -> list[models.DeadLetter]:
         """Return what services could not take in, newest first (administrators only)."""

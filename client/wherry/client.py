@@ -313,24 +313,31 @@ class Client:
         """Return what a job left, in order of its paths."""
         return self._driver.run(scripts.entries(job_id, self._patience_s))
 
+    def live_outputs(self, job_id: str, path: str | None = None) -> models.OutputPage:
+        """Return what a running job has left so far, all of it or what is at `path`; what was left out is said."""
+        return self._driver.run(scripts.listing(job_id, self._patience_s, live=True, path=path))
+
     def download(
         self,
         job_id: str,
         folder: Path | str,
         path: str | None = None,
         *,
+        live: bool = False,
         progress: ProgressCallback | None = None,
     ) -> list[Path]:
         """Bring what a job left to a folder, bit for bit, with modes, times and empty folders; return the files.
 
-        A download that broke goes on where it was. With `path` only that file, or all below that folder.
+        A download that broke goes on where it was. With `path` only that file, or all below that folder. With `live`
+        it is what a running job has left so far.
 
         Raises:
             WherryError: nothing is at `path`; or a path leads out of the folder (code ``unsafe_path``).
             Corrupt: a file arrived damaged twice.
 
         """
-        return self._driver.run(scripts.download(job_id, Path(folder), path, progress, self._patience_s))
+        script = scripts.download(job_id, Path(folder), path, progress, self._patience_s, live=live)
+        return self._driver.run(script)
 
     def put_artifact(
         self,
@@ -427,9 +434,7 @@ class Client:
         request = datasets.update(name, description, labels, shared=shared)
         return self._driver.run(scripts.ask(models.Dataset, request, self._patience_s))
 
-    def get_dataset(
-        self, ref: str, path: Path | str, *, progress: ProgressCallback | None = None
-    ) -> models.Dataset:
+    def get_dataset(self, ref: str, path: Path | str, *, progress: ProgressCallback | None = None) -> models.Dataset:
         """Bring the bytes of a dataset to the file `path`; return which version they are.
 
         Raises:
@@ -478,12 +483,24 @@ class Client:
         order = {"reason": reason}
         return self._driver.run(scripts.ask(models.Node, protocol.node_order(node, "cordon", order), self._patience_s))
 
+    def prefetch(self, node: str, what: str, *, unpack: bool = True) -> models.Node:
+        """Ask a machine to bring an ``artifact:``, a ``dataset:`` or an image (administrators); return it as it was.
+
+        A zip is unpacked unless *unpack* is false: as the jobs say whose input it will be.
+        """
+        order = {"what": what, "unpack": unpack}
+        return self._driver.run(
+            scripts.ask(models.Node, protocol.node_order(node, "prefetch", order), self._patience_s)
+        )
+
     def forget_node(self, node: str, *, reason: str = "", force: bool = False) -> models.Node:
         """Ask for a machine that is lost or has left to be forgotten (administrators only); return it as it was.
 
         One on which an exclusive job may still run is forgotten only by *force*; its history says so.
         """
-        return self._driver.run(scripts.ask(models.Node, protocol.forget_node(node, reason, force=force), self._patience_s))
+        return self._driver.run(
+            scripts.ask(models.Node, protocol.forget_node(node, reason, force=force), self._patience_s)
+        )
 
     def explain(self, job_id: str) -> models.Explanation:
         """Return why a job waits and what would let it start, why it is where it is, or how it ended."""
@@ -504,6 +521,10 @@ class Client:
     def remove_quota(self, user: str) -> None:
         """Take a user's quota away (administrators only)."""
         self._driver.run(scripts.done(protocol.quota(user, "DELETE"), self._patience_s))
+
+    def retention(self, *, dry_run: bool = False, limit: int = 100) -> models.RetentionRun:
+        """Remove what is kept no longer, or only return what that would be (administrators only)."""
+        return self._driver.run(scripts.retention(limit, self._patience_s, dry_run=dry_run))
 
     def dead_letters(self, *, reader: str | None = None, limit: int = 50) -> list[models.DeadLetter]:
         """Return what services could not take in, newest first (administrators only)."""

@@ -153,11 +153,47 @@ class Entry(Answer):
 
 
 class OutputPage(Answer):
-    """Some entries; `cursor` asks for the next. `skipped` says what was left out and why."""
+    """Some entries; `cursor` asks for the next. `skipped` says what was left out and why.
+
+    `partial`: seen at `taken_at`, while the job ran; `look` names what was seen.
+    """
 
     entries: tuple[Entry, ...] = ()
     cursor: str | None = None
     skipped: tuple[str, ...] = ()
+    partial: bool = False
+    look: str | None = None
+    taken_at: datetime | None = None
+
+
+class RetentionItem(Answer):
+    """One thing that goes or is hidden, and why."""
+
+    kind: str = ""
+    id: str = ""
+    owner_id: str = ""
+    bytes: int = 0
+    reason: str = ""
+
+
+class RetentionSum(Answer):
+    """How many, and their bytes."""
+
+    count: int = 0
+    bytes: int = 0
+
+
+class RetentionRun(Answer):
+    """What retention removed and hid, or (`dry_run`) would. What is hidden goes later, unless something needs it."""
+
+    run_id: str = ""
+    dry_run: bool = False
+    ended_at: datetime | None = None
+    removed: dict[str, RetentionSum] = {}
+    hidden: dict[str, RetentionSum] = {}
+    items: tuple[RetentionItem, ...] = ()
+    more: bool = False
+    error: str = ""
 
 
 class Artifact(Answer):
@@ -320,6 +356,8 @@ class Node(Answer):
     usage: dict[str, Any] = {}
     running: int = 0
     attempts: tuple[dict[str, Any], ...] | None = None
+    inputs: tuple[dict[str, Any], ...] | None = None  # that it keeps: key and bytes
+    prefetches: tuple[str, ...] | None = None  # what it is bringing
     history: tuple[NodeChange, ...] | None = None
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -19,6 +19,8 @@ T = TypeVar("T")
 EVENT_STREAM = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
 #: Silence on an event stream after which it counts as broken; servers send a comment every few seconds.
 STREAM_SILENCE_S = 45.0
+#: A node that is asked what a running job has left so far may take its time.
+LOOK_S = 150.0
 _RETRYABLE = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 
 
@@ -164,7 +166,7 @@ def nodes(cursor: str | None) -> Request:
 
 
 def node_order(node: str, verb: str, order: Mapping[str, Any]) -> Request:
-    """Ask for a machine to be drained, undrained or cordoned."""
+    """Ask for a machine to be drained, undrained or cordoned, or to bring something."""
     given = {name: value for name, value in order.items() if value is not None}
     return Request("POST", f"/nodes/{_segment(node)}/{verb}", json=given)
 
@@ -276,17 +278,28 @@ def events(job_id: str, after: int) -> Request:
     return Request("GET", f"/jobs/{_segment(job_id)}/events", query={"after": str(after), "limit": "1000"})
 
 
-def outputs(job_id: str, cursor: str | None) -> Request:
-    """Ask for a page of what a job left."""
-    query: dict[str, str | list[str]] = {"list": "true"}
-    if cursor:
-        query["cursor"] = cursor
-    return Request("GET", f"/jobs/{_segment(job_id)}/outputs", query=query)
+def outputs(job_id: str, cursor: str | None, live: str | None = None, path: str | None = None) -> Request:
+    """Ask for a page of what a job left; with *live* (``true``, or a look's id) of what it has left so far."""
+    given = {"list": "true", "cursor": cursor, "live": live, "path": path}
+    query: dict[str, str | list[str]] = {name: value for name, value in given.items() if value}
+    where = f"/jobs/{_segment(job_id)}/outputs"
+    return Request("GET", where, query=query, read_timeout_s=LOOK_S if live else None)
 
 
-def output(job_id: str, path: str, start: int) -> Request:
-    """Ask for one file of a job, from byte *start* on."""
-    return download(f"/jobs/{_segment(job_id)}/outputs/{quote(path, safe='/')}", start)
+def output(job_id: str, path: str, start: int, look: str | None = None) -> Request:
+    """Ask for one file of a job, or of a look at it, from byte *start* on."""
+    request = download(f"/jobs/{_segment(job_id)}/outputs/{quote(path, safe='/')}", start)
+    return replace(request, query={"live": look}) if look else request
+
+
+def retention(limit: int, *, dry_run: bool) -> Request:
+    """Ask for a retention run."""
+    return Request("POST", "/retention/run", query={"dry_run": str(dry_run).lower(), "limit": str(limit)})
+
+
+def retention_run(run_id: str) -> Request:
+    """Ask how far a retention run is."""
+    return Request("GET", f"/retention/runs/{_segment(run_id)}")
 
 
 def artifact(artifact_id: str, start: int) -> Request:

@@ -108,7 +108,7 @@ class Storage:
             web, FetchStore(mongo), self._uploads,
             bytes_max=settings.fetch_bytes_max, total_s=settings.fetch_timeout_s, at_once=settings.fetches_at_once,
         )  # fmt: skip
-        inputs = Inputs(jobs, outputs, upload_store, self._fetches)
+        inputs = Inputs(jobs, outputs, upload_store, self._fetches, fleet_store)
         self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs, inputs)
         self._datasets = Datasets(DatasetStore(mongo), upload_store, gridfs, jobs, outputs)
         self._artifacts.needed_by.append(self._datasets.with_artifact)

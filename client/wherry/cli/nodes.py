@@ -84,6 +84,19 @@ def cordon(ctx: typer.Context, node: NodeName, *, reason: Reason = "", wait: Wai
 
 
 @app.command()
+def prefetch(
+    ctx: typer.Context,
+    node: NodeName,
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="dataset:NAME, artifact:ID or an image.")],
+    *,
+    raw: Annotated[bool, typer.Option("--raw", help="For jobs that want a zip as it is.")] = False,
+) -> None:
+    """Let a machine bring a dataset, an artifact or an image before a job wants it."""
+    with connect(patience_s=LONG_PATIENCE_S) as client:
+        _report(ctx.obj, client, client.prefetch(node, what, unpack=not raw), "prefetch", wait=False)
+
+
+@app.command()
 def forget(ctx: typer.Context, node: NodeName, *, reason: Reason = "", force: Force = False) -> None:
     """Forget a machine that is lost or has left. One that comes back joins anew."""
     output: Output = ctx.obj

@@ -1,6 +1,6 @@
 """Jobs, nodes and files as people read them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -214,6 +214,8 @@ def _node_facts(node: models.Node, now: datetime) -> list[tuple[str, str | Text]
         ("disk", f"{size(capacity.get('disk', 0))}, {size(usage.get('disk_free', 0))} free"),
         ("gpus", _gpus(capacity.get("gpus") or [])),
         ("runs", plural(node.running, "attempt")),
+        ("keeps", _inputs(node.inputs or ())),
+        ("brings", ", ".join(node.prefetches or ())),
         ("engine", str(extra.get("engine", ""))),
         ("agent", str(extra.get("agent_version", ""))),
     ]
@@ -221,6 +223,12 @@ def _node_facts(node: models.Node, now: datetime) -> list[tuple[str, str | Text]
         left = (node.deadline - now).total_seconds()
         facts.append(("deadline", f"in {duration(left)}" if left > 0 else "now"))
     return [(name, value) for name, value in facts if value]
+
+
+def _inputs(kept: Sequence[Mapping[str, Any]]) -> str:
+    if not kept:
+        return ""
+    return f"{plural(len(kept), 'input')}, {size(sum(int(one.get('bytes', 0)) for one in kept))}"
 
 
 def _condition(node: models.Node) -> Text:

@@ -5,7 +5,7 @@ import binascii
 from collections.abc import Iterable
 
 from services.gateway.core import translate, views
-from shared.fleet import NodeRecord, Quota
+from shared.fleet import NodeRecord, Prefetch, Quota
 from shared.job import Job
 from shared.requests import DeadLetterView, Explanation, NodeFit, NodeView, QuotaView
 from shared.states import NodeCondition, NodeDuty
@@ -29,8 +29,14 @@ def node(item: NodeView, *, whole: bool, history: bool = False) -> views.NodeDoc
             disk_free=usage.disk_free,
         ),
         attempts=list(item.attempts) if whole else None, images=list(item.images) if whole else None,
+        inputs=list(item.inputs) if whole else None,
+        prefetches=[_wanted(one) for one in record.prefetches] if whole and record else None,
         history=_history(record) if whole and history else None,
     )  # fmt: skip
+
+
+def _wanted(prefetch: Prefetch) -> str:
+    return prefetch.input.source if prefetch.input else prefetch.image or ""
 
 
 def condition(item: NodeView) -> NodeCondition:

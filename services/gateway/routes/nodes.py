@@ -85,6 +85,17 @@ async def cordon(node: str, request: Request, gateway: Door, principal: Caller) 
     return await _wished(gateway, principal, node, "cordon", order.reason)
 
 
+@router.post("/nodes/{node}/prefetch", status_code=202, response_model=views.NodeDocument)
+async def prefetch(node: str, order: views.PrefetchOrder, gateway: Door, principal: Caller) -> Response:
+    """Let a machine bring an image, an artifact or a dataset before a job wants it. The answer shows it as it was.
+
+    Its history says when it is done, or why it came to nothing.
+    """
+    access.require(principal, Action.MANAGE_NODES)
+    found = await fleet.prefetch(gateway, principal, node, order.what, unpack=order.unpack)
+    return answer(translate_fleet.node(found, whole=True, history=True), 202)
+
+
 @router.delete("/nodes/{node}", status_code=202, response_model=views.NodeDocument)
 async def forget(
     node: str,

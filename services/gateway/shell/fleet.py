@@ -2,16 +2,22 @@
 
 from collections.abc import AsyncIterator
 
+from pydantic import ValidationError
+
 from services.gateway.shell.gateway import Gateway
+from services.gateway.shell.inputs import Inputs
 from shared.bus import Record
 from shared.channels import NODE_GET, NODE_LIST, NODE_WISH, QUOTA_SET, USER_GET
 from shared.clock import utc_now
 from shared.errors import WherryError
-from shared.fleet import NodeWish, Quota, QuotaSet
+from shared.fleet import NodeWish, Prefetch, Quota, QuotaSet
+from shared.ids import new_id
 from shared.requests import NodeListQuery, NodeQuery, NodeView, Principal, UserName
+from shared.spec import Input, JobSpec
 from shared.states import NodeCondition
 
 _PAGE = 500
+_NAME = "what"
 _GONE = frozenset({NodeCondition.LOST, NodeCondition.LEFT})
 
 
@@ -40,6 +46,27 @@ async def wish(
     data = NodeWish(by=principal.name, reason=reason, deadline_s=deadline_s, force=force, at=utc_now())
     event = gateway.bus.event(NODE_WISH, data, subject=found.node.id, verb=verb)
     await gateway.bus.record(Record(NODE_WISH, {"node_id": found.node.id, "verb": verb}, event))
+    return found
+
+
+async def prefetch(gateway: Gateway, principal: Principal, node: str, what: str, *, unpack: bool) -> NodeView:
+    """Record that *node* is to bring an image, an ``artifact:`` or a ``dataset:``; return the node as it was.
+
+    Raises:
+        WherryError: ``not_found``; ``invalid``; ``unavailable``.
+    """
+    found = await gateway.ask(NODE_GET, NodeQuery(node=node))
+    wanted = Prefetch(id=new_id("p"), image=what)
+    if what.startswith(("artifact:", "dataset:")):
+        try:
+            spec = JobSpec(runtime="process", command="true", inputs={_NAME: Input(source=what, unpack=unpack)})
+        except ValidationError as error:
+            raise WherryError("invalid", f"{what!r} is neither artifact:<id> nor dataset:<name>@<version>.") from error
+        recorded = await Inputs(gateway, principal).recorded(spec)
+        wanted = Prefetch(id=wanted.id, input=recorded.inputs[_NAME])
+    data = NodeWish(by=principal.name, prefetch=wanted, at=utc_now())
+    event = gateway.bus.event(NODE_WISH, data, subject=found.node.id, verb="prefetch")
+    await gateway.bus.record(Record(NODE_WISH, {"node_id": found.node.id, "verb": "prefetch"}, event))
     return found
 
 

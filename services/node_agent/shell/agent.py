@@ -28,6 +28,7 @@ from services.node_agent.shell.disk import DiskWatch
 from services.node_agent.shell.inputs import Inputs
 from services.node_agent.shell.live import Live
 from services.node_agent.shell.outbox import Outbox, event_of
+from services.node_agent.shell.prefetch import Prefetches
 from services.node_agent.shell.watch import Watch
 from shared import observe
 from shared.bus import Bus
@@ -130,6 +131,7 @@ class Agent:
         self._live = Live(
             bus, storage, self._watch.runtimes, self._machine.held.get, settings.folder / "live", settings.node
         )
+        self._prefetches = Prefetches(self._inputs, self._watch.runtimes, self._wake.set)
         self._outbox = Outbox(bus, settings.node, journal, self._delivered)
         self._attempts = Attempts(
             Doing(
@@ -314,6 +316,8 @@ class Agent:
             _log.warning("older_scheduler_ignored", epoch=desired.epoch, highest_seen=self._machine.epoch)
         # Also without assignments: it is what renews the lease.
         self._facts.put_nowait(m.Desired(desired, asked_at))
+        if desired.epoch >= self._machine.epoch:
+            self._prefetches.want(desired.prefetches)
         if desired.more:
             self._wake.set()
         is_empty = not (beat.attempts or self._machine.held or desired.assignments or desired.more)
@@ -339,6 +343,7 @@ class Agent:
             attempts=self._machine.attempts(),
             images=self._watch.images,
             inputs=self._inputs.held,
+            prefetched=self._prefetches.ended,
             epoch=self._machine.epoch,
             protocol=PROTOCOL,
             leaving=self._is_leaving,
@@ -386,6 +391,7 @@ class Agent:
     async def _shut_down(self) -> None:
         await self._live.close()
         await self._attempts.close()
+        await self._prefetches.close()
         await self._inputs.close()
         is_evicted = self._ended.done() and not self._ended.cancelled() and self._ended.result() == EXIT_EVICTED
         ended = [

@@ -8,7 +8,7 @@ from services.storage.adapters.mongo import Mongo, upsert_newer
 from services.storage.core import fleet as f
 from services.storage.core.projections import Upsert, microseconds, newest
 from services.storage.core.queries import Filter, fitting
-from shared.fleet import Quota
+from shared.fleet import NodeRecord, Quota
 from shared.requests import DeadLetterView, NodeView
 
 
@@ -42,6 +42,11 @@ class FleetStore:
         document = await self._nodes.find_one({"_id": id_or_name} | f.SHOWN)
         document = document or await self._nodes.find_one({"name": id_or_name} | f.SHOWN, sort=[("seq", -1)])
         return f.node_view(document, now, total) if document else None
+
+    async def record(self, node_id: str) -> NodeRecord | None:
+        """Return what the scheduler has recorded of a node."""
+        document = await self._nodes.find_one({"_id": node_id}, {"record": 1})
+        return NodeRecord.from_bytes(document["record"].encode()) if document and "record" in document else None
 
     async def nodes_total(self) -> int:
         """Return how many nodes there are."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shared.errors import NotFound, WherryError
+from shared.fleet import NodeRecord
 from shared.job import Job
 from shared.requests import BlobScope
 from shared.spec import Input
@@ -71,6 +72,12 @@ def input_of(job: Job, node_id: str, name: str) -> Input:
     if current is None or current.node != node_id or job.is_terminal or given is None:
         raise NotFound(f"There is no input {name!r} for this node.")
     return given
+
+
+def prefetched(record: NodeRecord | None, prefetch_id: str) -> Input | None:
+    """Return what a node is to have before a job wants it, by its record; None where that does not say so."""
+    wanted = record.prefetches if record else ()
+    return next((one.input for one in wanted if one.id == prefetch_id), None)
 
 
 def check_input(job: Job, source: Job) -> None:

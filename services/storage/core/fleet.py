@@ -64,6 +64,7 @@ def node_view(document: Document, now: datetime, nodes_total: int) -> NodeView:
         usage=heartbeat.usage,
         attempts=tuple(held.model_dump(mode="json") for held in heartbeat.attempts),
         images=heartbeat.images,
+        inputs=heartbeat.inputs,
         seen_at=seen_at,
         online=heard and (record is None or record.condition not in _GONE),
         record=record,

@@ -2,8 +2,9 @@
 
 from collections import OrderedDict
 
+from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.upload_store import UploadStore
-from services.storage.core.access import check_input, input_of
+from services.storage.core.access import check_input, input_of, prefetched
 from services.storage.core.fetching import file_name
 from services.storage.core.outputs import Listing, below, one
 from services.storage.core.queries import ENTRIES_MOST
@@ -11,7 +12,7 @@ from services.storage.shell.fetches import Fetches
 from services.storage.shell.jobs import Jobs
 from services.storage.shell.outputs import Outputs
 from shared.clock import monotonic
-from shared.errors import NotFound
+from shared.errors import NotFound, Unavailable
 from shared.job import BlobRef, Job
 from shared.manifest import Entry
 from shared.requests import BlobRead, InputQuery, OutputPage
@@ -28,11 +29,14 @@ class Inputs:
     An input is what another job left, or one file: then it has one entry, whose path is the file's name.
     """
 
-    def __init__(self, jobs: Jobs, outputs: Outputs, artifacts: UploadStore, fetches: Fetches) -> None:
+    def __init__(
+        self, jobs: Jobs, outputs: Outputs, artifacts: UploadStore, fetches: Fetches, fleet: FleetStore
+    ) -> None:
         self._jobs = jobs
         self._outputs = outputs
         self._artifacts = artifacts
         self._fetches = fetches
+        self._fleet = fleet
         self._found: OrderedDict[tuple[str, str, str], tuple[float, Listing, str | None]] = OrderedDict()
 
     async def page(self, node_id: str, query: InputQuery) -> OutputPage:
@@ -67,8 +71,12 @@ class Inputs:
         until, listed, inner = self._found.get(key, (0.0, None, None))
         if listed is not None and monotonic() < until:
             return listed, inner
-        job = (await self._jobs.get(job_id, min_seq)).job
-        listed, inner = await self._list(job, name, input_of(job, node_id, name))
+        if job_id.startswith("p"):
+            file = await self._prefetch(node_id, job_id, name)
+            listed, inner = Listing((file,), (file.path,), ()), file.path
+        else:
+            job = (await self._jobs.get(job_id, min_seq)).job
+            listed, inner = await self._list(job, name, input_of(job, node_id, name))
         self._found[key] = (monotonic() + TRUST_S, listed, inner)
         while len(self._found) > KEPT:
             self._found.popitem(last=False)
@@ -85,6 +93,17 @@ class Inputs:
         else:
             file = await self._fetches.entry(job, given.source)
         return Listing((file,), (file.path,), ()), file.path
+
+    async def _prefetch(self, node_id: str, prefetch_id: str, name: str) -> Entry:
+        """Return the file of a prefetch that an administrator wants of the node, by what the scheduler has recorded.
+
+        Raises:
+            Unavailable: the record does not have it: not yet, or not any more.
+        """
+        given = prefetched(await self._fleet.record(node_id), prefetch_id)
+        if given is None or given.artifact is None or given.sha256 is None:
+            raise Unavailable(f"No prefetch {prefetch_id!r} is recorded for this node.")
+        return await self._stored(name, given, given.artifact, given.sha256)
 
     async def _stored(self, name: str, given: Input, artifact_id: str, sha256: str) -> Entry:
         """Return the file that the gateway has found for an input, named as the artifact while that is there."""

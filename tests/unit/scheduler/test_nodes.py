@@ -26,7 +26,8 @@ from services.scheduler.core.nodes import (
     refusal,
     step,
 )
-from shared.fleet import HISTORY_KEPT, PROTOCOL, NodeRecord, NodeWish
+from shared.fleet import HISTORY_KEPT, PREFETCHES_MAX, PROTOCOL, NodeRecord, NodeWish, Prefetch, PrefetchEnd
+from shared.spec import Input
 from shared.states import NodeCondition, NodeDuty
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -243,3 +244,25 @@ def test_a_history_keeps_the_last_lines(record) -> None:
         record = after(record, (n, wished("cordon", reason=str(n))))
     assert len(record.history) == HISTORY_KEPT
     assert record.history[-1].reason == "49"
+
+
+def test_a_prefetch_stays_in_the_record_until_the_node_has_done_it_or_says_why_not(record) -> None:
+    image = Prefetch(id=f"p{'a' * 25}", image="repo:1")
+    data = Prefetch(id=f"p{'b' * 25}", input=Input(source=f"artifact:a{'b' * 25}"))
+    for one in (image, data, data):
+        record = step(record, wished("prefetch", prefetch=one), START, LIMITS) or record
+    assert record.prefetches == (image, data)
+    ends = (PrefetchEnd(id=image.id), PrefetchEnd(id=data.id, error="no such thing"), PrefetchEnd(id="p-other"))
+    facts = Heard(record.name, record.session, record.boot_id, 5, prefetched=ends)
+    record = step(record, facts, START, LIMITS)
+    assert record.prefetches == ()
+    told = [(change.what, change.reason) for change in record.history[-2:]]
+    assert told == [("prefetched", "repo:1"), ("not_prefetched", f"artifact:a{'b' * 25}: no such thing")]
+
+
+def test_a_node_has_a_bounded_number_of_prefetches(record) -> None:
+    for number in range(PREFETCHES_MAX + 1):
+        one = Prefetch(id="p" + "abcdefghijklmnopqrstuvwxyz"[number] * 25, image="repo:1")
+        record = step(record, wished("prefetch", prefetch=one), START, LIMITS)
+    assert len(record.prefetches) == PREFETCHES_MAX
+    assert record.history[-1].what == "not_prefetched"
