@@ -30,6 +30,7 @@ from shared.blobs import BlobClient
 from shared.bus import EXIT_RESTART_ME, Bus
 from shared.channels import Service
 from shared.errors import WherryError
+from shared.heap import keep_heap
 from shared.settings import complaints
 
 _CONNECT_S = 5.0
@@ -88,6 +89,7 @@ def start(  # noqa: PLR0913, PLR0917 - the options
 @app.command()
 def run(context: typer.Context) -> None:
     """Run the agent until it is told to stop; containers run on."""
+    keep_heap()
     settings: AgentSettings = context.obj
     observe.configure(settings, "node_agent")
     observe.serve_metrics(settings.node_agent_metrics_port)
