@@ -272,19 +272,35 @@ def follow(job_id: str, choice: protocol.LogChoice, patience_s: float) -> Series
 
 def entries(job_id: str, patience_s: float) -> Script[list[models.Entry]]:
     """Return what a job left, in order of its paths."""
-    found: list[models.Entry] = []
-    cursor: str | None = None
-    while True:
-        page = yield from ask(models.OutputPage, protocol.outputs(job_id, cursor), patience_s)
+    return list((yield from listing(job_id, patience_s)).entries)
+
+
+def listing(
+    job_id: str, patience_s: float, *, live: bool = False, path: str | None = None
+) -> Script[models.OutputPage]:
+    """Return what a job left, in order of its paths; with *live* what it has left so far, all or at *path*."""
+    asked = protocol.outputs(job_id, None, "true" if live else None, path if live else None)
+    first = page = yield from ask(models.OutputPage, asked, patience_s)
+    found = list(first.entries)
+    while page.cursor:
+        page = yield from ask(models.OutputPage, protocol.outputs(job_id, page.cursor, first.look), patience_s)
         found += page.entries
-        cursor = page.cursor
-        if not cursor:
-            return found
+    return first.model_copy(update={"entries": tuple(found), "cursor": None})
+
+
+def retention(limit: int, patience_s: float, *, dry_run: bool) -> Script[models.RetentionRun]:
+    """Return what retention removed, or would, once it is done."""
+    run = yield from ask(models.RetentionRun, protocol.retention(limit, dry_run=dry_run), patience_s)
+    while run.ended_at is None:
+        yield Pause(1.0)
+        run = yield from ask(models.RetentionRun, protocol.retention_run(run.run_id), patience_s)
+    return run
 
 
 def download(
-    job_id: str, folder: Path, path: str | None, progress: ProgressCallback | None, patience_s: float
-) -> Script[list[Path]]:
+    job_id: str, folder: Path, path: str | None, progress: ProgressCallback | None, patience_s: float,
+    *, live: bool = False,
+) -> Script[list[Path]]:  # fmt: skip
     """Bring what a job left to *folder*, bit for bit, with its modes, times and empty folders.
 
     What an earlier, broken download left is used. Returns the files that are there now.
@@ -294,7 +310,8 @@ def download(
         Corrupt: a file arrived damaged twice.
 
     """
-    found = outputs.select((yield from entries(job_id, patience_s)), path)
+    page = yield from listing(job_id, patience_s, live=live, path=path)
+    found = outputs.select(list(page.entries), path)
     if path is not None and not found:
         raise WherryError("not_found", f"job {job_id} has no output {path!r}")
     targets = [(entry, outputs.safe_target(folder, entry.path)) for entry in found]
@@ -305,12 +322,17 @@ def download(
         if entry.kind == "dir":
             yield Work(partial(target.mkdir, parents=True, exist_ok=True))
         else:
-            yield from _file(job_id, entry, target, meter, patience_s)
+            wanted = partial(protocol.output, job_id, entry.path, look=page.look)
+            yield from _file(wanted, entry, target, meter, patience_s)
             files.append(target)
     for entry, target in reversed(targets):  # folders last and deepest first: a file's arrival changes its folder
         if entry.kind == "dir":
             yield Work(partial(outputs.restore, target, entry))
     return files
+
+
+#: Asks for a file from a byte on.
+Wanted = Callable[[int], Request]
 
 
 class _Meter:
@@ -325,13 +347,13 @@ class _Meter:
             self._callback(self._done, self._total)
 
 
-def _file(job_id: str, entry: models.Entry, target: Path, meter: _Meter, patience_s: float) -> Script[None]:
+def _file(wanted: Wanted, entry: models.Entry, target: Path, meter: _Meter, patience_s: float) -> Script[None]:
     if (yield Work(partial(outputs.already_there, target, entry))):
         meter.add(entry.size)
         yield Work(partial(outputs.restore, target, entry))
         return
     for last_try in (False, True):
-        yield from _gather(job_id, entry, target, meter, patience_s)
+        yield from _gather(wanted, entry, target, meter, patience_s)
         try:
             yield Work(partial(outputs.finish_file, target, entry))
         except Corrupt:
@@ -342,7 +364,7 @@ def _file(job_id: str, entry: models.Entry, target: Path, meter: _Meter, patienc
             return
 
 
-def _gather(job_id: str, entry: models.Entry, target: Path, meter: _Meter, patience_s: float) -> Script[None]:
+def _gather(wanted: Wanted, entry: models.Entry, target: Path, meter: _Meter, patience_s: float) -> Script[None]:
     """Bring the bytes of a file that are not there yet, going on where a connection broke."""
     have: int = yield Work(partial(outputs.start_part, target, entry))
     meter.add(have)
@@ -350,8 +372,7 @@ def _gather(job_id: str, entry: models.Entry, target: Path, meter: _Meter, patie
     while have < entry.size:
         before = have
         try:
-            request = protocol.output(job_id, entry.path, have)
-            stream = yield from _patiently(partial(_opened, request), patience_s)
+            stream = yield from _patiently(partial(_opened, wanted(have)), patience_s)
             if have and stream.status != 206:
                 meter.add(-have)
                 have = before = 0

@@ -1,4 +1,4 @@
-"""``wherry users`` and ``wherry dead-letters``: what administrators look after."""
+"""``wherry users``, ``dead-letters`` and ``retention``: what administrators look after."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from client.wherry.cli import tables
 from client.wherry.cli.console import Output, as_json, now
 from client.wherry.cli.session import connect
-from client.wherry.cli.words import plain
+from client.wherry.cli.words import plain, size
 
 users = typer.Typer(help="List the users; `quota` shows and sets what one may hold.")
 letters = typer.Typer(help="List what services could not take in; `replay` has one tried again.")
@@ -98,3 +98,29 @@ def replay(
     if output.json:
         output.document(found)
     output.note(f"handed to {plain(found.reader)} again; if it fails once more, `wherry dead-letters` says so")
+
+
+def retention(
+    ctx: typer.Context,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed, and why.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, max=1000, help="Name at most so many things.")] = 100,
+) -> None:
+    """Remove what is kept no longer: old ended jobs, unused uploads, lines of old logs (administrators)."""
+    output: Output = ctx.obj
+    with connect() as client:
+        run = client.retention(dry_run=dry_run, limit=limit)
+    if output.json:
+        output.document(run)
+        return
+    for item in run.items:
+        output.out.print(plain(f"{item.kind:9}  {item.id}  {size(item.bytes):>10}  {item.reason}"))
+    if run.more:
+        output.note("and more, which are not named")
+    for done, sums in (("removed", run.removed), ("hidden, to be removed later", run.hidden)):
+        for kind, total in sorted(sums.items()):
+            output.note(f"{'would be ' if dry_run else ''}{done}: {total.count} {kind}, {size(total.bytes)}")
+    if not run.removed and not run.hidden:
+        output.note("nothing: all that is there is needed, or not old enough")
+    if run.error:
+        output.note(plain(f"it stopped before its end: {run.error}"))

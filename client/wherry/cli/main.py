@@ -24,6 +24,7 @@ from client.wherry.cli.spec import SpecOptions, build_spec, read_spec
 from client.wherry.cli.words import cancelled_note, plain, plural, size
 from client.wherry.client import Client
 from client.wherry.errors import WherryError
+from client.wherry.outputs import select
 from client.wherry.protocol import LogChoice
 from client.wherry.source import ProgressCallback
 
@@ -89,6 +90,7 @@ app.add_typer(nodes.app, name="nodes")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(admin.users, name="users")
 app.add_typer(admin.letters, name="dead-letters")
+app.command("retention")(admin.retention)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
 
@@ -395,17 +397,46 @@ def get(
     path: Annotated[str | None, typer.Argument(help="One file or folder of it; else all.", show_default=False)] = None,
     *,
     folder: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; else a folder named JOB.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="What it has left so far, while it runs.")] = False,
 ) -> None:
     """Download what a job left, bit for bit. A download that broke goes on where it was."""
     output: Output = ctx.obj
     target = folder or Path(job)
     with connect() as client, output.transfer() as bar:
-        files = client.download(job, target, path, progress=_reporter(bar, "getting"))
+        files = client.download(job, target, path, live=live, progress=_reporter(bar, "getting"))
     if output.json:
         output.document({"job_id": job, "folder": str(target), "files": [str(file) for file in files]})
         return
     total = sum(file.stat().st_size for file in files)
     output.note(f"{plural(len(files), 'file')}, {size(total)} in {target}")
+
+
+@app.command()
+def outputs(
+    ctx: typer.Context,
+    job: JobId,
+    path: Annotated[str | None, typer.Argument(help="One file or folder of it; else all.", show_default=False)] = None,
+    *,
+    live: Annotated[bool, typer.Option("--live", help="What it has left so far, while it runs.")] = False,
+) -> None:
+    """List what a job left: sizes, digests and paths. `wherry get` downloads it."""
+    output: Output = ctx.obj
+    with connect() as client:
+        if live:
+            page = client.live_outputs(job, path)
+            found, skipped = list(page.entries), page.skipped
+        else:
+            found, skipped = select(client.outputs(job), path), ()
+    if output.json:
+        output.document({"job_id": job, "partial": live, "entries": [as_json(one) for one in found]})
+        return
+    for one in found:
+        digest = (one.sha256 or "")[:12] if one.kind == "file" else "folder"
+        output.out.print(plain(f"{size(one.size):>10}  {digest:12}  {one.path}"))
+    for remark in skipped:
+        output.note(plain(remark))
+    if live:
+        output.note("this is what it has left so far; the job goes on")
 
 
 @app.command()

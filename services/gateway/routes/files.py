@@ -83,7 +83,7 @@ async def get_artifact(artifact_id: str, request: Request, gateway: Door, princi
 
 
 @router.get("/jobs/{job_id}/outputs", response_model=views.OutputsDocument, responses=_ZIP)  # pyright: ignore[reportArgumentType]
-async def outputs(
+async def outputs(  # noqa: PLR0913, PLR0917 - what is asked for
     job_id: str,
     request: Request,
     gateway: Door,
@@ -92,6 +92,7 @@ async def outputs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
     cursor: str | None = None,
     live_: Live = None,
+    path: Annotated[str | None, Query(description="With `live=true`: look at this file or folder only.")] = None,
 ) -> Response:
     """Give all that the job left as one zip, or (by `list` or Accept) the entries.
 
@@ -99,7 +100,7 @@ async def outputs(
     """
     job = (await gateway.job(principal, job_id)).job
     if live_ is not None:
-        look, seen = await live.look(gateway, job, live_, cursor=cursor, limit=limit)
+        look, seen = await live.look(gateway, job, live_, path=path, cursor=cursor, limit=limit)
         return answer(translate.seen(look, seen), headers=_partial(look))
     if as_list or wants_json(request):
         return answer(translate.entries(await files.listing(gateway, job, cursor, limit)))

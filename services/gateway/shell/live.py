@@ -16,14 +16,14 @@ _LOOK = re.compile(r"^l[a-z2-7]{25}\Z")
 
 
 async def look(
-    gateway: Gateway, job: Job, live: str, *, cursor: str | None = None, limit: int = 1000
+    gateway: Gateway, job: Job, live: str, *, path: str | None = None, cursor: str | None = None, limit: int = 1000
 ) -> tuple[str, SnapshotPage]:
-    """Return a page of a look at everything: a new one where *live* is ``true``, else the one of that id.
+    """Return a page of a look at everything, or at *path*: a new one where *live* is ``true``, else that of the id.
 
     Raises:
         WherryError: ``not_running``, ``not_found``, ``busy``; ``unavailable`` if the node does not answer in time.
     """
-    look_id = await _begun(gateway, job, live, None)
+    look_id = await _begun(gateway, job, live, (path or "").strip("/") or None)
     return look_id, await _taken(gateway, SnapshotQuery(snapshot_id=look_id, job_id=job.id, cursor=cursor, limit=limit))
 
 

@@ -1,6 +1,7 @@
 """The Docker engine: hardened containers, filled and emptied through its API. The only module that knows `docker`."""
 
 import asyncio
+import base64
 import json
 import socket
 import tarfile
@@ -419,11 +420,27 @@ class DockerRuntime:
                 reader.interrupt = None
                 response.close()
 
+    def _refuse_links(self, handle: str, below: str) -> None:
+        """Return if no folder above *below* is a link: the engine would follow it out of the outputs.
+
+        Raises:
+            NotFound: one is, or there is none.
+        """
+        api, folders = self._api(), below.split("/")[:-1]
+        for depth in range(1, len(folders) + 1):
+            path = "/".join((container.OUTPUTS, *folders[:depth]))
+            url = f"{api.base_url}/v{api.api_version}/containers/{handle}/archive"
+            with closing(api.head(url, params={"path": path}, timeout=self._timeout_s)) as response:
+                found = response.headers.get("X-Docker-Container-Path-Stat", "")
+            if not found or json.loads(base64.b64decode(found)).get("linkTarget"):
+                raise NotFound(f"nothing is at {below!r}")
+
     def _read_outputs(
         self, handle: str, below: str, put: Callable[[Output | bytes | BaseException | None], None]
     ) -> None:
         try:
             with _translated("reading the outputs"):
+                self._refuse_links(handle, below)
                 pieces, _ = self._api().get_archive(handle, f"{container.OUTPUTS}/{below}".rstrip("/"), CHUNK_BYTES)
                 with tarfile.open(fileobj=cast("Any", PieceReader(pieces)), mode="r|", bufsize=_TAR_PIECE_BYTES) as tar:
                     while (member := tar.next()) is not None:
