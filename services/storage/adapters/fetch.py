@@ -77,6 +77,8 @@ class Web:
             raise _unreached(url, error) from error
         except aiohttp.InvalidURL as error:
             raise refused(url, "it is no address that can be called") from error
+        except ValueError as error:
+            raise failed(url, "the server's answer cannot be understood") from error
         except TimeoutError as error:
             raise FetchBroke("the server says nothing") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -119,7 +121,7 @@ async def _pieces(answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]
 def _head(answer: aiohttp.ClientResponse) -> Head:
     return Head(
         status=answer.status,
-        reason=(answer.reason or "")[:100],
+        reason=(answer.reason or "").encode("ascii", "replace").decode()[:100],
         length=answer.content_length,
         content_range=answer.headers.get("Content-Range"),
         validator=strong_validator(answer.headers.get("ETag"), answer.headers.get("Last-Modified")),

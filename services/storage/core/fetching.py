@@ -13,7 +13,7 @@ _ABSENT = frozenset({401, 403, 404, 410, 451})
 #: Tries without a byte between them, and seconds before the next (doubled each time).
 TRIES, PAUSE_S = 6, 0.5
 NAME_BYTES_MAX = 200
-_CONTENT_RANGE = re.compile(r"^bytes (\d+)-\d+/(\d+|\*)$")
+_CONTENT_RANGE = re.compile(r"^bytes ([0-9]{1,18})-")
 _MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
 
 
@@ -85,9 +85,8 @@ def too_large(url: str, bytes_max: int) -> WherryError:
 
 def strong_validator(etag: str | None, modified: str | None) -> str | None:
     """Return what ``If-Range`` may compare with, or None: a weak tag says nothing about bytes."""
-    if etag is not None:
-        return etag if etag.startswith('"') else None
-    return modified
+    given = modified if etag is None else etag if etag.startswith('"') else None
+    return given if given is not None and given.isascii() and given.isprintable() else None
 
 
 def media_type(text: str | None) -> str:

@@ -1,5 +1,6 @@
 """What answers from the web mean, what files are called, and that only checked addresses are dialled."""
 
+import asyncio
 import socket
 
 import pytest
@@ -61,6 +62,7 @@ def test_only_what_names_the_very_bytes_lets_a_download_go_on():
     assert strong_validator('W/"abc"', "Mon") is None
     assert strong_validator(None, "Mon, 01 Jan 2026") == "Mon, 01 Jan 2026"
     assert strong_validator(None, None) is None
+    assert strong_validator('"\udcff"', None) is None
 
 
 def test_media_types_are_passed_on_without_anything_behind_them():
@@ -146,3 +148,33 @@ async def test_addresses_that_may_not_be_called_are_not(url: str):
                 pass
     assert caught.value.code == "input_missing"
     assert names.asked == 0
+
+
+ODD = [
+    b"", b"\r\n\r\n", b"HTTP/9.9 x\r\n\r\n", b"\x00\xff" * 100, b"SSH-2.0-OpenSSH_9\r\n",
+    b"HTTP/1.1 404 \xff\xfe\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 302 F\r\nLocation: \xff\xfe\r\n\r\n",
+    b"HTTP/1.1 302 F\r\nLocation: http://[\r\n\r\n", b"HTTP/1.1 302 F\r\n\r\n", b"HTTP/1.1 302 F\r\nLocation: \r\n\r\n",
+    b"HTTP/1.1 302 F\r\nLocation: https://x:99999/\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000,
+    b"HTTP/1.1 206 P\r\nContent-Range: bytes " + b"9" * 5000 + b"-9/9\r\nContent-Length: 0\r\n\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", ODD)
+async def test_whatever_a_server_says_is_one_of_the_two_errors(said: bytes):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, Web({place}, 5) as web:
+        with pytest.raises((FetchBroke, WherryError)):
+            async with web.get(f"http://{place}/x", 5, '"tag"') as got:
+                judge(URL, got.head, 5)
+                async for _ in got.pieces:
+                    pass
