@@ -99,7 +99,7 @@ class Seed:
             self._process.stdin.flush()
             there, _, _ = select.select([self._process.stdout], [], [], ANSWER_S)
             answer = self._process.stdout.readline() if there else b""
-        except OSError as problem:
+        except (OSError, ValueError) as problem:
             raise SeedError(f"a seed has ended: {problem}") from problem
         if not answer.strip().isdigit():
             self.close()
