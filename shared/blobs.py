@@ -60,6 +60,7 @@ class BlobClient:
         self._who = {"kind": kind, "peer": peer}
         # All uploads share it, one chunk after the other: what is held does not grow with how many there are.
         self._room = asyncio.Semaphore(2 * WINDOW_CHUNKS)
+        self._readers = 0  # who share as much between them
 
     async def upload(self, chunks: AsyncIterator[bytes], scope: BlobScope, *, patience_s: float = 60) -> Committed:
         """Store what *chunks* gives, in pieces of any size, and return the stored blob.
@@ -104,18 +105,20 @@ class BlobClient:
             WherryError: ``not_found``, ``forbidden``, ``unavailable``; ``corrupt`` when the bytes are not what
                 `target.sha256` says (a whole blob only) or an answer is short.
         """
-        body, size = await self._range(target, start, _piece_end(start, end), patience_s)
-        stop = size if end is None else min(end, size)
-        digest = hashlib.sha256() if target.sha256 and start == 0 and stop == size else None
         window: deque[asyncio.Task[tuple[bytes, int]]] = deque()
-        asked = given = start
+        self._readers += 1
         try:
+            body, size = await self._range(target, start, _piece_end(start, end), patience_s)
+            stop = size if end is None else min(end, size)
+            digest = hashlib.sha256() if target.sha256 and start == 0 and stop == size else None
+            asked = given = start
             while True:
                 if len(body) != max(0, min(_piece_end(given, stop), size) - given):
                     raise WherryError("corrupt", f"Storage gave {len(body)} bytes where more belong.")
                 asked, given = max(asked, given + len(body)), given + len(body)
-                # By halves of the window: storage looks for what is asked for at once with one question.
-                room = WINDOW_CHUNKS - len(window) if len(window) <= WINDOW_CHUNKS // 2 else 0
+                share = max(2, min(WINDOW_CHUNKS, 2 * WINDOW_CHUNKS // self._readers))
+                # By halves of the share: storage looks for what is asked for at once with one question.
+                room = share - len(window) if len(window) <= share // 2 else 0
                 while asked < stop and room > 0:
                     room -= 1
                     until = _piece_end(asked, stop)
@@ -129,6 +132,7 @@ class BlobClient:
                     break
                 body, _ = await window.popleft()
         finally:
+            self._readers -= 1
             await _cancel(window)
         if digest is not None and digest.hexdigest() != target.sha256:
             raise WherryError("corrupt", "The bytes that came are not those that the blob's SHA-256 names.")
