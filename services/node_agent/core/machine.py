@@ -259,9 +259,13 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start the container, once, and follow it."""
+    """Start the container, once, and follow it.
+
+    `again`: an agent before this one may have asked for it, and the runtime may still be about to do it.
+    """
 
     held: Held
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,7 +574,7 @@ class Machine:
             case Phase.STARTING if condition == "created" and held.stop is not None:
                 return self._finish(held, held.stop, now)
             case Phase.STARTING if condition == "created":
-                return [Start(held.model_copy(update={"handle": handle}))]
+                return [Start(held.model_copy(update={"handle": handle}), again=True)]
             case Phase.STARTING:
                 return [*self._running(held, now), Follow(held)]
             case Phase.RUNNING:

@@ -40,6 +40,8 @@ _REFUSALS_MAX = 5
 _UNKILLABLE_S = 60.0
 #: Between two tries to bring results home: storage may be away for hours.
 _COLLECT_PAUSE_MAX_S = 60.0
+#: For a start that an agent before this one asked for to reach the engine.
+_DOUBT_S = 1.0
 _PULL_TELL_S = 1.0
 #: Before the first looks at what a program uses, and between all others.
 _MEASURE_S = (0.3, 0.7, 1.0, 2.0, 5.0)
@@ -93,8 +95,8 @@ class Attempts:
         match effect:
             case m.Prepare(order, again):
                 self._spawn(Key(order.job_id, order.attempt), "run", self._prepare(order, again=again))
-            case m.Start(held):
-                self._after(held.key, "run", self._start(held))
+            case m.Start(held, again):
+                self._after(held.key, "run", self._start(held, again=again))
             case m.StartNoMore(key):
                 self._unwanted.add(key)
             case m.Follow(held):
@@ -225,10 +227,13 @@ class Attempts:
 
         return tell
 
-    async def _start(self, held: m.Held) -> None:
+    async def _start(self, held: m.Held, *, again: bool) -> None:
         runtime = self._do.runtimes[held.order.spec.runtime]
         handle = held.handle
-        while True:
+        if again:
+            await asyncio.sleep(_DOUBT_S)
+        is_started = again and await self._was_started(runtime, held)
+        while not is_started:
             if held.key in self._unwanted:
                 failure = Failure(reason=EndReason.CANCELLED_BY_USER, message="It was told to stop before it began.")
                 self._do.post(m.Failed(held.key, failure))
@@ -238,8 +243,7 @@ class Attempts:
                 break
             except Unavailable as error:
                 _log.warning("start_unanswered", job_id=held.key.job_id, attempt=held.key.attempt, error=error.message)
-                if await self._was_started(runtime, held.key):
-                    break
+                is_started = await self._was_started(runtime, held)
             except WherryError as error:
                 self._do.post(m.Failed(held.key, failure_from(error)))
                 return
@@ -250,12 +254,15 @@ class Attempts:
         self._do.post(m.Started(held.key))
         await self._follow(held)
 
-    async def _was_started(self, runtime: Runtime, key: Key) -> bool:
+    async def _was_started(self, runtime: Runtime, held: m.Held) -> bool:
         """Return whether a start that got no answer has happened. Starting an ended container would run it twice."""
         found: list[str] = []
 
         async def look() -> None:
-            found[:] = [one.condition for one in await runtime.found() if one.key == key and one.handle]
+            with suppress(NotFound):
+                # An engine answers this only when it is not about to start the container; a listing would not wait.
+                await runtime.outcome(held.key, held.handle)
+            found[:] = [one.condition for one in await runtime.found() if one.key == held.key and one.handle]
 
         await until_done(look, _try_again)
         return found != ["created"]  # one that is gone shows when it is followed

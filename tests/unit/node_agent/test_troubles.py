@@ -336,6 +336,40 @@ async def test_a_start_that_got_no_answer_is_not_repeated_once_nobody_wants_it(t
     assert engine.starts == 1
 
 
+class SlowEngine(Program):
+    """An engine that an agent before this one has asked for a start, which it is only now about to do."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.condition: str = "created"
+
+    async def start(self, *_: object) -> None:
+        self.starts += 1
+
+    async def outcome(self, *_: object) -> Outcome | None:
+        self.condition = "started"  # it answers for a container only when it is done with it
+        return Outcome(0)
+
+    async def found(self) -> list[Found]:
+        return [Found(KEY, AT, "c1", cast("Any", self.condition))]
+
+
+async def test_a_start_that_an_agent_before_has_asked_for_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempting, "_DOUBT_S", 0.0)
+    engine = SlowEngine()
+    posted: list[m.Fact] = []
+    attempts, held = on(engine, tmp_path, posted, m.Phase.STARTING)
+    attempts.act(m.Start(held, again=True))
+    async with asyncio.timeout(10):
+        while len(posted) < 2:
+            await asyncio.sleep(0.01)
+    await attempts.close()
+    assert [type(fact) for fact in posted] == [m.Started, m.Exited]
+    assert engine.starts == 0
+
+
 class Chatty(Program):
     """A program that SIGKILL ends at once, and whose output takes long to read."""
 
