@@ -168,8 +168,8 @@ class Archive:
                 places.add(name, parts, is_dir=is_dir)
             starts.append(record.header_at)
             ends.append(end)
-            files += not is_dir and not is_litter(parts)
-            total, packed = total + record.size, packed + record.packed
+            if not is_dir and not is_litter(parts):  # what is not unpacked takes no room
+                files, total, packed = files + 1, total + record.size, packed + record.packed
         if not files:
             raise BadZip(Reason.EMPTY, "the zip is empty: it holds no file. Pack at least one")
         self._check_extents(starts, ends)

@@ -7,7 +7,7 @@ import pytest
 
 from services.gateway.adapters.zips import PassingZip
 from services.node_agent.adapters import source_zip
-from shared.zipguard import inspect
+from shared.zipguard import BadZip, Limits, inspect
 from tests.zips.builder import STORED, Member, build
 from tests.zips.good import GOOD
 
@@ -52,3 +52,12 @@ def test_times_are_kept(name: str) -> None:
 def test_many_entries_are_read_with_and_without_the_64_bit_end(count: int) -> None:
     body = build(*(Member(b"%d" % number, b"", STORED) for number in range(count)))
     assert len(inspect(io.BytesIO(body), headers=False)) == count
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_zip_fits_where_there_is_room_for_just_what_it_holds(name: str) -> None:
+    body = io.BytesIO(GOOD[name].make())
+    size = sum(entry.size for entry in inspect(body))
+    assert inspect(body, Limits(total_bytes=size))
+    with pytest.raises(BadZip, match="Pack less"):
+        inspect(body, Limits(total_bytes=size - 1))
