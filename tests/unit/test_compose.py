@@ -80,12 +80,13 @@ def test_database_and_bus_have_no_way_out(stack: dict[str, Any]) -> None:
     assert stack["networks"]["bus"]["internal"]
 
 
-def test_only_the_notifier_calls_out_and_only_the_gateway_is_in_front(services: dict[str, Any]) -> None:
+def test_only_the_notifier_and_storage_call_out_and_only_the_gateway_is_in_front(services: dict[str, Any]) -> None:
     open_ended = {name: networks(service) - {"bus", "db"} for name, service in services.items()}
     assert {name: where for name, where in open_ended.items() if where} == {
         "gateway": {"front"},
         "notifier": {"out"},
         "sinks": {"out"},
+        "storage": {"out"},
     }
 
 
