@@ -54,7 +54,7 @@ from shared.requests import (
     RetentionQuery,
     RetentionRun,
 )
-from shared.spec import Input, JobSpec, Need
+from shared.spec import Gang, GangRole, Input, JobSpec, Need
 from shared.states import AttemptState, JobState
 from tests.integration.conftest import NOW, StorageStack, running
 
@@ -209,7 +209,7 @@ async def test_what_an_unfinished_job_needs_stays_and_so_does_a_gang_whose_membe
     stack: StorageStack, door: Bus
 ) -> None:
     needed, asked, other = [await ended(stack, {"x": os.urandom(10)}) for _ in range(3)]
-    gang = await ended(stack, {}, spec=JobSpec(kind="gang", gang={"roles": {"w": {"command": "x"}}}, image="i"))
+    gang = await ended(stack, {}, spec=JobSpec(kind="gang", gang=Gang(roles={"w": GangRole(command="x")}), image="i"))
     await forget_log(stack)
     spec = JobSpec(image="i", needs=(Need(job=needed.id),), inputs={"in": Input(source=f"job:{asked.id}")})
     await stack.record(stack.job(new_id("j"), None, spec=spec), "pending")
