@@ -17,7 +17,7 @@ from services.storage.adapters.retention_store import RetentionStore
 from services.storage.adapters.schema import prepare
 from services.storage.adapters.snapshot_store import SnapshotStore
 from services.storage.adapters.upload_store import UploadStore
-from services.storage.routes import people
+from services.storage.routes import artifacts, people
 from services.storage.routes.blobs import BlobRoutes, artifact_route
 from services.storage.routes.datasets import dataset_routes
 from services.storage.routes.fleet import FleetRoutes
@@ -142,7 +142,7 @@ class Storage:
                 *retention_routes(self._retention),
                 *snapshot_routes(self._snapshots),
                 artifact_route(self._blobs),
-                *self._artifacts.routes(),
+                *artifacts.routes(self._artifacts),
             ],
         )
         of_bytes = [*self._blobs.routes(), *ResumableRoutes(self._resumables).routes()]

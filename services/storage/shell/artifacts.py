@@ -9,11 +9,9 @@ from services.storage.adapters.mongo import ObjectId
 from services.storage.adapters.upload_store import UploadStore
 from services.storage.core.projections import microseconds
 from services.storage.core.queries import ARTIFACTS_MOST, artifacts_filter, bounded, cursor_text
-from services.storage.routes.table import Route, route
 from services.storage.shell.jobs import Jobs
-from shared import channels as c
 from shared.errors import NotFound, WherryError
-from shared.requests import Artifact, ArtifactList, ArtifactListQuery, ArtifactQuery
+from shared.requests import Artifact, ArtifactList, ArtifactListQuery
 
 #: Tells who needs an artifact, as a sentence's subject ("Job j1"), or None.
 NeededBy = Callable[[Artifact], Awaitable[str | None]]
@@ -32,10 +30,6 @@ class Artifacts:
         self._jobs = jobs
         self._job_store = job_store
         self.needed_by: list[NeededBy] = [self._job_that_needs]
-
-    def routes(self) -> list[Route]:
-        """Return the routes."""
-        return [route(c.ARTIFACT_LIST, self.list), route(c.ARTIFACT_DELETE, self._delete)]
 
     async def list(self, query: ArtifactListQuery) -> ArtifactList:
         """Return a page of artifacts, newest first."""
@@ -76,9 +70,6 @@ class Artifacts:
         await self._gridfs.drop([file_id])
         await self._store.remove_file(file_id)
         return True
-
-    async def _delete(self, query: ArtifactQuery) -> None:
-        await self.delete(query.artifact_id)
 
     async def _job_that_needs(self, artifact: Artifact) -> str | None:
         await self._jobs.catch_up()

@@ -1,0 +1,15 @@
+"""Artifacts listed and removed: what gateways ask, having checked whose they are."""
+
+from services.storage.routes.table import Route, route
+from services.storage.shell.artifacts import Artifacts
+from shared import channels as c
+from shared.requests import ArtifactQuery
+
+
+def routes(artifacts: Artifacts) -> list[Route]:
+    """Return the routes."""
+
+    async def delete(query: ArtifactQuery) -> None:
+        await artifacts.delete(query.artifact_id)
+
+    return [route(c.ARTIFACT_LIST, artifacts.list), route(c.ARTIFACT_DELETE, delete)]
