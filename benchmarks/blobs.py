@@ -179,7 +179,6 @@ class Bench:
         artifact = self.client.put(blocks)
         assert self.client.get(artifact) == size
         peaks = {name: self._resident(name, "VmHWM") for name in _SERVICES}
-        self.clear()
         return {"bytes": size, "before_mib": before, "peak_mib": peaks}
 
     def _resident(self, service: str, field: str) -> float:
