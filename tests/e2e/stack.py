@@ -89,7 +89,12 @@ class Stack:
 
     def stop(self) -> None:
         self.http.close()
+        stack_id = json.loads((self.home / "run.json").read_text())["stack_id"]
         subprocess.run([sys.executable, "-m", "infra.local", "down"], cwd=ROOT, env=self.env, check=True)
+        if docker_answers():  # the inputs that its node kept
+            found = ["docker", "volume", "ls", "-q", "--filter", f"label=wherry.stack={stack_id}"]
+            kept = subprocess.run(found, capture_output=True, text=True, check=True).stdout.split()
+            subprocess.run(["docker", "volume", "rm", *kept], capture_output=True, check=False)
 
     # --- processes ---------------------------------------------------------------------------------------------
 
