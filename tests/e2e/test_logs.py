@@ -43,7 +43,7 @@ def flooding(stack: Stack, command: str) -> str:
 
 def flood(stack: Stack, command: str) -> str:
     """Run a flood beside a quiet job; check that this one is followed in time and that nobody grows."""
-    quiet = stack.spec("for n in $(seq 1 600); do echo $(date +%s) line $n; sleep 0.2; done")
+    quiet = stack.spec("for n in $(seq 1 6000); do echo $(date +%s) line $n; sleep 0.2; done")
     quiet_id = stack.submit(quiet | {"resources": SMALL})
     services = ("node_agent", "gateway", "storage")
     before = {one: stack.peak_memory_mb(one) for one in services}
