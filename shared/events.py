@@ -188,7 +188,7 @@ class LostLines(Message):
 
 
 class SeriesPart(Message):
-    """This batch is part *index* (from 0) of *count*: together they hold all metrics, in place of what came before."""
+    """A batch that is part *index* (from 0) of *count*: together all metrics, in place of those before."""
 
     index: int = Field(ge=0)
     count: int = Field(ge=1, le=10_000)

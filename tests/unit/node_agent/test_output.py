@@ -157,8 +157,8 @@ def test_bars_of_tqdm_and_keras(text: str, fraction: float) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "see /usr/bin", "1/2 cup of sugar", "CPU 50% busy", "0/0 [====]", "a|b 5 %|", "recall 45%| of all", "3/4 [ ] done",
-        "| acc | 45%| 3/4 |", "2/7 [] tests", "100% of 12/100 done", "1/3 [INFO] step",
+        "see /usr/bin", "1/2 cup of sugar", "CPU 50% busy", "0/0 [====]", "a|b 5 %|", "recall 45%| of all",
+        "3/4 [ ] done", "| acc | 45%| 3/4 |", "2/7 [] tests", "100% of 12/100 done", "1/3 [INFO] step",
     ],
 )  # fmt: skip
 def test_what_is_no_bar(text: str) -> None:
