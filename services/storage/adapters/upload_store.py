@@ -201,8 +201,7 @@ class UploadStore:
         seen = {"_id": file_id, "metadata.doomed": None}
         found: Document | None = await self._files.find_one_and_update(seen, {"$set": {"metadata.condemned": True}})
         if found is None:
-            there: Document | None = await self._files.find_one({"_id": file_id}, {"_id": 1})
-            return there is not None
+            return bool(await self._files.count_documents({"_id": file_id}, limit=1))
         sha256 = found["metadata"]["sha256"]
         if await self._refs.find_one({"sha256": sha256}, {"_id": 1}) is not None:
             await self._files.update_one({"_id": file_id}, {"$unset": {"metadata.condemned": ""}})
