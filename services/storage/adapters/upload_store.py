@@ -199,8 +199,8 @@ class UploadStore:
         A new file of the same digest may be stored from then on: this one is found by nobody.
         """
         seen = {"_id": file_id, "metadata.doomed": None}
-        found: Document | None = await self._files.find_one_and_update(seen, {"$set": {"metadata.condemned": True}})
-        if found is None:
+        found = await self._files.find_one_and_update(seen, {"$set": {"metadata.condemned": True}})
+        if not found:
             return bool(await self._files.count_documents({"_id": file_id}, limit=1))
         sha256 = found["metadata"]["sha256"]
         if await self._refs.find_one({"sha256": sha256}, {"_id": 1}) is not None:
