@@ -20,6 +20,7 @@ from shared.channels import (
     LEADER,
     LOGS,
     NOTIFY,
+    REPLAY,
     SNAPSHOT,
     Account,
     Channel,
@@ -58,14 +59,22 @@ KEEPS: Mapping[Service, tuple[str, ...]] = {
 ONLY_IN_QUEUE: Mapping[tuple[str, Service], str] = {(HEARTBEAT.name, Service.STORAGE): "storage"}
 
 
+#: An answer to each message, within so long.
+RESPONDS = '\n          allow_responses: { max: 1, expires: "1m" }'
+
+
 @dataclass(frozen=True, slots=True)
 class User:
-    """One credential. `publish` and `subscribe` are all that it may; None is no limit within its account."""
+    """One credential. `publish` and `subscribe` are all that it may; None is no limit within its account.
+
+    `responds`: besides, it may answer what reached it, once each, and no other inbox.
+    """
 
     name: str
     account: Account
     publish: tuple[str, ...] | None
     subscribe: tuple[str, ...] | None
+    responds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +148,12 @@ def password_variable(user: str) -> str:
 def _user(name: str, service: Service, peer: str = "*") -> User:
     publish = [*_sends(service, peer), *_broker_calls(service), *KEEPS.get(service, ())]
     subscribe = [f"_INBOX.{name}.>", *_hears(service, peer)]
-    if any(_answers(service, channel) for channel in CHANNELS):
+    answered = [channel.name for channel in CHANNELS if _answers(service, channel)]
+    # Who is asked nothing but to take its dead letters again has no business in any other inbox.
+    responds = answered == [REPLAY.name]
+    if answered and not responds:
         publish += ["_INBOX.>", "_R_.>"]
-    return User(name, ACCOUNT_OF[service], _once(publish), _once(subscribe))
+    return User(name, ACCOUNT_OF[service], _once(publish), _once(subscribe), responds)
 
 
 def _sends(service: Service, peer: str) -> Iterator[str]:
@@ -236,7 +248,8 @@ def _member(user: User, password: str) -> str:
     return (
         f"{head}, permissions: {{\n"
         f"          publish: {_only(user.publish)}\n"
-        f"          subscribe: {_only(user.subscribe)} }} }}"
+        f"          subscribe: {_only(user.subscribe)}"
+        f"{RESPONDS if user.responds else ''} }} }}"
     )
 
 

@@ -59,7 +59,7 @@ async def connect(server: NatsServer, user: str, problems: "asyncio.Queue[str] |
 
 
 async def call(client: Client, subject: str, body: object = None) -> dict[str, Any]:
-    answer = await client.request(subject, json.dumps(body).encode() if body is not None else b"", timeout=2)
+    answer = await client.request(subject, json.dumps(body).encode() if body is not None else b"", timeout=20)
     told = json.loads(answer.data)
     assert "error" not in told, told
     return told
@@ -109,7 +109,7 @@ async def test_a_job_created_by_the_gateway_is_kept_once_and_reaches_gateway_and
         assert first["stream"] == "WHERRY_JOBS"
         assert again["error"]["err_code"] == 10071
         for heard in (fed, watched):
-            message = await asyncio.wait_for(heard.get(), 2)
+            message = await asyncio.wait_for(heard.get(), 20)
             assert message.subject == f"wherry.feed.o1.{job}.created"
             assert message.data == b'{"n":1}'
             assert message.headers is not None
@@ -172,9 +172,9 @@ async def test_a_heartbeat_is_answered_by_the_scheduler_while_storage_listens(br
         await scheduler.subscribe("wherry.node.*.heartbeat", cb=answer)
         await scheduler.flush()
         for _ in range(3):
-            answer = await agent.request("wherry.node.n1.heartbeat", b"here", timeout=2)
+            answer = await agent.request("wherry.node.n1.heartbeat", b"here", timeout=20)
             assert answer.data == b"desired"
-            assert (await asyncio.wait_for(seen.get(), 2)).subject == "wherry.node.n1.heartbeat"
+            assert (await asyncio.wait_for(seen.get(), 20)).subject == "wherry.node.n1.heartbeat"
 
 
 async def test_a_wake_reaches_its_node_and_an_attempt_event_is_acknowledged(broker: NatsServer):
@@ -182,7 +182,7 @@ async def test_a_wake_reaches_its_node_and_an_attempt_event_is_acknowledged(brok
         async with listening(agent, "wherry.node.n1.wake") as woken:
             await scheduler.publish("wherry.node.n2.wake", b"not mine")
             await scheduler.publish("wherry.node.n1.wake", b"{}")
-            assert (await asyncio.wait_for(woken.get(), 2)).data == b"{}"
+            assert (await asyncio.wait_for(woken.get(), 20)).data == b"{}"
         ack = await keep(agent, f"wherry.attempt.n1.{new_id('j')}.running", Nats_Msg_Id=new_id("e"))
         assert ack["stream"] == "WHERRY_JOBS"
 
@@ -194,7 +194,7 @@ async def test_output_of_a_node_is_kept_and_reaches_the_gateway_as_tail(broker: 
         listening(gateway, "wherry.tail.*.j1.*") as tail,
     ):
         await agent.publish("wherry.log.n1.j1.1", b'{"lines":[]}')
-        assert (await asyncio.wait_for(tail.get(), 2)).subject == "wherry.tail.n1.j1.1"
+        assert (await asyncio.wait_for(tail.get(), 20)).subject == "wherry.tail.n1.j1.1"
 
 
 async def test_a_revoked_token_reaches_the_gateway(broker: NatsServer):
@@ -204,7 +204,7 @@ async def test_a_revoked_token_reaches_the_gateway(broker: NatsServer):
         listening(gateway, "wherry.auth.revoked") as heard,
     ):
         await storage.publish("wherry.auth.revoked", b"{}")
-        await asyncio.wait_for(heard.get(), 2)
+        await asyncio.wait_for(heard.get(), 20)
 
 
 @pytest.mark.parametrize(
@@ -247,8 +247,8 @@ async def test_a_service_works_through_its_own_consumer(
     async with connect(broker, "operator") as operator, connect(broker, user, problems) as service:
         await keep(operator, subject.format(new_id("j")))
         pull = await service.jetstream().pull_subscribe_bind(durable, stream)
-        for message in await pull.fetch(500, timeout=2):
-            await message.ack_sync(timeout=2)
+        for message in await pull.fetch(500, timeout=20):
+            await message.ack_sync(timeout=20)
         left = await call(operator, f"$JS.API.CONSUMER.INFO.{stream}.{durable}")
         assert (left["num_pending"], left["num_ack_pending"]) == (0, 0)
         assert problems.empty()
@@ -270,11 +270,11 @@ async def test_the_scheduler_writes_follows_and_looks_up_its_log(broker: NatsSer
         )
         assert made["num_pending"] > 0
         pull = await scheduler.jetstream().pull_subscribe_bind("follow-1", "WHERRY_JOBS")
-        assert await pull.fetch(1, timeout=2)
+        assert await pull.fetch(1, timeout=20)
         await call(scheduler, "$JS.API.CONSUMER.DELETE.WHERRY_JOBS.follow-1")
         one = await call(scheduler, "$JS.API.STREAM.MSG.GET.WHERRY_JOBS", {"last_by_subj": f"wherry.job.*.{job}.>"})
         assert one["message"]["seq"] == ack["seq"]
-        direct = await scheduler.request("$JS.API.DIRECT.GET.WHERRY_JOBS", b'{"seq":%d}' % ack["seq"], timeout=2)
+        direct = await scheduler.request("$JS.API.DIRECT.GET.WHERRY_JOBS", b'{"seq":%d}' % ack["seq"], timeout=20)
         assert direct.headers is not None
         assert direct.headers["Nats-Sequence"] == str(ack["seq"])
         await keep(scheduler, "wherry.snapshot.1.0", b"state")
@@ -291,7 +291,7 @@ async def test_the_scheduler_writes_follows_and_looks_up_its_log(broker: NatsSer
 )
 async def test_a_client_without_a_credential_is_refused(broker: NatsServer, credential: dict[str, str]):
     reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
-    assert b'"auth_required":true' in await asyncio.wait_for(reader.readline(), 2)
+    assert b'"auth_required":true' in await asyncio.wait_for(reader.readline(), 20)
     writer.write(b"CONNECT " + json.dumps({"verbose": False, **credential}).encode() + b"\r\nSUB > 1\r\nPING\r\n")
     told = await asyncio.wait_for(reader.read(), 5)  # to the end: the server hangs up
     writer.close()
@@ -346,7 +346,7 @@ async def test_a_user_may_not_publish_what_is_not_its_own(broker: NatsServer, us
     async with connect(broker, "operator") as operator, connect(broker, user, problems) as client:
         before = await contents(operator)
         await client.publish(subject, b"{}")
-        assert "permissions violation for publish" in await asyncio.wait_for(problems.get(), 2)
+        assert "permissions violation for publish" in await asyncio.wait_for(problems.get(), 20)
         assert await contents(operator) == before
 
 
@@ -374,7 +374,7 @@ async def test_a_user_may_not_hear_what_is_not_its_own(broker: NatsServer, user:
     problems: asyncio.Queue[str] = asyncio.Queue()
     async with connect(broker, user, problems) as client:
         await client.subscribe(subject, cb=asyncio.Queue().put)
-        assert "permissions violation for subscription" in await asyncio.wait_for(problems.get(), 2)
+        assert "permissions violation for subscription" in await asyncio.wait_for(problems.get(), 20)
 
 
 VICTIMS = (
@@ -425,7 +425,7 @@ async def test_a_forged_reply_subject_changes_nothing_in_any_stream(broker: Nats
                     await thief.publish(subject, b"{}", reply=victim)
             await thief.flush()
             with contextlib.suppress(nats.errors.Error):  # behind the forged ones in every queue
-                await asyncio.gather(*(thief.request(subject, b"{}", timeout=2) for subject in mine))
+                await asyncio.gather(*(thief.request(subject, b"{}", timeout=20) for subject in mine))
         after = await contents(operator)
         assert woken.empty()
     for stream, subjects in after.items():
@@ -441,5 +441,5 @@ async def test_a_forged_reply_inside_ctrl_is_refused_to_the_responder(broker: Na
             before = await contents(operator)
             for victim in VICTIMS:
                 await notifier.publish("wherry.storage.secrets.get", b"{}", reply=victim)
-            await notifier.request("wherry.storage.secrets.get", b"{}", timeout=2)
+            await notifier.request("wherry.storage.secrets.get", b"{}", timeout=20)
         assert await contents(operator) == before
