@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ async def listening(client: Client, subject: str, queue: str = "") -> AsyncItera
     await client.flush()
     yield heard
     await subscription.unsubscribe()
+
+
+async def heard_of(send: Callable[[], Awaitable[Any]], heard: "asyncio.Queue[Msg]") -> Msg:
+    """Send until it is heard: on a machine with much to do, the first across a wall is lost now and then."""
+    for _ in range(10):
+        await send()
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(heard.get(), 2)
+    raise AssertionError("it was sent ten times, and never heard")
 
 
 async def contents(operator: Client) -> dict[str, dict[str, int]]:
@@ -172,9 +182,9 @@ async def test_a_heartbeat_is_answered_by_the_scheduler_while_storage_listens(br
         await scheduler.subscribe("wherry.node.*.heartbeat", cb=answer)
         await scheduler.flush()
         for _ in range(3):
-            answer = await agent.request("wherry.node.n1.heartbeat", b"here", timeout=20)
-            assert answer.data == b"desired"
-            assert (await asyncio.wait_for(seen.get(), 20)).subject == "wherry.node.n1.heartbeat"
+            beat = partial(agent.request, "wherry.node.n1.heartbeat", b"here", timeout=20)
+            assert (await beat()).data == b"desired"
+            assert (await heard_of(beat, seen)).subject == "wherry.node.n1.heartbeat"
 
 
 async def test_a_wake_reaches_its_node_and_an_attempt_event_is_acknowledged(broker: NatsServer):
@@ -193,8 +203,8 @@ async def test_output_of_a_node_is_kept_and_reaches_the_gateway_as_tail(broker: 
         connect(broker, "node-n1") as agent,
         listening(gateway, "wherry.tail.*.j1.*") as tail,
     ):
-        await agent.publish("wherry.log.n1.j1.1", b'{"lines":[]}')
-        assert (await asyncio.wait_for(tail.get(), 20)).subject == "wherry.tail.n1.j1.1"
+        line = partial(agent.publish, "wherry.log.n1.j1.1", b'{"lines":[]}')
+        assert (await heard_of(line, tail)).subject == "wherry.tail.n1.j1.1"
 
 
 async def test_a_revoked_token_reaches_the_gateway(broker: NatsServer):
