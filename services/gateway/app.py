@@ -40,6 +40,7 @@ from shared.spec import JobSpec
 _SENT: tuple[type[BaseModel], ...] = (
     JobSpec, views.Credentials, views.NewUser, views.UserChanges, views.NewPassword, problems.Problem,
     views.NodeOrder, views.DrainOrder, views.QuotaLimits, views.NewDataset, views.DatasetChanges,
+    views.PrefetchOrder,
 )  # fmt: skip
 _SCHEMAS = "#/components/schemas/{model}"
 _log = observe.logger("gateway")

@@ -1,5 +1,6 @@
 """RFC 9110 ranges and conditions, RFC 6266 file names: what of a file goes out, and under which name."""
 
+import mimetypes
 import re
 from dataclasses import dataclass
 
@@ -62,6 +63,13 @@ def matches(condition: str | None, etag: str) -> bool:
         return False
     tags = [tag.strip().removeprefix("W/") for tag in condition.split(",")]
     return "*" in tags or etag in tags
+
+
+def media_type(path: str) -> str:
+    """Return the media type that the end of a file's name stands for."""
+    # The name alone: of a path like ``data:…,`` the standard library takes what stands in it for the type.
+    end = path.rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+    return mimetypes.guess_type(end)[0] or "application/octet-stream"
 
 
 def attachment(name: str) -> str:

@@ -25,7 +25,7 @@ METADATA_MOST = 4096
 _KEY = re.compile(r"^[\x21-\x2b\x2d-\x7e]{1,128}$")
 _BINARY = "application/octet-stream"
 _NAME_KEYS, _TYPE_KEYS = ("filename", "name"), ("filetype", "type")
-_MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?$")
+_MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?\Z")
 
 
 class Hash(Protocol):

@@ -1,6 +1,5 @@
 """Artifacts and outputs: bytes in, bytes out."""
 
-import mimetypes
 import re
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from shared.job import BlobRef
 from shared.requests import ArtifactListQuery
 
 router = APIRouter(prefix="/v1", tags=["files"])
-_MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?$")
+_MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?\Z")
 _BINARY = "application/octet-stream"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD: dict[str, Any] = {
@@ -125,11 +124,11 @@ async def output(
     job = (await gateway.job(principal, job_id)).job
     if live_ is not None:
         look, blob = await live.one(gateway, job, live_, path)
-        found = await file_answer(request, gateway, blob, path, mimetypes.guess_type(path)[0] or _BINARY)
+        found = await file_answer(request, gateway, blob, path, ranges.media_type(path))
         found.headers.update(_partial(look))
         return found
     _, blob = await files.one(gateway, job, path)
-    return await file_answer(request, gateway, blob, path, mimetypes.guess_type(path)[0] or _BINARY)
+    return await file_answer(request, gateway, blob, path, ranges.media_type(path))
 
 
 async def file_answer(request: Request, gateway: Gateway, blob: BlobRef, name: str, media_type: str) -> Response:

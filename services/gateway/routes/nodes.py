@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from services.gateway.core import access, translate_fleet, views
 from services.gateway.core.access import Action
-from services.gateway.routes.http import Caller, Door, answer, json_or_default, optional_body
+from services.gateway.routes.http import Caller, Door, answer, json_body, json_of, json_or_default, optional_body
 from services.gateway.shell import fleet
 from services.gateway.shell.gateway import Gateway
 from shared.channels import NODE_GET, NODE_LIST
@@ -85,13 +85,19 @@ async def cordon(node: str, request: Request, gateway: Door, principal: Caller) 
     return await _wished(gateway, principal, node, "cordon", order.reason)
 
 
-@router.post("/nodes/{node}/prefetch", status_code=202, response_model=views.NodeDocument)
-async def prefetch(node: str, order: views.PrefetchOrder, gateway: Door, principal: Caller) -> Response:
+@router.post(
+    "/nodes/{node}/prefetch",
+    status_code=202,
+    response_model=views.NodeDocument,
+    openapi_extra=json_body(views.PrefetchOrder),
+)
+async def prefetch(node: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Let a machine bring an image, an artifact or a dataset before a job wants it. The answer shows it as it was.
 
     Its history says when it is done, or why it came to nothing.
     """
     access.require(principal, Action.MANAGE_NODES)
+    order = await json_of(request, views.PrefetchOrder)
     found = await fleet.prefetch(gateway, principal, node, order.what, unpack=order.unpack)
     return answer(translate_fleet.node(found, whole=True, history=True), 202)
 

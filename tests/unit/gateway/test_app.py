@@ -61,6 +61,28 @@ async def test_every_error_is_a_problem_document(
     assert body["request_id"] == answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/nodes/n1/prefetch"), ("POST", "/v1/nodes/n1/drain"), ("POST", "/v1/datasets"),
+        ("PATCH", "/v1/datasets/d"), ("POST", "/v1/jobs/plan"), ("POST", "/v1/jobs/batch"), ("POST", "/v1/users"),
+    ],
+)  # fmt: skip
+async def test_nothing_of_a_body_is_read_before_it_is_known_who_sends_it(
+    http: httpx.AsyncClient, method: str, path: str
+) -> None:
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(3):
+            read += 1
+            yield b" " * 1024
+
+    answer = await http.request(method, path, content=body(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"], read) == (503, "unavailable", 0)
+
+
 async def test_every_answer_has_the_security_headers_and_keeps_a_given_request_id(http: httpx.AsyncClient) -> None:
     answer = await http.get("/healthz", headers={"X-Request-ID": "abc-1", "Origin": "https://evil.example"})
     assert answer.headers["x-content-type-options"] == "nosniff"

@@ -72,3 +72,18 @@ def test_no_name_leaves_its_header(name: str) -> None:
     header = ranges.attachment(name)
     assert header.isascii()
     assert header.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("plots/loss.png", "image/png"),
+        ("notes", "application/octet-stream"),
+        ("data:x/y\r\nSet-Cookie: a,b.txt", "text/plain"),
+        ("data:€/x,y", "application/octet-stream"),
+        ("data:text/html,x", "application/octet-stream"),
+        ("a/", "application/octet-stream"),
+    ],
+)
+def test_a_media_type_comes_from_the_end_of_a_name_and_from_nothing_else(path: str, expected: str) -> None:
+    assert ranges.media_type(path) == expected

@@ -35,6 +35,8 @@ def test_a_name_cannot_lead_elsewhere_and_a_media_type_is_one():
     evil = {"upload-length": "7", "upload-metadata": f"filename {name},filetype {media_type}"}
     made = tus.creation(evil, 10)
     assert (made.name, made.media_type) == ("y.sh", "application/octet-stream")
+    ended = {"upload-length": "7", "upload-metadata": f"filetype {b64('text/html' + chr(10))}"}
+    assert tus.creation(ended, 10).media_type == "application/octet-stream"
 
 
 @pytest.mark.parametrize(
