@@ -74,7 +74,7 @@ class ProcessRuntime:
         return ()
 
     async def stage(self, order: Order, image: Image, source: Fetch, inputs: Provide = no_inputs) -> str:
-        """Unpack the source, link the inputs, and write down what to run."""
+        """Unpack the source, give it the inputs, and write down what to run."""
         del image
         folder = self._of(Key(order.job_id, order.attempt))
         await asyncio.to_thread(_unpack, folder, order, await source(), self._inherited)
@@ -250,12 +250,16 @@ def _untar(folder: Path, pieces: Iterator[bytes]) -> None:
 
 
 def _link_inputs(folder: Path, kept: Path, inputs: Mapping[str, Given]) -> None:
-    """Give the files of inputs further names here; the folders are the attempt's own, and nobody may write to them."""
+    """Give the files of inputs further names here; the folders are the attempt's own, and nobody may write to them.
+
+    Root may, whatever the rights are: its programs get copies, or one would change what others read.
+    """
+    give: Callable[[Path, Path], object] = os.link if os.geteuid() else shutil.copy2
     for name, given in inputs.items():
         if given.is_file:
-            (folder / name).hardlink_to(kept / given.volume / CONTENT)
+            give(kept / given.volume / CONTENT, folder / name)
         else:
-            shutil.copytree(kept / given.volume, folder / name, copy_function=os.link)
+            shutil.copytree(kept / given.volume, folder / name, copy_function=give)
     for parent, _, _ in os.walk(folder, topdown=False):
         Path(parent).chmod(0o555)
 

@@ -95,7 +95,7 @@ class Inputs:
         self._limit = limit
         self._kept = {(one.runtime, one.key): one for one in book.load() if one.runtime in runtimes}
         self._fillings: dict[tuple[str, str], _Filling] = {}
-        self._volumes: set[str] = set()  # that are being filled
+        self._volumes: set[str] = set()  # that are being filled, or removed
         self._users: dict[tuple[str, str], set[Key]] = {}
         self._taken: dict[str, int] = {}  # bytes that fillings will have, by volume
         self._places = asyncio.Semaphore(_AT_ONCE)
@@ -320,20 +320,40 @@ class Inputs:
 
     async def _make_room(self, size: int) -> bool:
         """Return whether *size* bytes more may be taken, once what may go has gone."""
-        busy = self._users.keys() | self._fillings.keys()
-        for kept in shelf.to_remove(self._kept.values(), busy, self._bytes() + size - self._most()):
-            await self._remove(kept)
+        excess = self._bytes() + size - self._most()
+        in_use: set[tuple[str, str]] = set()  # by programs of an agent before this one
+        # One by one: while one goes, an attempt may come to want the next.
+        while gone := shelf.to_remove(self._kept.values(), self._users.keys() | self._fillings.keys() | in_use, excess):
+            if await self._remove(gone[0]):
+                excess -= gone[0].bytes
+            else:
+                in_use.add((gone[0].runtime, gone[0].key))
         return self._bytes() + size <= self._most()
 
-    async def _remove(self, kept: Kept) -> None:
-        runtime = self._runtimes[kept.runtime]
-        if await runtime.drop_input(kept.volume):
+    async def _remove(self, kept: Kept) -> bool:
+        """Remove an input. Return False if something uses it.
+
+        Forgotten first: who wants it while it goes has it brought anew.
+        """
+        is_gone = False
+        self._forget(kept)
+        self._volumes.add(kept.volume)
+        try:
+            is_gone = await self._runtimes[kept.runtime].drop_input(kept.volume)
+        finally:
+            self._volumes.discard(kept.volume)
+            if not is_gone and (kept.runtime, kept.key) not in self._kept:
+                self._book.add(kept)
+                self._kept[kept.runtime, kept.key] = kept
+        if is_gone:
             _log.info("input_removed", key=kept.key, bytes=kept.bytes)
-            self._forget(kept)
+        return is_gone
 
     def _forget(self, kept: Kept) -> None:
-        self._book.remove(kept)
-        self._kept.pop((kept.runtime, kept.key), None)
+        now = self._kept.get((kept.runtime, kept.key))
+        if now is not None and now.volume == kept.volume:  # not one that was brought since
+            self._book.remove(kept)
+            del self._kept[kept.runtime, kept.key]
         KEPT_BYTES.set(self._bytes())
 
     async def _look_after(self, runtime: Runtime) -> None:

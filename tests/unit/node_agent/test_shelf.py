@@ -4,6 +4,7 @@ import asyncio
 import io
 import zipfile
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from shared.spec import JobSpec
 from shared.states import EndReason
 
 ARTIFACT = f"artifact:a{'b' * 25}"
+A_DIGEST = sha256(b"a" * 400).hexdigest()
 
 
 def kept(key: str, size: int = 10, used_at: float = 0.0) -> Kept:
@@ -316,3 +318,68 @@ async def test_a_removed_input_leaves_an_attempt_that_uses_it_alone(bench: Bench
     assert (folder / "x" / "a").read_bytes() == b"inner"
     await bench.runtime.clear(Key("j1", 1))
     assert not folder.exists()
+
+
+@pytest.mark.asyncio
+async def test_what_is_wanted_while_it_goes_is_brought_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.store.blobs = {name: name.encode() * 400 for name in "abc"}
+    for name in "ab":
+        await bench.stage(bench.order(f"j{name}", **{name: ARTIFACT}))
+        await bench.inputs.release(Key(f"j{name}", 1))
+    drop, going, gate = bench.runtime.drop_input, list[str](), asyncio.Event()
+
+    async def slowly(volume: str) -> bool:
+        going.append(volume)
+        await gate.wait()
+        return await drop(volume)
+
+    monkeypatch.setattr(bench.runtime, "drop_input", slowly)
+    third = asyncio.create_task(bench.stage(bench.order("jc", c=ARTIFACT)))
+    while not going:
+        await asyncio.sleep(0)
+    again = [asyncio.create_task(bench.stage(bench.order(f"j{name}2", **{name: ARTIFACT}))) for name in "ab"]
+    await asyncio.sleep(0.05)
+    gate.set()
+    assert ((await again[1]) / "b").read_bytes() == b"b" * 400  # it was there, and next to go
+    await asyncio.sleep(0.1)
+    await bench.inputs.release(Key("jb2", 1))
+    folder, _ = await asyncio.gather(again[0], third)
+    assert (folder / "a").read_bytes() == b"a" * 400
+    assert bench.store.read.count("ja2/a") == 1, "it was given while it went"
+    assert bench.store.read.count("jb2/b") == 0
+
+
+@pytest.mark.asyncio
+async def test_an_input_that_a_program_of_the_last_agent_uses_keeps_no_other_from_going(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.store.blobs = {name: name.encode() * 400 for name in "abc"}
+    for name in "ab":
+        await bench.stage(bench.order(f"j{name}", **{name: ARTIFACT}))
+    drop, [used] = bench.runtime.drop_input, [one.volume for one in bench.book.load() if one.key.startswith(A_DIGEST)]
+
+    async def unless_used(volume: str) -> bool:
+        return volume != used and await drop(volume)
+
+    monkeypatch.setattr(bench.runtime, "drop_input", unless_used)
+    bench.inputs = bench.opened()
+    async with asyncio.timeout(5):
+        await bench.stage(bench.order("jc", c=ARTIFACT))
+    assert used in bench.volumes
+    assert used in {one.volume for one in bench.book.load()}
+    await bench.stage(bench.order("ja2", a=ARTIFACT))
+    assert bench.store.read == ["ja/a", "jb/b", "jc/c"]
+
+
+@pytest.mark.asyncio
+async def test_a_program_that_writes_to_its_input_changes_nobody_elses(bench: Bench) -> None:
+    bench.store.blobs = {"x": b"0123456789rest", "zip": zipped(inner=b"whole")}
+    inputs = {"x": ARTIFACT, "zip": ARTIFACT}
+    first = await bench.stage(bench.order("j1", **inputs))
+    for path in (first / "x", first / "zip" / "inner"):
+        with suppress(PermissionError):  # root has every right
+            path.write_bytes(b"changed")
+    second = await bench.stage(bench.order("j2", **inputs))
+    assert (second / "x").read_bytes() == b"0123456789rest"
+    assert (second / "zip" / "inner").read_bytes() == b"whole"
+    assert bench.store.read == ["j1/x", "j1/zip"]
