@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any, cast
 
@@ -22,8 +22,8 @@ from services.storage.shell.jobs import Jobs
 from services.storage.shell.resumables import Resumables
 from services.storage.shell.uploads import Put, Uploads
 from shared.clock import utc_now
-from shared.errors import WherryError
-from shared.requests import CHUNK_BYTES, ResumableAdvance, ResumableBegin, ResumableCreate
+from shared.errors import Unavailable, WherryError
+from shared.requests import CHUNK_BYTES, BlobScope, ResumableAdvance, ResumableBegin, ResumableCreate, UploadCommit
 
 DATA = os.urandom(2 * CHUNK_BYTES + 3)
 SCOPE = OwnerScope("u1", "x", "text/plain")
@@ -211,3 +211,98 @@ async def test_who_stores_the_same_bytes_while_they_are_collected_is_never_left_
         assert await parts.gridfs.read(file, 0, 100) == data
     await parts.sweep()
     assert held(mongo_database) == (1, 1)
+
+
+async def test_a_file_that_another_collector_condemns_after_its_pardon_is_not_doomed_by_the_first(
+    parts: Parts, mongo: Mongo, monkeypatch: pytest.MonkeyPatch
+):
+    data = b"pardoned"
+    await parts.store.remove_artifact(await parts.put(data))
+    file = await parts.gridfs.find(hashlib.sha256(data).hexdigest())
+    assert file is not None
+    other, condemned, go_on = UploadStore(mongo), asyncio.Event(), asyncio.Event()
+    dooming: list[asyncio.Task[bool]] = []
+
+    class Refs:
+        def __init__(self, then: Callable[[], Awaitable[Any]]) -> None:
+            self._then = then
+
+        async def find_one(self, *wanted: Any) -> Any:
+            found = await mongo["blob_refs"].find_one(*wanted)
+            await self._then()
+            return found
+
+    async def wait() -> None:
+        condemned.set()
+        await go_on.wait()
+
+    async def pardon_and_condemn() -> None:
+        await Parts(mongo).put(data)
+        dooming.append(asyncio.create_task(other.doom(file.id)))
+        await condemned.wait()
+
+    monkeypatch.setattr(other, "_refs", Refs(wait))
+    monkeypatch.setattr(parts.store, "_refs", Refs(pardon_and_condemn))
+    assert not await parts.store.doom(file.id)
+    go_on.set()
+    assert not await dooming[0]
+    assert await parts.gridfs.find(file.sha256) == file
+
+
+async def test_a_second_removal_of_an_artifact_leaves_alone_what_was_stored_after_the_first(
+    parts: Parts, mongo_database: Database[Any]
+):
+    data = b"removed twice"
+    sha256, fresh = hashlib.sha256(data).hexdigest(), ObjectId()
+    artifact = await parts.put(data)
+    asked = parts.artifacts.needed_by
+
+    async def meanwhile(_: Any) -> None:
+        asked.remove(meanwhile)
+        await parts.artifacts.delete(artifact)
+        await parts.gridfs.publish([(fresh, sha256, len(data))], utc_now())  # its reference is still to come
+
+    asked.append(meanwhile)
+    await parts.artifacts.delete(artifact)
+    found = await parts.gridfs.find(sha256)
+    assert found is not None
+    assert found.id == fresh
+
+
+async def test_what_is_published_stays_for_the_commit_that_is_repeated(parts: Parts, monkeypatch: pytest.MonkeyPatch):
+    scope = BlobScope(owner_id="u1", name="x")
+    commit = UploadCommit(upload_id="b", chunks=1, size=3, sha256=hashlib.sha256(b"abc").hexdigest())
+
+    async def breaks(*_: Any) -> None:
+        raise Unavailable("MongoDB went away.")
+
+    await parts.uploads.open("gateway", "g1", "b", scope)
+    await parts.uploads.chunk("gateway", "g1", "b", 0, b"abc")
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.uploads, "keep", breaks)
+        with pytest.raises(Unavailable):
+            await parts.uploads.commit("gateway", "g1", commit)
+    await parts.artifacts.collect(utc_now() + timedelta(hours=1))
+    await parts.uploads.commit("gateway", "g1", commit)
+    file = await parts.gridfs.find(commit.sha256)
+    assert file is not None
+    assert await parts.gridfs.read(file, 0, 10) == b"abc"
+
+
+async def test_who_drops_an_upload_while_it_becomes_an_artifact_takes_no_bytes_from_it(
+    parts: Parts, mongo: Mongo, monkeypatch: pytest.MonkeyPatch
+):
+    data = DATA[:1000]
+    epoch = await parts.begun("u", len(data), data)
+    keep = parts.uploads.keep
+
+    async def drop_first(*kept: Any) -> None:
+        await Parts(mongo).resumables.end("u")
+        await keep(*kept)
+
+    monkeypatch.setattr(parts.uploads, "keep", drop_first)
+    done = await parts.resumables.advance(ResumableAdvance(upload_id="u", epoch=epoch, offset=len(data)))
+    file = await parts.gridfs.find(hashlib.sha256(data).hexdigest())
+    assert done.artifact_id
+    assert file is not None
+    assert await parts.gridfs.read(file, 0, len(data)) == data

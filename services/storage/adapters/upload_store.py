@@ -160,17 +160,20 @@ class UploadStore:
         found = self._artifacts.find(wanted | {"retired_us": None}).sort([("created_us", -1), ("_id", -1)]).limit(limit)
         return [_artifact(document) async for document in found]
 
-    async def remove_artifact(self, artifact_id: str) -> None:
-        """Delete an artifact and its reference; a reference that stays behind is a void one."""
-        await self._artifacts.delete_one({"_id": artifact_id})
+    async def remove_artifact(self, artifact_id: str) -> bool:
+        """Delete an artifact and its reference; tell whether it was there. A reference left behind is a void one."""
+        done = await self._artifacts.delete_one({"_id": artifact_id})
         await self._refs.delete_many({"scope": artifact_ref(artifact_id)})
+        return done.deleted_count == 1
 
     # --- files that nothing refers to: condemned, looked at again, then gone. A pardon may come in between -----------
 
     async def pardon(self, file_ids: AbstractSet[ObjectId]) -> bool:
         """Let files stay that have a reference again, and tell whether all of them are there."""
         wanted = {"_id": {"$in": list(file_ids)}}
-        await self._files.update_many(wanted | {"metadata.condemned": True}, {"$unset": {"metadata.condemned": ""}})
+        await self._files.update_many(
+            wanted | {"metadata.condemned": {"$ne": None}}, {"$unset": {"metadata.condemned": ""}}
+        )
         return await self._files.count_documents(wanted | {"metadata.doomed": None}) == len(file_ids)
 
     async def drop_void_refs(self, before: datetime) -> None:
@@ -198,16 +201,17 @@ class UploadStore:
 
         A new file of the same digest may be stored from then on: this one is found by nobody.
         """
-        seen = {"_id": file_id, "metadata.doomed": None}
-        found = await self._files.find_one_and_update(seen, {"$set": {"metadata.condemned": True}})
+        seen, mine = {"_id": file_id, "metadata.doomed": None}, ObjectId()
+        # One's own mark: after a pardon, what another collector condemns is not this one's to doom.
+        found = await self._files.find_one_and_update(seen, {"$set": {"metadata.condemned": mine}})
         if not found:
             return bool(await self._files.count_documents({"_id": file_id}, limit=1))
         sha256 = found["metadata"]["sha256"]
         if await self._refs.find_one({"sha256": sha256}, {"_id": 1}) is not None:
-            await self._files.update_one({"_id": file_id}, {"$unset": {"metadata.condemned": ""}})
+            await self._files.update_one(seen | {"metadata.condemned": mine}, {"$unset": {"metadata.condemned": ""}})
             return False
         gone = {"filename": f"deleted:{file_id}", "metadata.sha256": f"deleted:{file_id}", "metadata.doomed": True}
-        done = await self._files.update_one(seen | {"metadata.condemned": True}, {"$set": gone})
+        done = await self._files.update_one(seen | {"metadata.condemned": mine}, {"$set": gone})
         return done.matched_count == 1
 
     async def remove_file(self, file_id: ObjectId) -> None:

@@ -52,16 +52,20 @@ class Artifacts:
         for needs in self.needed_by:
             if who := await needs(artifact):
                 raise WherryError("in_use", f"{who} needs artifact {artifact_id}.")
-        await self._store.remove_artifact(artifact_id)
-        if file := await self._gridfs.find(artifact.blob.sha256):
+        # Looked up while the artifact refers to it: later there may be a new file of these bytes, not yet referred to.
+        file = await self._gridfs.find(artifact.blob.sha256)
+        if await self._store.remove_artifact(artifact_id) and file:
             await self._collect(file.id)
 
     async def collect(self, before: datetime) -> int:
         """Remove what is older than *before* and belongs to nobody: what a kill left of storing or of removing."""
         await self._store.drop_void_refs(before)
         collected = 0
-        for file_id in await self._store.unreferenced(before):
-            collected += await self._collect(file_id)
+        loose = await self._store.unreferenced(before)
+        under_way = await self._store.under_way(loose)  # published, and the commit that refers to it may be repeated
+        for file_id in loose:
+            if file_id not in under_way:
+                collected += await self._collect(file_id)
         return collected
 
     async def _collect(self, file_id: ObjectId) -> bool:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from services.storage.adapters.gridfs import GridFs
 from services.storage.adapters.mongo import ObjectId
-from services.storage.adapters.resumable_store import Piece, Record, ResumableStore
+from services.storage.adapters.resumable_store import Piece, Record, ResumableStore, State
 from services.storage.core.access import OwnerScope
 from services.storage.core.resumable import ResumedDigest, chunk_count, durable, expected_size
 from services.storage.shell.grouping import Grouped
@@ -173,12 +173,13 @@ class Resumables:
         return self._view(await self._ended(record))
 
     async def end(self, upload_id: str) -> None:
-        """Drop an upload and its bytes; what became an artifact stays one.
+        """Drop an upload and its bytes; what became an artifact stays one, and what is becoming one becomes it.
 
         Raises:
-            WherryError: ``not_found``, ``upload_ended``.
+            WherryError: ``not_found``, ``upload_ended``; as `get` for an upload of which all is there.
         """
-        await self._drop(await self._found(upload_id))
+        if not await self._drop(await self._found(upload_id), "open"):
+            await self._finish(upload_id)
 
     async def sweep(self, expiry: timedelta) -> int:
         """Drop what nobody has gone on with for *expiry*, and forget what ended so long ago; return how many."""
@@ -188,7 +189,7 @@ class Resumables:
                 with suppress(WherryError):  # then it was dropped, or it is tried again with the next sweep
                     await self._finish(record.id)
             elif record.state == "open":
-                await self._drop(record)  # and remembered for as long again: whoever comes back is told
+                await self._drop(record, "open")  # and remembered for as long again: whoever comes back is told
                 swept += 1
             else:
                 if not await self._gridfs.has_file(record.file_id):
@@ -293,18 +294,17 @@ class Resumables:
         fresh = await self._store.get(record.id)
         if fresh is not None and fresh.state == "committed":
             return fresh  # by another process, whose artifact has the same bytes from an older file
-        await self._drop(record)
+        await self._drop(record, "sealed")
         raise WherryError("corrupt", "What was stored of this upload is not whole. Begin a new one.")
 
-    async def _drop(self, record: Record) -> None:
-        dropped = await self._store.change(
-            record.id, {"state": {"$in": ["open", "sealed"]}}, state="dropped", active_at=utc_now()
-        )
-        work = self._under_way.pop(record.id, None)
+    async def _drop(self, record: Record, state: State) -> bool:
+        """Drop an upload that is in *state*, and tell whether it was: the bytes of a sealed one may be published."""
+        dropped = await self._store.change(record.id, {"state": state}, state="dropped", active_at=utc_now())
         if dropped is not None:
-            if work is not None:
+            if (work := self._under_way.pop(record.id, None)) is not None:
                 work.record = dropped
             await self._gridfs.drop([record.file_id])
+        return dropped is not None
 
     def _expires(self, record: Record) -> datetime:
         return record.active_at + self._expiry
