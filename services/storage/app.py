@@ -111,7 +111,7 @@ class Storage:
         inputs = Inputs(jobs, outputs, upload_store, self._fetches, fleet_store)
         self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs, inputs)
         self._datasets = Datasets(DatasetStore(mongo), upload_store, gridfs, jobs, outputs)
-        self._artifacts.needed_by.append(self._datasets.with_artifact)
+        self._artifacts.needed_by += [self._datasets.with_artifact, self._fetches.with_artifact]
         self._questions = JobRoutes(jobs, job_store, outputs)
         quotas = Quotas(bus, people_store, fleet_store, jobs, job_store)
         self._fleet = FleetRoutes(mongo, fleet_store, job_store, quotas)

@@ -14,11 +14,11 @@ from pymongo.database import Database
 from infra.local.servers import NatsServer
 from services.storage.shell import fetches
 from shared.blobs import BlobClient
-from shared.channels import Service
+from shared.channels import ARTIFACT_DELETE, Service
 from shared.errors import WherryError
-from shared.job import Attempt
+from shared.job import Attempt, GangPlace
 from shared.manifest import Entry
-from shared.requests import BlobRead, BlobScope, InputQuery
+from shared.requests import ArtifactQuery, BlobRead, BlobScope, InputQuery
 from shared.spec import Input, JobSpec
 from shared.states import AttemptState, JobState
 from tests.integration.conftest import NOW, StorageProcess, StorageStack, running
@@ -98,6 +98,31 @@ async def test_a_file_from_the_web_is_fetched_once_for_a_job_and_belongs_to_its_
     assert web.asked == [("/data/train.csv", None)]
     [kept] = storage.database["artifacts"].find()
     assert (kept["owner_id"], kept["name"], kept["media_type"]) == ("u1", "train.csv", "text/csv")
+
+
+async def test_what_was_fetched_stays_as_long_as_a_job_may_want_it(storage: StorageStack, web: Web):
+    await record(storage, web.url("/data/train.csv"))
+    entry = await listed(storage)
+    [kept] = storage.database["artifacts"].find()
+    removal = ArtifactQuery(artifact_id=kept["_id"])
+    async with storage.bus(Service.GATEWAY, "g1") as door:
+        with pytest.raises(WherryError) as caught:
+            await door.ask(ARTIFACT_DELETE, removal)
+        assert (caught.value.code, "Job j1" in caught.value.message) == ("in_use", True)
+        assert await read(storage, entry) == BODY
+        await record(storage, web.url("/data/train.csv"), state=JobState.SUCCEEDED)
+        await door.ask(ARTIFACT_DELETE, removal)
+
+
+async def test_a_gang_s_next_round_fetches_again_what_failed(storage: StorageStack, web: Web):
+    def place(number: int) -> GangPlace:
+        return GangPlace(gang_id="g1", round=number, role="w", index=0, rank=0, size=1)
+
+    await record(storage, web.url("/later"), "j1", member_of=place(1))
+    assert (await refusal(storage)).code == "input_missing"
+    web.files["/later"] = b"it is there"
+    await record(storage, web.url("/later"), "j2", member_of=place(2))
+    assert await read(storage, await listed(storage, "j2"), "j2") == b"it is there"
 
 
 async def test_a_small_file_and_an_empty_one_are_fetched(storage: StorageStack, web: Web):

@@ -5,6 +5,7 @@ from typing import Any
 
 from services.storage.adapters.mongo import DuplicateKeyError, Mongo
 from services.storage.core.projections import Document
+from shared.states import JOB_TERMINAL
 
 
 class FetchStore:
@@ -12,10 +13,18 @@ class FetchStore:
 
     def __init__(self, mongo: Mongo) -> None:
         self._fetches = mongo["fetches"]
+        self._jobs = mongo["jobs"]
 
     async def get(self, key: str) -> Document | None:
         """Return a fetch's document."""
         return await self._fetches.find_one({"_id": key})
+
+    async def unfinished_with(self, artifact_id: str) -> str | None:
+        """Return a job that has not ended and for which this artifact was fetched."""
+        job_ids = await self._fetches.distinct("job_id", {"artifact_id": artifact_id})
+        wanted = {"_id": {"$in": job_ids}, "state": {"$nin": [state.value for state in JOB_TERMINAL]}}
+        found = await self._jobs.find_one(wanted, {"_id": 1})
+        return found["_id"] if found else None
 
     async def begin(self, document: Document) -> bool:
         """Write a new fetch; return whether this call did it."""

@@ -24,6 +24,7 @@ from shared.errors import Unavailable, WherryError
 from shared.ids import new_id
 from shared.job import BlobRef, Job
 from shared.manifest import Entry
+from shared.requests import Artifact
 
 FETCHED = Counter("wherry_storage_fetches_total", "Files from the web that jobs have as inputs.", ["outcome"])
 
@@ -81,17 +82,18 @@ class Fetches:
             WherryError: ``input_missing`` or ``stage_in_failed``: it cannot be had.
         """
         key = fetch_key(job, url)
+        attempt = job.member_of.round if job.member_of else job.attempt
         if (work := self._running.get(key)) is not None:
             work.asked = monotonic()
             raise _under_way(url, work.got)
         document = await self._store.get(key)
         if document is not None and document["state"] == "done":
             return _entry(document)
-        if document is not None and document["state"] == "failed" and document["attempt"] >= job.attempt:
+        if document is not None and document["state"] == "failed" and document["attempt"] >= attempt:
             raise WherryError(document["code"], document["message"])
         now_us = microseconds(utc_now())
         fresh: Document = {
-            "state": "fetching", "attempt": job.attempt, "holder": self._holder, "asked_us": now_us, "bytes": 0,
+            "state": "fetching", "attempt": attempt, "holder": self._holder, "asked_us": now_us, "bytes": 0,
             "lease_us": now_us + int(LEASE_S * 1e6),
         }  # fmt: skip
         if document is None:
@@ -105,6 +107,11 @@ class Fetches:
         if mine:
             self._start(_Work(key, url, job.owner.id, monotonic()))
         raise _under_way(url, document["bytes"] if document and not mine else 0)
+
+    async def with_artifact(self, artifact: Artifact) -> str | None:
+        """Return the job that has an artifact from the web and may still want it, as a sentence's subject, or None."""
+        job_id = await self._store.unfinished_with(artifact.id)
+        return None if job_id is None else f"Job {job_id}"
 
     async def stop(self) -> None:
         """Give up what is under way, so that another storage may begin at once."""
