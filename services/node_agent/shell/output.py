@@ -288,6 +288,7 @@ class OutputPump:
                 words = f"{left_out} bytes are left out here; the first {self._first_bytes_max} of the output are kept"
                 self._write(stream, f"\n[wherry: {words}, and the last]\n".encode())
             self._write(stream, last)
+        self._last = LastBytes(self._last.bytes_max)  # written: an agent that finishes anew has nothing to add
 
 
 def in_messages(batch: OutputBatch) -> list[OutputBatch]:

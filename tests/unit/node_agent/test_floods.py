@@ -166,6 +166,14 @@ async def test_of_too_much_the_beginning_and_the_end_are_kept_with_the_number_of
     assert sorted(seen.numbers() + seen.lost()) == list(range(1, max(seen.numbers()) + 1))
 
 
+async def test_an_end_that_is_in_the_file_is_not_told_as_left_out_by_the_next_agent(tmp_path: Path) -> None:
+    await printed(tmp_path, 20_000, bytes_max=10_000)
+    kept = (tmp_path / "stdout").read_bytes()
+    again = OutputPump(tmp_path, Seen().publish, bytes_max=10_000)  # the last agent ended before it knew of the end
+    await again.finish()
+    assert (tmp_path / "stdout").read_bytes() == kept
+
+
 async def test_what_just_fits_with_its_end_has_no_mark_in_the_file(tmp_path: Path) -> None:
     await printed(tmp_path, 1, bytes_max=100, text=b"%d" + b"x" * 88 + b"\n")
     assert (tmp_path / "stdout").read_bytes() == b"0" + b"x" * 88 + b"\n"
