@@ -41,6 +41,8 @@ def read_facts(
             unreadable.append((message, message.problem or "it contradicts its subject, or has no place in the log"))
         elif _job_id(fact) not in quarantine.jobs:
             facts.append(fact)
+        elif isinstance(fact, Recorded):
+            quarantine.pass_over(fact.job, fact.seq)
     return facts, unreadable
 
 
@@ -117,7 +119,9 @@ class Standby:
     async def follow(self) -> None:
         """Take in the log from the newest snapshot on, for ever."""
         if found := await self.snapshots.load():
-            jobs = {job.id: (job, seq) for job, seq in found.jobs if job.id not in self._quarantine.jobs}
+            jobs = {job.id: (job, seq) for job, seq in found.jobs}
+            for job_id in self._quarantine.jobs & jobs.keys():
+                self._quarantine.pass_over(*jobs.pop(job_id))
             self._replayed = Replay(found.position, jobs)
         self._seen = self._replayed.position
         async for messages in self._bus.follow(JOBS, LOG, start_seq=self._seen + 1):

@@ -220,6 +220,7 @@ class _Term:
             return
         self._saved = (self._events, monotonic())
         jobs = [(tracked.job, tracked.seq) for tracked in self._state.jobs.values()]
+        jobs += [kept for job_id, kept in self._quarantine.passed.items() if job_id not in self._state.jobs]
         try:
             carried = self._state.carried(_now()).model_copy(update={"epoch": self._lease.epoch})
             await self.standby.snapshots.save(self._position, jobs, carried)

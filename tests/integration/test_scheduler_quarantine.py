@@ -64,6 +64,32 @@ async def test_a_job_whose_event_the_core_cannot_believe_is_set_aside_and_comes_
         await stack.until(poison, lambda job: job.state is JobState.PLACED)
 
 
+async def test_a_job_that_was_set_aside_is_still_there_for_a_scheduler_that_can_take_it_in(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fleet_state.need_of
+
+    def broken(spec: Any) -> Any:
+        if spec.name == "poison":
+            raise ZeroDivisionError("planted")
+        return whole(spec)
+
+    monkeypatch.setattr(fleet_state, "need_of", broken)
+    async with in_this_process(stack):
+        agent = await stack.agent()
+        beats = asyncio.create_task(beating(agent))
+        poison = await stack.submit(name="poison")
+        await kept(stack)
+        good = await stack.submit()
+        await stack.until(good, lambda job: job.state is JobState.PLACED)
+
+    # Its snapshot is behind all events of the job.
+    monkeypatch.setattr(fleet_state, "need_of", whole)
+    async with in_this_process(stack):
+        await stack.until(poison, lambda job: job.state is JobState.PLACED)
+    beats.cancel()
+
+
 async def test_a_job_that_breaks_while_it_is_decided_about_does_not_stop_the_others(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """What the core cannot take in, and what is passed over because of it: one broken job or node must not stop all.
 
-Nothing of this is kept: a scheduler that begins anew meets what is broken again, and sets it aside again.
+Nothing of this is kept but the jobs themselves, in snapshots as they last were: a scheduler that begins anew meets what
+is broken again, and sets it aside again, or can take it in by then.
 """
 
 from collections import Counter
@@ -8,6 +9,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
+
+from shared.job import Job
 
 Kind = Literal["job", "node", "fleet"]
 #: Times that the same thing must end a term before it is set aside: once may be anybody's fault.
@@ -48,11 +51,13 @@ class Quarantine:
         jobs: ids; nothing is believed or decided about them.
         nodes: ids; their heartbeats are not taken in, so they become lost.
         fleet: sequences in the log of the fleet.
+        passed: of these jobs, those that have not ended, as the log has them last, with the sequence.
     """
 
     jobs: set[str] = field(default_factory=set[str])
     nodes: set[str] = field(default_factory=set[str])
     fleet: set[str] = field(default_factory=set[str])
+    passed: dict[str, tuple[Job, int]] = field(default_factory=dict[str, tuple[Job, int]])
     _strikes: Counter[tuple[Kind, str]] = field(default_factory=Counter[tuple[Kind, str]])
 
     def blame(self, poison: PoisonError) -> bool:
@@ -66,9 +71,18 @@ class Quarantine:
     def release(self, kind: Kind, key: str) -> bool:
         """Give it another chance; return whether it had been set aside."""
         self._strikes.pop((kind, key), None)
+        if kind == "job":
+            self.passed.pop(key, None)
         was_in = key in self._of(kind)
         self._of(kind).discard(key)
         return was_in
+
+    def pass_over(self, job: Job, seq: int) -> None:
+        """Take note of the last that is known of a job that was set aside: snapshots still have it."""
+        if job.is_terminal:
+            self.passed.pop(job.id, None)
+        else:
+            self.passed[job.id] = job, seq
 
     def _of(self, kind: Kind) -> set[str]:
         return {"job": self.jobs, "node": self.nodes, "fleet": self.fleet}[kind]
