@@ -306,3 +306,35 @@ async def test_who_drops_an_upload_while_it_becomes_an_artifact_takes_no_bytes_f
     assert done.artifact_id
     assert file is not None
     assert await parts.gridfs.read(file, 0, len(data)) == data
+
+
+async def test_an_upload_that_is_committed_while_it_is_swept_keeps_its_bytes(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+):
+    commit = UploadCommit(upload_id="b", chunks=1, size=3, sha256=hashlib.sha256(b"abc").hexdigest())
+    await parts.uploads.open("gateway", "g1", "b", BlobScope(owner_id="u1", name="x"))
+    await parts.uploads.chunk("gateway", "g1", "b", 0, b"abc")
+    checked, go_on, publish = asyncio.Event(), asyncio.Event(), parts.gridfs.publish
+    committing: list[asyncio.Task[Any]] = []
+
+    async def slowly(*files: Any) -> Any:
+        checked.set()
+        await go_on.wait()
+        return await publish(*files)
+
+    async def not_yet(_: Any) -> bool:
+        if not committing:
+            committing.append(asyncio.create_task(parts.uploads.commit("gateway", "g1", commit)))
+        await checked.wait()
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.gridfs, "publish", slowly)
+        patch.setattr(parts.gridfs, "has_file", not_yet)
+        await asyncio.sleep(0.01)  # MongoDB's times have milliseconds
+        await parts.uploads.sweep(AT_ONCE)
+        go_on.set()
+        await committing[0]
+    file = await parts.gridfs.find(commit.sha256)
+    assert file is not None
+    assert await parts.gridfs.read(file, 0, 10) == b"abc"

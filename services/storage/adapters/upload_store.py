@@ -77,11 +77,15 @@ class UploadStore:
         await self._uploads.update_many({"_id": {"$in": list(upload_ids)}}, {"$set": {"active_at": now}})
 
     async def move(
-        self, upload_id: str, old: Sequence[UploadState], new: UploadState, now: datetime, **fields: Any
-    ) -> bool:
-        """Change the state if it is one of *old*, and tell whether it was."""
+        self, upload_id: str, old: Sequence[UploadState], new: UploadState, now: datetime,
+        idle_since: datetime | None = None, **fields: Any,
+    ) -> bool:  # fmt: skip
+        """Change the state if it is one of *old* and nobody has gone on since *idle_since*; tell whether it was so."""
         change: Document = {"state": new, "active_at": now, **fields}
-        done = await self._uploads.update_one({"_id": upload_id, "state": {"$in": list(old)}}, {"$set": change})
+        seen: Document = {"_id": upload_id, "state": {"$in": list(old)}}
+        if idle_since is not None:
+            seen["active_at"] = {"$lt": idle_since}
+        done = await self._uploads.update_one(seen, {"$set": change})
         return done.matched_count == 1
 
     async def commit(self, upload_id: str, committed: Committed, now: datetime) -> None:

@@ -207,13 +207,16 @@ class Uploads:
                 digest.take(number, data)
         return digest.hexdigest() if digest.is_whole(commit.chunks, commit.size) else None
 
-    async def _drop(self, upload: Upload, states: Sequence[UploadState], why: str) -> None:
-        work = self._under_way.pop(upload.id, None)
-        if await self._store.move(upload.id, states, "dropped", utc_now()):
-            if work is not None:
-                work.dropped = True
-            await self._gridfs.drop([upload.file_id])
-            DROPPED.labels(why).inc()
+    async def _drop(
+        self, upload: Upload, states: Sequence[UploadState], why: str, idle_since: datetime | None = None
+    ) -> bool:
+        if not await self._store.move(upload.id, states, "dropped", utc_now(), idle_since):
+            return False
+        if (work := self._under_way.pop(upload.id, None)) is not None:
+            work.dropped = True
+        await self._gridfs.drop([upload.file_id])
+        DROPPED.labels(why).inc()
+        return True
 
     async def _put_group(self, puts: Sequence[Put]) -> list[Committed]:
         known = await self._gridfs.find_many(list({put.sha256 for put in puts}))
@@ -267,7 +270,8 @@ class Uploads:
         swept = 0
         for upload in await self._store.stale(before):
             if upload.state in ("open", "sealed") and not await self._gridfs.has_file(upload.file_id):
-                await self._drop(upload, ("open", "sealed"), "expired")
+                if not await self._drop(upload, ("open", "sealed"), "expired", before):
+                    continue  # somebody goes on with it after all
                 swept += 1
             elif not await self._gridfs.has_file(upload.file_id):
                 await self._gridfs.drop([upload.file_id])  # what a kill left of a dropping
