@@ -59,6 +59,7 @@ from shared.states import AttemptState, JobState
 from tests.integration.conftest import NOW, StorageStack, running
 
 OWNER = "u1"
+GANG = Gang(roles={"w": GangRole(command="x")})
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ async def test_what_an_unfinished_job_needs_stays_and_so_does_a_gang_whose_membe
     stack: StorageStack, door: Bus
 ) -> None:
     needed, asked, other = [await ended(stack, {"x": os.urandom(10)}) for _ in range(3)]
-    gang = await ended(stack, {}, spec=JobSpec(kind="gang", gang=Gang(roles={"w": GangRole(command="x")}), image="i"))
+    gang = await ended(stack, {}, spec=JobSpec(kind="gang", gang=GANG, image="i"))
     await forget_log(stack)
     spec = JobSpec(image="i", needs=(Need(job=needed.id),), inputs={"in": Input(source=f"job:{asked.id}")})
     await stack.record(stack.job(new_id("j"), None, spec=spec), "pending")
@@ -269,12 +270,13 @@ async def test_what_is_hidden_cannot_be_begun_to_need_and_comes_back_if_somethin
     ):
         artifact_id = await upload(door, b"used after all")
         age(stack)
-        job = await ended(stack, {"x": b"x"})
+        job = await ended(stack, {"x": b"x"}, spec=JobSpec(kind="gang", gang=GANG, image="i"))
+        member = await ended(stack, {}, member_of=GangPlace(gang_id=job.id, round=1, role="w", index=0, rank=0, size=1))
         await forget_log(stack)
         run = await retain(stack, door)
         assert {kind: one.count for kind, one in run.hidden.items()} == {"jobs": 1, "artifacts": 1}
         assert "jobs" not in run.removed
-        assert await gone(door, job)
+        assert [await gone(door, one) for one in (job, member)] == [True, True]
         assert not (await door.ask(JOB_LIST, JobListQuery())).jobs
         with pytest.raises(NotFound):
             await door.ask(ARTIFACT_GET, ArtifactQuery(artifact_id=artifact_id))
@@ -282,7 +284,7 @@ async def test_what_is_hidden_cannot_be_begun_to_need_and_comes_back_if_somethin
         spec = JobSpec(image="i", source=artifact_id, needs=(Need(job=job.id),))
         await stack.record(stack.job(new_id("j"), None, spec=spec), "pending")
         assert "jobs" not in (await retain(stack, door)).hidden
-        assert not await gone(door, job)
+        assert [await gone(door, one) for one in (job, member)] == [False, False]
         blob = (await door.ask(ARTIFACT_GET, ArtifactQuery(artifact_id=artifact_id))).blob
         assert await read(door, blob) == b"used after all"
 

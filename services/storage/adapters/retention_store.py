@@ -135,17 +135,19 @@ class RetentionStore:
     # --- hiding ----------------------------------------------------------------------------------------------------
 
     async def hide(self, name: str, ids: Collection[str], now: datetime) -> None:
-        """Let documents of the collection *name* answer as if they were gone."""
-        wanted = {"_id": {"$in": list(ids)}, "retired_us": None}
-        await self._mongo[name].update_many(wanted, {"$set": {"retired_us": microseconds(now)}})
+        """Let documents of the collection *name* answer as if they were gone, a gang's members with it."""
+        for key in ("_id", "gang_id") if name == "jobs" else ("_id",):
+            wanted = {key: {"$in": list(ids)}, "retired_us": None}
+            await self._mongo[name].update_many(wanted, {"$set": {"retired_us": microseconds(now)}})
 
     async def show(self, name: str, ids: Collection[str]) -> None:
         """Let documents answer again."""
-        await self._mongo[name].update_many({"_id": {"$in": list(ids)}}, {"$unset": {"retired_us": ""}})
+        for key in ("_id", "gang_id") if name == "jobs" else ("_id",):
+            await self._mongo[name].update_many({key: {"$in": list(ids)}}, {"$unset": {"retired_us": ""}})
 
     async def hidden(self, name: str) -> dict[str, datetime]:
-        """Return what is hidden in a collection, and since when."""
-        found = self._mongo[name].find({"retired_us": {"$ne": None}}, {"retired_us": 1})
+        """Return what is hidden in a collection but gangs' members, and since when."""
+        found = self._mongo[name].find({"retired_us": {"$ne": None}, "gang_id": None}, {"retired_us": 1})
         return {one["_id"]: moment_of(one["retired_us"]) async for one in found}
 
     # --- looks at running jobs, and bytes --------------------------------------------------------------------------

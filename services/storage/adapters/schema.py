@@ -22,6 +22,7 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("labels", _UP), ("created_us", _DOWN), ("_id", _DOWN)]),
         IndexModel([("name", _UP), ("created_us", _DOWN), ("_id", _DOWN)]),
         IndexModel([("datasets", _UP)], sparse=True),
+        IndexModel([("gang_id", _UP)], partialFilterExpression={"gang_id": {"$gt": ""}}),
     ],
     "events": [IndexModel([("job_id", _UP), ("_id", _UP)]), IndexModel([("owner_id", _UP), ("_id", _UP)])],
     "logs": [IndexModel([("key", _UP), ("first", _UP), ("last", _UP)]), IndexModel([("key", _UP), ("last", _DOWN)])],
