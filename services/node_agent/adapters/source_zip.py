@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,11 @@ class Member:
     pieces: Iterable[bytes] = ()
 
 
-def members(path: Path, *, bytes_max: int) -> Iterator[Member]:
+#: Holds the zip open until it is exhausted or closed.
+Members = Generator[Member, None, None]
+
+
+def members(path: Path, *, bytes_max: int) -> Members:
     """Give what is in the zip at *path*, every folder before what is in it.
 
     Raises:
@@ -42,30 +47,35 @@ def members(path: Path, *, bytes_max: int) -> Iterator[Member]:
                 yield Member(entry.path, False, mode, entry.mtime, entry.size, zip_.read(entry))  # noqa: FBT003
 
 
-def tar_of(members_: Iterator[Member], folder: str) -> Iterator[bytes]:
+def tar_of(members_: Members, folder: str) -> Iterator[bytes]:
     """Give *members_* as parts of a tar, under *folder*."""
-    for member in members_:
-        if member.is_dir:
-            yield archive.folder(f"{folder}/{member.path}", member.mode, member.mtime)
-        else:
-            yield archive.file(f"{folder}/{member.path}", member.size, member.mode, member.mtime)
-            yield from member.pieces
-            yield archive.padding(member.size)
+    with closing(members_):  # also where a content turns out to be damaged
+        for member in members_:
+            if member.is_dir:
+                yield archive.folder(f"{folder}/{member.path}", member.mode, member.mtime)
+            else:
+                yield archive.file(f"{folder}/{member.path}", member.size, member.mode, member.mtime)
+                yield from member.pieces
+                yield archive.padding(member.size)
 
 
-def unpack(members_: Iterator[Member], folder: Path) -> None:
+def unpack(members_: Members, folder: Path) -> None:
     """Make *members_* in *folder*, which is there and is empty: nothing in it can lead elsewhere."""
-    for member in members_:
-        path = folder / member.path
-        if member.is_dir:
-            path.mkdir(exist_ok=True)
-            path.chmod(member.mode)
-            continue
-        with path.open("xb") as file:
-            for piece in member.pieces:
-                file.write(piece)
+    with closing(members_):
+        for member in members_:
+            _make(member, folder / member.path)
+
+
+def _make(member: Member, path: Path) -> None:
+    if member.is_dir:
+        path.mkdir(exist_ok=True)
         path.chmod(member.mode)
-        os.utime(path, (member.mtime, member.mtime))
+        return
+    with path.open("xb") as file:
+        for piece in member.pieces:
+            file.write(piece)
+    path.chmod(member.mode)
+    os.utime(path, (member.mtime, member.mtime))
 
 
 class _Made:

@@ -434,7 +434,7 @@ def _unpacked_size(path: Path, most: int) -> int:
         return sum(entry.size for entry in zipguard.inspect(file, limits))
 
 
-def _unpacked(members: Iterator[source_zip.Member]) -> Iterator[bytes]:
+def _unpacked(members: source_zip.Members) -> Iterator[bytes]:
     yield archive.folder(FILL_ROOT)
     yield from source_zip.tar_of(members, FILL_ROOT)
     yield archive.END
