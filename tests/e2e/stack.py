@@ -73,7 +73,8 @@ class Stack:
     @classmethod
     def start(cls, home: Path, *, runtime: str, image: str | None, env: Mapping[str, str] | None = None) -> "Stack":
         port = free_port()
-        full = {**os.environ, "WHERRY_HOME": str(home), "WHERRY_PORT": str(port), **(env or {})}
+        small = {"WHERRY_MONGO_OPLOG_MB": "256"}  # the disk of CI is
+        full = {**os.environ, **small, "WHERRY_HOME": str(home), "WHERRY_PORT": str(port), **(env or {})}
         done = subprocess.run(
             [sys.executable, "-m", "infra.local", "up"], cwd=ROOT, env=full, capture_output=True, text=True, check=False
         )
