@@ -119,7 +119,7 @@ class Storage:
         self._accounts = Accounts(bus, people_store, fleet_store, Passwords())
         self._snapshots = Snapshots(bus, SnapshotStore(mongo), jobs, outputs)
         retention_store = RetentionStore(mongo)
-        self._retention = Retention(bus, retention_store, jobs, self._artifacts.collect, settings.retention)
+        self._retention = Retention(bus, retention_store, jobs, self._artifacts, settings.retention)
         self._projection = Projection(bus, job_store, fleet_store, mark)
         self._heartbeats = Heartbeats(fleet_store)
 

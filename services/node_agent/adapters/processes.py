@@ -141,7 +141,10 @@ class ProcessRuntime:
         _kill(self._of(key), signals.Signals[signal])
 
     async def outputs(self, key: Key, handle: str, below: str = "") -> AsyncIterator[Output]:
-        """Give what is in the outputs folder. No link is followed, and of a file that grows no more than it had."""
+        """Give what is in the outputs folder. No link is followed, and of a file that grows no more than it had.
+
+        What this agent may not read is of kind "other": it does not keep the rest from being kept.
+        """
         del handle
         root = self._of(key) / "outputs"
         if not root.is_dir():
@@ -155,15 +158,15 @@ class ProcessRuntime:
             except FileNotFoundError:
                 continue
             mode = stat.S_IMODE(status.st_mode)
-            if stat.S_ISDIR(status.st_mode):
+            if stat.S_ISDIR(status.st_mode) and os.access(path, os.R_OK | os.X_OK):
                 yield Output(name, "dir", mode, status.st_mtime)
-            elif not stat.S_ISREG(status.st_mode):
+            elif not stat.S_ISREG(status.st_mode) or not os.access(path, os.R_OK):
                 yield Output(name, "other", mode, status.st_mtime)
             elif status.st_nlink > 1 and names.setdefault(status.st_ino, name) != name:
                 yield Output(name, "link", mode, status.st_mtime, target=names[status.st_ino])
             else:
                 size = status.st_size
-                with suppress(FileNotFoundError), os.fdopen(_plainly(path), "rb") as file:
+                with suppress(FileNotFoundError, PermissionError), os.fdopen(_plainly(path), "rb") as file:
                     if size <= CHUNK_BYTES:
                         body = await asyncio.to_thread(file.read, size)
                         yield Output(name, "file", mode, status.st_mtime, len(body), body=body)
@@ -366,7 +369,7 @@ def _plainly(path: Path) -> int:
 def _walk(path: Path) -> Iterator[Path]:
     yield path
     if path.is_dir() and not path.is_symlink():
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, PermissionError):
             for entry in sorted(path.iterdir()):
                 yield from _walk(entry)
 

@@ -165,7 +165,7 @@ class _Files:
         elif output.kind == "dir":
             self._manifest.add(_entry(output, None))
         elif output.kind == "other":
-            self.remarks.add(f"{output.path}: a link or a device, left out")
+            self.remarks.add(f"{output.path}: a link, a device or not readable, left out")
         elif self._count >= FILES_MAX:
             self.remarks.add(f"{output.path}: beyond {FILES_MAX} files, left out")
         elif self._bytes + output.size > self._bytes_max:

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from datetime import datetime, timedelta
 
 from services.storage.adapters.mongo import DuplicateKeyError, Mongo
-from services.storage.core.access import artifact_ref, live_ref
+from services.storage.core.access import live_ref
 from services.storage.core.projections import Document, microseconds, moment_of
 from services.storage.core.retention import Ended, artifacts_named
 from shared.job import Job
@@ -43,13 +43,18 @@ class RetentionStore:
 
     async def keep_run(self, run: RetentionRun) -> None:
         """Write down how far a run is."""
-        change = {"$set": {"run": run.to_bytes().decode(), "started_us": microseconds(run.started_at)}}
-        await self._runs.update_one({"_id": run.run_id}, change, upsert=True)
+        fields = {"run": run.to_bytes().decode(), "started_us": microseconds(run.started_at), "dry": run.dry_run}
+        await self._runs.update_one({"_id": run.run_id}, {"$set": fields}, upsert=True)
 
     async def run(self, run_id: str) -> RetentionRun | None:
         """Return a run."""
         document = await self._runs.find_one({"_id": run_id})
         return RetentionRun.from_bytes(document["run"].encode()) if document else None
+
+    async def last_begun(self) -> datetime | None:
+        """Return when the latest run began that was not dry."""
+        document = await self._runs.find_one({"dry": False}, {"started_us": 1}, sort=[("started_us", -1)])
+        return moment_of(document["started_us"]) if document else None
 
     async def forget_runs(self, before: datetime) -> None:
         """Delete records of old runs."""
@@ -126,11 +131,6 @@ class RetentionStore:
         wanted = {"$or": [{"created_us": {"$lt": microseconds(before)}}, {"retired_us": {"$ne": None}}]}
         async for document in self._mongo["artifacts"].find(wanted):
             yield document
-
-    async def remove_artifact(self, artifact_id: str) -> None:
-        """Delete an artifact and its reference."""
-        await self._mongo["artifacts"].delete_one({"_id": artifact_id})
-        await self._mongo["blob_refs"].delete_many({"scope": artifact_ref(artifact_id)})
 
     # --- hiding ----------------------------------------------------------------------------------------------------
 

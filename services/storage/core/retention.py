@@ -14,6 +14,8 @@ from services.storage.core.projections import microseconds
 from shared.job import Job
 from shared.requests import RetentionItem, RetentionSum
 
+#: Seconds after a start, or after a run of another storage, in which none begins.
+_REST_S = 600.0
 _ARTIFACT_ID = re.compile(r"\ba[a-z2-7]{25}\b")
 
 
@@ -52,6 +54,12 @@ class Ended:
     is_gang: bool = False
     has_logs: bool = True
     is_hidden: bool = False
+
+
+def wait_s(last: datetime | None, interval: timedelta, now: datetime) -> float:
+    """Return for how many seconds to wait before the next run, where the *last* one began then, or there was none."""
+    due_s = (last + interval - now).total_seconds() if last else 0.0
+    return max(due_s, min(_REST_S, interval.total_seconds()))
 
 
 def is_looked_at(job: Ended, policy: Policy, now: datetime) -> bool:

@@ -57,6 +57,10 @@ class Artifacts:
         if await self._store.remove_artifact(artifact_id) and file:
             await self._collect(file.id)
 
+    async def remove(self, artifact_id: str) -> None:
+        """Remove an artifact that nothing needs; its bytes are for `collect`."""
+        await self._store.remove_artifact(artifact_id)
+
     async def collect(self, before: datetime) -> int:
         """Remove what is older than *before* and belongs to nobody: what a kill left of storing or of removing."""
         await self._store.drop_void_refs(before)

@@ -1,8 +1,7 @@
 """Removing what is kept no longer: by itself once a day, and when an administrator asks."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Literal
 
 from prometheus_client import Counter
@@ -11,6 +10,7 @@ from services.storage.adapters.mongo import PyMongoError
 from services.storage.adapters.retention_store import BATCH, RetentionStore
 from services.storage.core import retention as r
 from services.storage.core.projections import moment_of
+from services.storage.shell.artifacts import Artifacts
 from services.storage.shell.jobs import ALL_JOBS, Jobs
 from shared import observe
 from shared.bus import Bus
@@ -25,13 +25,10 @@ REMOVED = Counter("wherry_storage_retired_total", "Things that retention has rem
 
 NAMED_MOST = 1000
 _LOCK_LENGTH = timedelta(minutes=30)
-_WAIT_S, _LOOK_AGAIN_S = 1.5, 0.05
+_WAIT_S, _LOOK_AGAIN_S, _PUT_OFF_S = 1.5, 0.05, 60.0
 _RUNS_KEPT = timedelta(days=90)
 
 log = observe.logger("storage.retention")
-
-#: Removes bytes that are older than that and that nothing refers to.
-CollectBytes = Callable[[datetime], Awaitable[int]]
 
 
 class Retention:
@@ -41,15 +38,15 @@ class Retention:
         bus: to ask how far back the log goes.
         store: what is looked at and removed.
         jobs: to wait for what the log already has.
-        collect: for bytes that nothing refers to.
+        artifacts: for those to be removed, and the bytes that nothing refers to.
         policy: how long what is kept.
     """
 
-    def __init__(self, bus: Bus, store: RetentionStore, jobs: Jobs, collect: CollectBytes, policy: r.Policy) -> None:
+    def __init__(self, bus: Bus, store: RetentionStore, jobs: Jobs, artifacts: Artifacts, policy: r.Policy) -> None:
         self._bus = bus
         self._store = store
         self._jobs = jobs
-        self._collect = collect
+        self._artifacts = artifacts
         self._policy = policy
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -85,14 +82,20 @@ class Retention:
             await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def repeat(self, interval: timedelta) -> None:
-        """Run every *interval*, for ever; of several storages one does. Nothing is at work any more when it ends."""
+        """Run *interval* after the last run, for ever, whichever storage that was of and however often it restarts.
+
+        Nothing is at work any more when it ends.
+        """
         try:
             while True:
-                await asyncio.sleep(interval.total_seconds())
                 try:
-                    await self.begin(RetentionAsk(run_id=new_id("r"), limit=0, by="storage"))
+                    last = await self._store.last_begun()
+                    await asyncio.sleep(r.wait_s(last, interval, utc_now()))
+                    if await self._store.last_begun() == last:
+                        await self.begin(RetentionAsk(run_id=new_id("r"), limit=0, by="storage"))
                 except (WherryError, PyMongoError) as error:
                     log.warning("retention_put_off", error=str(error))
+                    await asyncio.sleep(_PUT_OFF_S)
         finally:
             for task in self._tasks:  # the next run goes on with what this one has left
                 task.cancel()
@@ -101,7 +104,7 @@ class Retention:
     async def _run_and_tell(self, run: RetentionRun, ask: RetentionAsk) -> None:
         report, error = r.Report(max(0, min(ask.limit, NAMED_MOST))), ""
         try:
-            await _Pass(self._bus, self._store, self._jobs, self._collect, self._policy, run, report).go()
+            await _Pass(self._bus, self._store, self._jobs, self._artifacts, self._policy, run, report).go()
         except (WherryError, PyMongoError) as problem:
             error = str(problem)
         except asyncio.CancelledError:
@@ -127,13 +130,13 @@ class _Pass:
     """One run."""
 
     def __init__(
-        self, bus: Bus, store: RetentionStore, jobs: Jobs, collect: CollectBytes, policy: r.Policy,
+        self, bus: Bus, store: RetentionStore, jobs: Jobs, artifacts: Artifacts, policy: r.Policy,
         run: RetentionRun, report: r.Report,
     ) -> None:  # fmt: skip
         self._bus = bus
         self._store = store
         self._projected = jobs
-        self._collect = collect
+        self._removes = artifacts
         self._policy = policy
         self._run = run
         self._dry = run.dry_run
@@ -229,7 +232,7 @@ class _Pass:
         for item in await self._step("artifacts", due):
             self._going_artifacts.add(item.id)
             if not self._dry:
-                await self._store.remove_artifact(item.id)
+                await self._removes.remove(item.id)
 
     async def _step(self, kind: Literal["jobs", "artifacts"], due: dict[str, RetentionItem]) -> list[RetentionItem]:
         """Hide what is newly due, show what no longer is, and return what has been hidden for the grace.
@@ -273,7 +276,7 @@ class _Pass:
             if loose:
                 self._report.count("bytes", len(loose), sum(sizes[one] for one in loose))
         if not self._dry:
-            await self._collect(before)
+            await self._removes.collect(before)
 
 
 def _item(kind: Literal["jobs", "logs"], job: Job, size: int, reason: str) -> RetentionItem:
