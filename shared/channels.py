@@ -156,7 +156,7 @@ JOB_CHANGED = Channel(
     e.JobChanged,
     _by(_S),
     _by(_S, _T, _N),
-    "A job moved; `event` is pending, placed, starting, running, finishing, cancelling, requeued or one of the four ends.",
+    "A job moved; `event` is pending, placed, starting, running, finishing, cancelling, requeued, items, updated, remarked or one of the four ends.",
     stream=JOBS,
     event_type="io.wherry.job.{event}.v1",
 )
@@ -208,6 +208,56 @@ ATTEMPT_FINISHED = Channel(
     "The node's last word about the attempt.",
     stream=JOBS,
     event_type="io.wherry.attempt.finished.v1",
+)
+ATTEMPT_ITEMS = Channel(
+    "attemptItems",
+    "wherry.attempt.{node_id}.{job_id}.items",
+    e.AttemptItems,
+    _by(_A),
+    _by(_S),
+    "What has become of items that a worker had; the job is the worker.",
+    stream=JOBS,
+    event_type="io.wherry.attempt.items.v1",
+)
+ITEMS_ADDED = Channel(
+    "itemsAdded",
+    "wherry.request.{owner}.{job_id}.items",
+    e.ItemsAdded,
+    _by(_G),
+    _by(_S),
+    "Items for a map job, or the word that no more will come.",
+    stream=JOBS,
+    event_type="io.wherry.request.items.v1",
+)
+ITEMS_RETRIED = Channel(
+    "itemsRetried",
+    "wherry.request.{owner}.{job_id}.retry",
+    e.ItemsRetried,
+    _by(_G),
+    _by(_S),
+    "Failed items of a map job are to be tried again.",
+    stream=JOBS,
+    event_type="io.wherry.request.retry.v1",
+)
+SERVICE_UPDATED = Channel(
+    "serviceUpdated",
+    "wherry.request.{owner}.{job_id}.update",
+    e.ServiceUpdated,
+    _by(_G),
+    _by(_S),
+    "A service is to have other replicas, or another spec.",
+    stream=JOBS,
+    event_type="io.wherry.request.update.v1",
+)
+SERVICE_ASKED = Channel(
+    "serviceAsked",
+    "wherry.request.{owner}.{job_id}.asked",
+    e.ServiceAsked,
+    _by(_G),
+    _by(_S),
+    "A service without replicas is asked: it is to have them again.",
+    stream=JOBS,
+    event_type="io.wherry.request.asked.v1",
 )
 CANCEL_REQUESTED = Channel(
     "cancelRequested",

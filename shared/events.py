@@ -1,11 +1,12 @@
 """The CloudEvents 1.0 envelope of everything that a stream keeps, and the data that it carries."""
 
-from typing import Generic, Self, TypeVar
+from typing import Annotated, Generic, Self, TypeVar
 
 from pydantic import AwareDatetime, Field
 
-from shared.job import BlobRef, ExitCode, Failure, Job, OutputsRef, Peaks
+from shared.job import ITEM_FILES_MAX, BlobRef, ExitCode, Failure, Item, ItemFile, Job, OutputsRef, Peaks
 from shared.model import Message, Name, Remark, Sentence
+from shared.spec import ItemSpec, JobSpec
 from shared.states import AttemptState
 
 D = TypeVar("D", bound=Message)
@@ -48,6 +49,7 @@ class JobChanged(Message):
 
     job: Job
     epoch: int = 0  # of the leading scheduler that wrote it; 0 from the gateway
+    items: tuple[Item, ...] = ()  # of a map job: those that this event changes, whole
 
 
 class AttemptStarting(Message):
@@ -87,6 +89,60 @@ class AttemptFinished(Message):
     running_at: AwareDatetime | None = None  # for when `running` was never delivered
     remarks: tuple[Remark, ...] = ()
     peaks: Peaks = {}
+
+
+class ItemEnd(Message):
+    """What a worker says has become of one item."""
+
+    id: str
+    error: Failure | None = None  # None: it succeeded
+    files: Annotated[tuple[ItemFile, ...], Field(max_length=ITEM_FILES_MAX)] = ()
+    started_at: AwareDatetime
+    at: AwareDatetime
+
+
+class AttemptItems(Message):
+    """What has become of items that an attempt, a worker of a map job, had. At most ITEMS_AT_ONCE of them."""
+
+    attempt: int
+    ends: tuple[ItemEnd, ...]
+    at: AwareDatetime
+
+
+class ItemsAdded(Message):
+    """Items for a map job, in order. At most ITEMS_AT_ONCE, each with its id; one that it has already changes nothing.
+
+    With `close`, no more will come.
+    """
+
+    items: tuple[ItemSpec, ...] = ()
+    close: bool = False
+    by: str  # a user's id
+    at: AwareDatetime
+
+
+class ItemsRetried(Message):
+    """Failed items are to be tried again: those named, or all (where none is). The job must not have ended."""
+
+    items: tuple[str, ...] = ()
+    by: str
+    at: AwareDatetime
+
+
+class ServiceUpdated(Message):
+    """Another number of replicas, or another spec: a new revision, which replicas are changed to one by one."""
+
+    replicas: int | None = None
+    spec: JobSpec | None = None
+    by: str
+    at: AwareDatetime
+
+
+class ServiceAsked(Message):
+    """Somebody asks a service that has no replica: it is to have its replicas again."""
+
+    by: str
+    at: AwareDatetime
 
 
 class CancelRequested(Message):
@@ -217,6 +273,7 @@ class TokenRevoked(Message):
 __all__ = [
     "AttemptFinished",
     "AttemptFinishing",
+    "AttemptItems",
     "AttemptRunning",
     "AttemptStarting",
     "BlobRef",
@@ -225,6 +282,9 @@ __all__ = [
     "DeliveryRequested",
     "DeliveryTried",
     "Event",
+    "ItemEnd",
+    "ItemsAdded",
+    "ItemsRetried",
     "JobChanged",
     "JobSummary",
     "LogLine",
@@ -233,5 +293,7 @@ __all__ = [
     "OutputBatch",
     "Progress",
     "SeriesPart",
+    "ServiceAsked",
+    "ServiceUpdated",
     "TokenRevoked",
 ]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from shared.model import Amount, Message, Name, Sentence
-from shared.spec import ImageRef, Input, JobSpec
+from shared.spec import ImageRef, Input, ItemSpec, JobSpec, Map, Service
 from shared.states import EndReason, NodeCondition, NodeDuty
 
 #: The heartbeat protocol's version; one apart is understood.
@@ -39,6 +39,9 @@ class NodeInfo(Message):
     agent_version: str = ""
     runtimes: tuple[str, ...] = ("docker",)  # what it can run now
     engine: str = ""  # e.g. "docker 20.10.24 api 1.41"; why not, when there is none
+    engine_id: str = ""  # the engine's own: members of a gang on one engine share a bridge
+    address: str = ""  # where other nodes reach its host network; empty: they do not
+    host_network: bool = False  # members of a connected gang may have the host's network
 
 
 def _first_gpus(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
@@ -75,6 +78,8 @@ class HeldAttempt(Message):
     state: str  # an AttemptState value
     #: Its last report is in the log. If the job still waits for it many heartbeats later, it cannot be read.
     delivered: bool = False
+    served: int = 0  # requests that a replica has answered since it started
+    in_flight: int = 0  # that it is answering
     #: The order's `seq`. A scheduler that has not read so far does not know the attempt yet: no reason to forget it.
     seq: int = 0
 
@@ -140,8 +145,44 @@ class Heartbeat(Message):
     at: AwareDatetime
 
 
+class Peer(Message):
+    """A member of a connected gang, as the others reach it: at `host`, on `ports` from the first on."""
+
+    role: str
+    index: int
+    rank: int
+    host: str
+    port: int
+    ports: int = 1
+
+
+class Wiring(Message):
+    """How a member of a connected gang reaches the others: by rank, itself among them.
+
+    `network` bridge: one of the engine's, named by the gang and its round, where members are known by `host`; host: the
+    nodes' own.
+    """
+
+    gang_id: str
+    round: int
+    network: Literal["bridge", "host"]
+    peers: tuple[Peer, ...]
+    rank: int
+
+
+class ItemOrder(Message):
+    """An item that a worker is to have. Its file is an artifact's bytes, or below the inputs, or there is none."""
+
+    id: str
+    spec: ItemSpec
+
+
 class Order(Message):
-    """All that a node needs to run an attempt."""
+    """All that a node needs to run an attempt.
+
+    `parent`, `map`, `service`: of a worker of that map job, or a replica of that service. `params`, `command` and what
+    else is the program's are in `spec`, which is of kind run for them too.
+    """
 
     job_id: str
     owner_id: str
@@ -151,6 +192,10 @@ class Order(Message):
     #: Stream sequence of the `placed` event: storage answers about this job once it has seen that far.
     seq: int
     image_digest: str | None = None  # pinned by an earlier attempt
+    parent: str | None = None
+    map: Map | None = None
+    service: Service | None = None
+    wiring: Wiring | None = None
 
 
 class Assignment(Message):
@@ -166,6 +211,10 @@ class Assignment(Message):
     order: Order | None = None  # with start
     grace_s: float = 10.0  # with stop: seconds between SIGTERM and SIGKILL
     reason: EndReason | None = None  # with stop: why, where it is not a user's cancel
+    #: With start or keep of a worker: all items that it is to have and of which no end is recorded; what it was given
+    #: before and is missing here is no longer its. None: it is not a worker, or this answer has no room for them.
+    items: tuple[ItemOrder, ...] | None = None
+    close: bool = False  # with keep of a worker: nothing more will come; it ends once it has done what it has
 
 
 class DesiredState(Message):

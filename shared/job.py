@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from shared.model import Amount, Message, Name, Remark, Sentence
-from shared.spec import JobSpec
-from shared.states import JOB_TERMINAL, AttemptState, EndReason, JobState, PendingCode
+from shared.spec import ItemSpec, JobSpec
+from shared.states import JOB_TERMINAL, AttemptState, EndReason, ItemState, JobState, PendingCode
 
 #: Attempts kept in an event; older ones remain in the log.
 ATTEMPTS_KEPT = 8
@@ -80,8 +80,55 @@ class Attempt(Message):
     peaks: Peaks = {}
 
 
+class ItemFile(Message):
+    """A file that an item has left. A single one that has no folder has its plain name as `path`."""
+
+    path: Annotated[str, Field(max_length=1024)]
+    blob: BlobRef
+
+
+#: Files that one item leaves, at most.
+ITEM_FILES_MAX = 64
+
+
+class Item(Message):
+    """One item of a map job after an event, whole."""
+
+    id: str
+    index: int  # in the order in which the log has them, from 0
+    spec: ItemSpec
+    state: ItemState = ItemState.WAITING
+    tries: int = 0  # that have come to an end
+    added_at: datetime
+    started_at: datetime | None = None  # of the last try
+    ended_at: datetime | None = None
+    node: str = ""  # of the last try
+    worker: str = ""  # the worker's job id; with `attempt`, the scope of what it has stored
+    attempt: int = 0
+    error: Failure | None = None
+    files: tuple[ItemFile, ...] = ()
+
+
+class ItemCounts(Message):
+    """How far a map job is. Those that are neither waiting nor ended are with a worker."""
+
+    total: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    closed: bool = False  # no more will come
+
+    @property
+    def ended(self) -> int:
+        """Return how many have a result or have failed for good."""
+        return self.succeeded + self.failed
+
+
 class GangPlace(Message):
-    """What a member is in its gang. `round` counts how often the gang has been placed."""
+    """What a member is in its gang. `round` counts how often the gang has been placed.
+
+    Workers of a map job (role ``worker``) and replicas of a service (role ``replica``; `round` is the revision that it
+    runs) are members as well: jobs of their own, which their parent places, follows and stops.
+    """
 
     gang_id: str
     round: int
@@ -97,6 +144,7 @@ class GangMember(Message):
     job_id: str
     role: str
     index: int
+    revision: int = 0  # of a service, that it runs
     node: str
     state: JobState
     placed_at: datetime
@@ -129,7 +177,12 @@ class Job(Message):
     remarks: tuple[Remark, ...] = ()
     outputs: OutputsRef | None = None
     member_of: GangPlace | None = None  # of a gang's member; it is tried again only together with its gang
-    members: tuple[GangMember, ...] = ()  # of a gang: those of its last round, by rank
+    #: Of a gang: those of its last round, by rank. Of a map job or a service: those that have not ended.
+    members: tuple[GangMember, ...] = ()
+    items: ItemCounts | None = None  # of a map job
+    revision: int = 0  # of a service's spec: counts up with each change of it
+    replicas: int | None = None  # of a service: how many are wanted now, which is 0 while it is idle
+    used_at: datetime | None = None  # of a service: about when it was last asked
 
     @property
     def current(self) -> Attempt | None:

@@ -209,6 +209,10 @@ class GangRole(Frozen):
     """Members of a gang that do the same. What is not given is the job's own."""
 
     count: int = Field(default=1, ge=1, le=128)
+    #: Ports on which each member may listen, for the others of a `connected` gang.
+    ports: int = Field(default=1, ge=0, le=16)
+    #: Roles whose members all run before a member of this one is started.
+    start_after: Annotated[tuple[RoleName, ...], Field(max_length=16)] = ()
     image: ImageRef | None = None
     command: Arg | Annotated[tuple[Arg, ...], Field(min_length=1, max_length=4096)] | None = None
     resources: Resources | None = None
@@ -226,6 +230,8 @@ class Gang(Frozen):
     on_failure: Literal["stop", "restart"] = "stop"
     #: Seconds from their placing within which all members must run; else all are given up and placed anew.
     deadline: Seconds = 1800
+    #: Members reach each other, on whatever nodes they are, under addresses that each is given.
+    connected: bool = False
 
     @model_validator(mode="after")
     def _size(self) -> "Gang":
@@ -239,12 +245,96 @@ class Gang(Frozen):
         return sum(role.count for role in self.roles.values())
 
 
+ItemName = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
+ItemId = Annotated[str, StringConstraints(pattern=r"^i[a-z2-7]{25}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+#: Items of one map job, and of one request to add some.
+ITEMS_MAX, ITEMS_AT_ONCE = 100_000, 500
+
+
+class ItemSpec(Frozen):
+    """One item of a map job: a file (an artifact, or a path below the job's inputs), or nothing but `params`.
+
+    Text alone stands for the `name`, which is then all that the program is given.
+    """
+
+    #: The gateway makes one where none is given. An id that the job has already is the same item.
+    id: ItemId | None = None
+    name: ItemName = "item"
+    params: dict[str, Any] = {}
+    artifact: ArtifactId | None = None
+    #: A file below the inputs: ``<input>/<path>``.
+    path: Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+    #: Set by the gateway: of the artifact; users cannot.
+    sha256: Sha256 | None = Field(default=None, json_schema_extra=_READ_ONLY)
+    size: int | None = Field(default=None, ge=0, json_schema_extra=_READ_ONLY)
+    #: Set by the gateway: the artifact is the result itself, and nothing is run for it.
+    given: bool = Field(default=False, json_schema_extra=_READ_ONLY)
+
+
+def _item(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Map(Frozen):
+    """One program over many items, by workers that each take item after item.
+
+    A worker runs the job's command once for each item, with ``WHERRY_ITEM`` (its id), ``WHERRY_IN`` (its file, where it
+    has one), ``WHERRY_OUT`` (a folder, or the file to write) and ``WHERRY_ITEM_PARAMS`` (a JSON file). A `warm` worker
+    starts its command once, and gives it items as lines of JSON on the standard input: ``{"item", "in", "out",
+    "params"}``; the program answers each with a line ``::item <id> ok`` or ``::item <id> failed <reason>``.
+    """
+
+    #: Files of which each is an item: of a dataset's or an artifact's zip.
+    over: InputText | None = None
+    #: Of the files of `over`, those whose path matches, as the shell does it (``*.png``, ``photos/**``).
+    pattern: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    items: Annotated[tuple[Annotated[ItemSpec, BeforeValidator(_item)], ...], Field(max_length=10_000)] = ()
+    #: More items may be added, until the job is closed.
+    open: bool = False
+    warm: bool = False
+    #: Workers at a time, at most.
+    parallelism: int = Field(default=4, ge=1, le=1000)
+    #: Tries of an item that fails by itself.
+    item_attempts: int = Field(default=1, ge=1, le=10)
+    #: Seconds that one item may take.
+    item_timeout: Seconds = 3600
+
+
+class Service(Frozen):
+    """A program that is kept running, and asked over HTTP through wherry."""
+
+    #: Where it listens, inside its container.
+    port: int = Field(ge=1, le=65535)
+    replicas: int = Field(default=1, ge=0, le=100)
+    #: A path that answers 2xx once it is ready, and as long as it is well; None: that the port takes connections.
+    health: Annotated[str, StringConstraints(max_length=1024, pattern=r"^/[^\s\x00-\x1f\x7f]*$")] | None = None
+    #: Seconds from its start within which a replica must be ready.
+    start_timeout: Seconds = 600
+    #: Requests that one replica is asked at a time.
+    concurrency: int = Field(default=8, ge=1, le=1000)
+    #: Seconds that one request may take.
+    request_timeout: Seconds = 60
+    #: Seconds without a request after which no replica is kept; the next request brings one back. None: never.
+    idle: Seconds | None = None
+    #: Seconds that a replica which is taken away has for the requests that it has begun.
+    drain: Seconds = 30
+
+
+#: What made the job, where it is seen as something else too.
+View = Literal["job", "workload", "training", "deployment"]
+
+
 class JobSpec(Frozen):
     """A job as a user describes it. An unknown field is an error that names it."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")] = "job"
-    kind: Literal["run", "gang"] = "run"
+    kind: Literal["run", "gang", "map", "service"] = "run"
     gang: Gang | None = None
+    map: Map | None = None
+    service: Service | None = None
+    #: Set by the gateway; users cannot.
+    view: View = Field(default="job", json_schema_extra=_READ_ONLY)
     runtime: Literal["docker", "process"] = "docker"
     image: ImageRef | None = None
     #: Text runs in ``sh -c``, a list as it is; absent, the image's own command runs.
@@ -254,7 +344,8 @@ class JobSpec(Frozen):
     env: Annotated[dict[EnvName, EnvValue], Field(max_length=ENV_MAX)] = {}
     resources: Resources = Resources()
     placement: Placement = Placement()
-    network: Literal["none"] = "none"
+    #: ``api``: this job's own data, by ``WHERRY_API``, and nothing else.
+    network: Literal["none", "api"] = "none"
     tmp_exec: bool = False
     priority: int = Field(default=50, ge=0, le=100)
     max_attempts: int = Field(default=1, ge=1, le=100)
@@ -285,8 +376,9 @@ class JobSpec(Frozen):
 
     @model_validator(mode="after")
     def _kind_fits(self) -> "JobSpec":
-        if (self.kind == "gang") != (self.gang is not None):
-            raise ValueError("kind gang and the field gang go together")
+        for kind, field in (("gang", self.gang), ("map", self.map), ("service", self.service)):
+            if (self.kind == kind) != (field is not None):
+                raise ValueError(f"kind {kind} and the field {kind} go together")
         return self
 
     @model_validator(mode="after")

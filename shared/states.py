@@ -46,6 +46,14 @@ ATTEMPT_TERMINAL = frozenset(
 )
 
 
+class ItemState(StrEnum):
+    """Where an item of a map job is. That a worker has it is not written down: only what has come of it counts."""
+
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
 class JobEventName(StrEnum):
     """The last token of ``wherry.job.<owner>.<job_id>.<event>``. Each carries the whole job after it."""
 
@@ -57,6 +65,8 @@ class JobEventName(StrEnum):
     FINISHING = "finishing"
     REMARKED = "remarked"  # something worth telling, which moved nothing (a node fell silent, a limit was near)
     CANCELLING = "cancelling"  # a cancel was asked for and the node has been told
+    ITEMS = "items"  # items of a map job came, or came to an end
+    UPDATED = "updated"  # a service is to have other replicas, or another spec
     REQUEUED = "requeued"  # an attempt ended and another will be made
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -71,6 +81,7 @@ class AttemptEventName(StrEnum):
     RUNNING = "running"
     FINISHING = "finishing"
     FINISHED = "finished"
+    ITEMS = "items"  # what has become of items that a worker had
 
 
 class EndReason(StrEnum):
@@ -105,6 +116,10 @@ class EndReason(StrEnum):
     NEEDS_FAILED = "needs_failed"  # a job that it needs did not end as it must
     GANG_FAILED = "gang_failed"  # another member of the gang ended it
     GANG_TIMEOUT = "gang_timeout"  # not all members ran in time
+    ITEMS_FAILED = "items_failed"  # items of the map job came to nothing
+    ITEM_FAILED = "item_failed"  # the program said so, or failed at it
+    ITEM_TIMEOUT = "item_timeout"
+    UNHEALTHY = "unhealthy"  # a replica was not ready in time, or stopped answering
     SUSPECTED_NODE_KILLER = "suspected_node_killer"  # two nodes died soon after they had started its program
 
 
@@ -149,6 +164,9 @@ class PendingCode(StrEnum):
     BEHIND_OTHERS = "behind_others"  # it fits, and others are before it
     RESERVED = "reserved"  # it fits, and the room is kept for a larger job ahead
     GANG = "gang"  # some members fit, not all at once
+    GANG_NETWORK = "gang_network"  # they would fit, but not where they reach each other
+    NO_ITEMS = "no_items"  # a map job that nothing has been given to
+    IDLE = "idle"  # a service that nobody asks; a request brings it back
 
 
 class NodeCondition(StrEnum):
