@@ -11,11 +11,10 @@ from yarl import URL
 from services.notifier.core import texts
 from services.notifier.core.delivery import Outcome, Verdict, judge_webhook
 from services.notifier.core.signing import sign
-from shared import guard
 from shared.clock import utc_now
 from shared.errors import WherryError
 from shared.events import DeliveryRequested
-from shared.outbound import BlockedAddressError, PublicResolver, session
+from shared.outbound import BlockedAddressError, WayOut
 
 #: As much of an answer is read, so that the connection can be used again; what it says is nobody's business.
 ANSWER_BYTES_MAX = 64 * 1024
@@ -44,25 +43,19 @@ class WebhookSender:
         secret_of: SecretOf,
         resolver: AbstractResolver | None = None,
     ) -> None:
-        self._allowed = allowed
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._timeout_s = timeout_s
+        self._way = WayOut(allowed, aiohttp.ClientTimeout(total=timeout_s), resolver)
         self._public_url = public_url
         self._secret_of = secret_of
-        self._resolver = resolver
-        self._guarded: aiohttp.ClientSession | None = None
-        self._open: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._guarded = session(PublicResolver(self._resolver), self._timeout)
-        self._open = session(None, self._timeout)
+        await self._way.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for opened in (self._guarded, self._open):
-            if opened:
-                await opened.close()
+        await self._way.__aexit__(kind, error, trace)
 
     def host(self, request: DeliveryRequested) -> str:
         """Return the receiver's host and port."""
@@ -76,35 +69,32 @@ class WebhookSender:
         """Post once."""
         try:
             url = URL(request.target)
-            host, port = url.host or "", url.port or 0
         except ValueError:
             return Outcome(Verdict.HOPELESS, "the address is no URL")
-        if refused := guard.url_refusal(request.target, self._allowed):
+        if refused := self._way.refusal(request.target):
             return Outcome(Verdict.HOPELESS, f"not sent: {refused}")
         try:
             secret = await self._secret_of(request)
         except WherryError as error:
             verdict = Verdict.FAILED if error.retryable else Verdict.HOPELESS
             return Outcome(verdict, f"not sent: the signing secret cannot be had ({error.code})")
-        chosen = self._open if guard.is_named(host, port, self._allowed) else self._guarded
-        if chosen is None:
-            raise RuntimeError("the sender is not open")
-        return await self._post(chosen, url, request, secret)
+        return await self._post(url, request, secret)
 
-    async def _post(self, chosen: aiohttp.ClientSession, url: URL, request: DeliveryRequested, secret: str) -> Outcome:
+    async def _post(self, url: URL, request: DeliveryRequested, secret: str) -> Outcome:
         body = texts.payload(request, self._public_url)
         try:
             headers = self._headers(request, secret, body)
         except ValueError as error:
             return Outcome(Verdict.HOPELESS, f"not sent: {error}")
         try:
-            async with chosen.post(url, data=body, headers=headers, allow_redirects=False) as answer:
+            session = self._way.session(url)
+            async with session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
                 await _drain(answer)
                 return judge_webhook(answer.status, _seconds(answer.headers.get("Retry-After")))
         except aiohttp.InvalidURL:
             return Outcome(Verdict.HOPELESS, "not sent: the address is no URL that can be called")
         except TimeoutError:
-            return Outcome(Verdict.FAILED, f"no answer in {self._timeout.total:g} s")
+            return Outcome(Verdict.FAILED, f"no answer in {self._timeout_s:g} s")
         except aiohttp.ClientConnectorError as error:
             return _unreached(error)
         except (aiohttp.ClientError, OSError) as error:

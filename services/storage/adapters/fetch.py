@@ -11,8 +11,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from services.storage.core.fetching import FetchBroke, Head, failed, media_type, refused, strong_validator
-from shared.guard import is_named, url_refusal
-from shared.outbound import BlockedAddressError, PublicResolver, session
+from shared.outbound import BlockedAddressError, WayOut
 
 REDIRECTS_MAX = 5
 CONNECT_TIMEOUT_S = 15.0
@@ -38,23 +37,17 @@ class Web:
     """
 
     def __init__(self, allowed: Collection[str], idle_s: float, resolver: AbstractResolver | None = None) -> None:
-        self._allowed = allowed
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=idle_s)
-        self._resolver = resolver
-        self._guarded: aiohttp.ClientSession | None = None
-        self._open: aiohttp.ClientSession | None = None
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=idle_s)
+        self._way = WayOut(allowed, timeout, resolver)
 
     async def __aenter__(self) -> Self:
-        self._guarded = session(PublicResolver(self._resolver), self._timeout)
-        self._open = session(None, self._timeout)
+        await self._way.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for opened in (self._guarded, self._open):
-            if opened:
-                await opened.close()
+        await self._way.__aexit__(kind, error, trace)
 
     @asynccontextmanager
     async def get(self, url: str, start: int = 0, validator: str | None = None) -> AsyncGenerator[Answer, None]:
@@ -87,14 +80,10 @@ class Web:
     async def _followed(self, first: str, headers: dict[str, str]) -> aiohttp.ClientResponse:
         url = first
         for _ in range(REDIRECTS_MAX + 1):
-            if why := url_refusal(url, self._allowed):
+            if why := self._way.refusal(url):
                 raise refused(first, why if url == first else f"it leads to {url}, and there {why}")
             target = URL(url)
-            named = is_named(target.host or "", target.port or 0, self._allowed)
-            chosen = self._open if named else self._guarded
-            if chosen is None:
-                raise RuntimeError("the way to the web is not open")
-            answer = await chosen.get(target, headers=headers, allow_redirects=False)
+            answer = await self._way.session(target).get(target, headers=headers, allow_redirects=False)
             if answer.status not in _REDIRECTS:
                 return answer
             place = answer.headers.get("Location")
