@@ -445,6 +445,8 @@ JOB_GET = _ask(
     "jobGet", "jobs.get", requests.JobQuery, requests.JobView, "One job, not older than the log at the time of asking."
 )
 JOB_LIST = _ask("jobList", "jobs.list", requests.JobListQuery, requests.JobList, "A page of jobs.")
+ITEM_LIST = _ask("itemList", "items.list", requests.ItemListQuery, requests.ItemList, "A page of a map job's items.")
+ITEM_GET = _ask("itemGet", "items.get", requests.ItemQuery, requests.ItemView, "One item, with its job.")
 JOB_EVENTS = _ask("jobEvents", "jobs.events", requests.EventQuery, requests.EventPage, "Events after a sequence.")
 JOB_LOGS = _ask("jobLogs", "jobs.logs", requests.LogQuery, requests.LogPage, "Lines of an attempt.")
 JOB_METRICS = _ask(
@@ -621,6 +623,19 @@ RESUMABLE_TAIL = Channel(
     _by(_T),
     "What is stored of the chunk that `offset` is within; the answer is raw bytes.",
     reply=requests.Empty,
+    raw_reply=True,
+)
+
+# --- requests to replicas of services: from a gateway to the node that has the replica, pinned by the broker ---------
+SERVE = Channel(
+    "serve",
+    "wherry.serve.{node_id}.{job_id}",
+    requests.ServeStep,
+    _by(_G),
+    _by(_A),
+    "A step of a request to a replica (the job); raw bytes, header Wherry-Serve: ServeStep, in the answer ServeAnswer.",
+    reply=requests.ServeAnswer,
+    raw_body=True,
     raw_reply=True,
 )
 

@@ -7,7 +7,7 @@ from pydantic import StringConstraints
 
 from shared.events import DeadLetter, LogLine, MetricPoint, Progress
 from shared.fleet import Capacity, HeldInput, NodeInfo, NodeRecord, Quota, Usage
-from shared.job import BlobRef, Job, Owner, PendingReason
+from shared.job import BlobRef, Item, Job, Owner, PendingReason
 from shared.manifest import Entry
 from shared.model import Message
 from shared.spec import JobSpec
@@ -124,10 +124,14 @@ class SecretValue(Message):
 
 
 class JobQuery(Message):
-    """A job by id. `min_seq` is a stream sequence that the answer must have seen, if known."""
+    """A job by id. `min_seq` is a stream sequence that the answer must have seen, if known.
+
+    `settled`: items that it was given before are in it, if the scheduler takes them in within a moment.
+    """
 
     job_id: str
     min_seq: int = 0
+    settled: bool = False
 
 
 class JobView(Message):
@@ -146,6 +150,7 @@ class JobListQuery(Message):
     name: str | None = None
     kind: str | None = None
     label: str | None = None
+    view: str | None = None  # what the jobs are seen as; None: all
     gang_id: str | None = None  # the members of a gang; None: all that are no member
     limit: int = 50  # 1 to 500
     cursor: str | None = None
@@ -156,6 +161,37 @@ class JobList(Message):
 
     jobs: tuple[JobView, ...] = ()
     cursor: str | None = None
+
+
+class ItemListQuery(Message):
+    """Items of a map job, in the order in which they came. `states`: only those that are so."""
+
+    job_id: str
+    states: tuple[str, ...] = ()
+    limit: int = 100  # 1 to 1000
+    cursor: str | None = None
+
+
+class ItemList(Message):
+    """A page of items; `cursor` asks for the next."""
+
+    items: tuple[Item, ...] = ()
+    cursor: str | None = None
+
+
+class ItemQuery(Message):
+    """An item by id: of one job, or of any of *owner_id*'s (None: of anybody's)."""
+
+    item_id: str
+    job_id: str | None = None
+    owner_id: str | None = None
+
+
+class ItemView(Message):
+    """An item with its job. Its files are those whose bytes its worker has really stored."""
+
+    item: Item
+    job: Job
 
 
 class EventQuery(Message):
@@ -767,3 +803,35 @@ class BlobRead(Message):
     min_seq: int = 0
     offset: int = 0
     length: int = CHUNK_BYTES
+
+
+# --- requests to replicas of services -----------------------------------------------------------------------------
+
+#: In the header SERVE_HEADER of each step, and of its answer.
+SERVE_HEADER = "Wherry-Serve"
+
+
+class ServeStep(Message):
+    """One step of a request to a replica. Its id is the gateway's, and its replica is in the subject.
+
+    ``part`` brings a piece of a body that is larger than one chunk, at `offset`; ``ask`` comes when all of it is there,
+    or has it with it; ``more`` asks for the answer from `offset` on; ``drop``: nobody waits for it any more.
+    """
+
+    request_id: str
+    step: Literal["ask", "part", "more", "drop"] = "ask"
+    method: str = "GET"
+    path: str = "/"  # with its query
+    headers: tuple[tuple[str, str], ...] = ()
+    size: int = 0  # bytes of the whole body
+    offset: int = 0
+    timeout_s: float = 60  # that the program has
+
+
+class ServeAnswer(Message):
+    """The head of an answer; a piece of its body comes with it. No status: the program is still at it, ask again."""
+
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    size: int = 0  # bytes of the whole body
+    took_s: float = 0  # that the program had for it

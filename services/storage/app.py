@@ -8,6 +8,7 @@ from services.storage.adapters.fetch import Web
 from services.storage.adapters.fetch_store import FetchStore
 from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.gridfs import GridFs
+from services.storage.adapters.item_store import ItemStore
 from services.storage.adapters.job_store import JobStore
 from services.storage.adapters.mongo import Mongo, PyMongoError
 from services.storage.adapters.passwords import Passwords
@@ -21,6 +22,7 @@ from services.storage.routes import artifacts, people
 from services.storage.routes.blobs import BlobRoutes, artifact_route
 from services.storage.routes.datasets import dataset_routes
 from services.storage.routes.fleet import FleetRoutes
+from services.storage.routes.items import item_routes
 from services.storage.routes.jobs import JobRoutes
 from services.storage.routes.letters import LetterRoutes
 from services.storage.routes.resumables import ResumableRoutes
@@ -33,6 +35,7 @@ from services.storage.shell.artifacts import Artifacts
 from services.storage.shell.datasets import Datasets
 from services.storage.shell.fetches import Fetches
 from services.storage.shell.inputs import Inputs
+from services.storage.shell.items import Items
 from services.storage.shell.jobs import Jobs, ProjectionMark
 from services.storage.shell.outputs import Outputs
 from services.storage.shell.projection import Heartbeats, Projection
@@ -111,7 +114,11 @@ class Storage:
         inputs = Inputs(jobs, outputs, upload_store, self._fetches, fleet_store)
         self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs, inputs)
         self._datasets = Datasets(DatasetStore(mongo), upload_store, gridfs, jobs, outputs)
-        self._artifacts.needed_by += [self._datasets.with_artifact, self._fetches.with_artifact]
+        item_store = ItemStore(mongo)
+        self._items = Items(jobs, item_store)
+        self._artifacts.needed_by += [
+            self._datasets.with_artifact, self._fetches.with_artifact, self._items.with_artifact
+        ]  # fmt: skip
         self._questions = JobRoutes(jobs, job_store, outputs)
         quotas = Quotas(bus, people_store, fleet_store, jobs, job_store)
         self._fleet = FleetRoutes(mongo, fleet_store, job_store, quotas)
@@ -120,7 +127,7 @@ class Storage:
         self._snapshots = Snapshots(bus, SnapshotStore(mongo), jobs, outputs)
         retention_store = RetentionStore(mongo)
         self._retention = Retention(bus, retention_store, jobs, self._artifacts, settings.retention)
-        self._projection = Projection(bus, job_store, fleet_store, mark)
+        self._projection = Projection(bus, job_store, item_store, fleet_store, mark)
         self._heartbeats = Heartbeats(fleet_store)
 
     async def run(self) -> None:
@@ -136,6 +143,7 @@ class Storage:
             [
                 *people.routes(self._accounts),
                 *self._questions.routes(),
+                *item_routes(self._items),
                 *self._fleet.routes(),
                 *self._letters.routes(),
                 *dataset_routes(self._datasets),

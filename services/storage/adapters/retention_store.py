@@ -72,7 +72,7 @@ class RetentionStore:
             yield Job.from_bytes(document["job"].encode())
 
     async def ended(self) -> AsyncGenerator[Ended, None]:
-        """Give every ended job but members of gangs, which go with their gang; each owner's newest first."""
+        """Give every ended job but members of others, which go with those; each owner's newest first."""
         fields = {"owner_id": 1, "seq": 1, "created_us": 1, "kind": 1, "logs_gone": 1, "retired_us": 1}
         wanted = {"state": {"$in": _TERMINAL}, "gang_id": None}
         order = [("owner_id", 1), ("created_us", -1), ("_id", -1)]
@@ -81,7 +81,7 @@ class RetentionStore:
             rank = rank + 1 if one["owner_id"] == owner_id else 1
             owner_id = one["owner_id"]
             yield Ended(
-                one["_id"], owner_id, one["seq"], one["created_us"], rank, is_gang=one["kind"] == "gang",
+                one["_id"], owner_id, one["seq"], one["created_us"], rank, is_gang=one["kind"] != "run",
                 has_logs="logs_gone" not in one, is_hidden=one.get("retired_us") is not None,
             )  # fmt: skip
 
@@ -101,7 +101,7 @@ class RetentionStore:
         keys = {"$gte": f"{job_id}/", "$lt": f"{job_id}0"}  # "0" follows "/"
         await self._mongo["metrics"].delete_many({"key": keys})
         await self._mongo["progress"].delete_many({"_id": keys})
-        for name in ("events", "deliveries", "fetches"):
+        for name in ("events", "deliveries", "fetches", "items"):
             await self._mongo[name].delete_many({"job_id": job_id})
         await self._mongo["blob_refs"].delete_many({"scope": _below("attempt", job_id)})
         await self.remove_snapshots(job_id=job_id)
@@ -120,6 +120,8 @@ class RetentionStore:
         async for one in self._mongo["jobs"].find({}, {"job": 1}):
             if one["_id"] not in but:
                 used |= artifacts_named(one["job"])
+        async for one in self._mongo["items"].find({"artifact": {"$gt": ""}}, {"artifact": 1, "job_id": 1}):
+            used |= {one["artifact"]} if one["job_id"] not in but else set()
         async for one in self._mongo["datasets"].find({}, {"versions.artifact_id": 1}):
             used |= {version["artifact_id"] for version in one.get("versions", ())}
         async for one in self._mongo["fetches"].find({"artifact_id": {"$ne": None}}, {"artifact_id": 1, "job_id": 1}):

@@ -21,8 +21,18 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("owner_id", _UP), ("state", _UP), ("created_us", _DOWN), ("_id", _DOWN)]),
         IndexModel([("labels", _UP), ("created_us", _DOWN), ("_id", _DOWN)]),
         IndexModel([("name", _UP), ("created_us", _DOWN), ("_id", _DOWN)]),
+        IndexModel(
+            [("owner_id", _UP), ("view", _UP), ("created_us", _DOWN), ("_id", _DOWN)],
+            partialFilterExpression={"view": {"$gt": ""}},
+        ),
         IndexModel([("datasets", _UP)], sparse=True),
         IndexModel([("gang_id", _UP)], partialFilterExpression={"gang_id": {"$gt": ""}}),
+    ],
+    "items": [
+        IndexModel([("job_id", _UP), ("index", _UP)]),
+        IndexModel([("job_id", _UP), ("state", _UP), ("index", _UP)]),
+        IndexModel([("item_id", _UP)]),
+        IndexModel([("artifact", _UP)], partialFilterExpression={"artifact": {"$gt": ""}}),
     ],
     "events": [IndexModel([("job_id", _UP), ("_id", _UP)]), IndexModel([("owner_id", _UP), ("_id", _UP)])],
     "logs": [IndexModel([("key", _UP), ("first", _UP), ("last", _UP)]), IndexModel([("key", _UP), ("last", _DOWN)])],

@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import Any
 
 from shared.errors import NotFound
-from shared.events import DeliveryRequested, DeliveryTried, OutputBatch, Progress
+from shared.events import DeliveryRequested, DeliveryTried, JobChanged, OutputBatch, Progress
 from shared.job import Job
 from shared.requests import DeliveryView
 
@@ -47,6 +47,7 @@ def job_upsert(seq: int, job: Job) -> Upsert:
         "state": job.state.value,
         "name": job.spec.name,
         "kind": job.spec.kind,
+        "view": view_key(job.spec.view),
         "gang_id": job.member_of.gang_id if job.member_of else None,
         "labels": list(job.spec.labels),
         "created_us": microseconds(job.created_at),
@@ -56,6 +57,37 @@ def job_upsert(seq: int, job: Job) -> Upsert:
         fields["datasets"] = used
     fields |= {f"nodes.{attempt.number}": attempt.node for attempt in job.attempts}
     return Upsert(job.id, seq, fields)
+
+
+def view_key(view: str) -> str | None:
+    """Return what stands for *view* in a job's document: nothing for plain jobs, which are not indexed by it."""
+    return None if view == "job" else view
+
+
+def item_upserts(seq: int, change: JobChanged) -> list[Upsert]:
+    """Return the documents of the items that the event with stream sequence *seq* changes."""
+    job = change.job
+    return [
+        Upsert(
+            item_key(job.id, item.id),
+            seq,
+            {
+                "job_id": job.id,
+                "item_id": item.id,
+                "owner_id": job.owner.id,
+                "index": item.index,
+                "state": item.state.value,
+                "artifact": item.spec.artifact,
+                "item": item.to_bytes().decode(),
+            },
+        )
+        for item in change.items
+    ]
+
+
+def item_key(job_id: str, item_id: str) -> str:
+    """Return the key of an item: users may name one as they like, so its id alone may be another job's too."""
+    return f"{job_id}/{item_id}"
 
 
 def datasets_of(job: Job) -> list[str]:

@@ -3,17 +3,19 @@
 import base64
 import binascii
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import Any
 
+from services.storage.core.projections import view_key
 from shared.errors import FieldProblem, WherryError
 from shared.events import LogLine
-from shared.requests import ArtifactListQuery, EventQuery, JobListQuery, LogQuery
-from shared.states import JobState
+from shared.requests import ArtifactListQuery, EventQuery, ItemListQuery, JobListQuery, LogQuery
+from shared.states import ItemState, JobState
 
 Filter = dict[str, Any]
 
-JOBS_MOST, EVENTS_MOST, LINES_MOST, ENTRIES_MOST = 500, 1000, 5000, 5000
+JOBS_MOST, EVENTS_MOST, LINES_MOST, ENTRIES_MOST, ITEMS_MOST = 500, 1000, 5000, 5000, 1000
 #: Metric points of one attempt that are looked at; an agent sends fewer.
 POINTS_MOST = 300_000
 NODES_MOST, LETTERS_MOST, ARTIFACTS_MOST = 1000, 200, 1000
@@ -80,12 +82,7 @@ def jobs_filter(query: JobListQuery) -> Filter:
     Raises:
         WherryError: ``invalid``: an unknown state or cursor.
     """
-    wanted: Filter = {}
-    if unknown := set(query.states) - {state.value for state in JobState}:
-        problem = FieldProblem(field="state", message=f"unknown: {', '.join(sorted(unknown))}")
-        raise WherryError("invalid", "There is no such state.", fields=(problem,))
-    if query.states:
-        wanted["state"] = {"$in": list(query.states)}
+    wanted = _in_states(query.states, JobState)
     for field, value in (
         ("owner_id", query.owner_id),
         ("name", query.name),
@@ -94,6 +91,8 @@ def jobs_filter(query: JobListQuery) -> Filter:
     ):
         if value is not None:
             wanted[field] = {"$eq": value}
+    if query.view is not None:
+        wanted["view"] = {"$eq": view_key(query.view)}
     wanted["gang_id"] = {"$eq": query.gang_id}  # null is also what a document without the field has
     match cursor_after(query.cursor):
         case None:
@@ -103,6 +102,29 @@ def jobs_filter(query: JobListQuery) -> Filter:
             return wanted | {"$or": before}
         case _:
             raise invalid_cursor()
+
+
+def items_filter(query: ItemListQuery) -> Filter:
+    """Return the filter of a page of items, in the order in which they came.
+
+    Raises:
+        WherryError: ``invalid``: an unknown state or cursor.
+    """
+    wanted = {"job_id": {"$eq": query.job_id}} | _in_states(query.states, ItemState)
+    match cursor_after(query.cursor):
+        case None:
+            return wanted
+        case [int(index)]:
+            return wanted | {"index": {"$gt": index}}
+        case _:
+            raise invalid_cursor()
+
+
+def _in_states(states: Sequence[str], known: type[StrEnum]) -> Filter:
+    if unknown := set(states) - {state.value for state in known}:
+        problem = FieldProblem(field="state", message=f"unknown: {', '.join(sorted(unknown))}")
+        raise WherryError("invalid", "There is no such state.", fields=(problem,))
+    return {"state": {"$in": list(states)}} if states else {}
 
 
 def artifacts_filter(query: ArtifactListQuery) -> Filter:

@@ -44,7 +44,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An ended job, as far as it matters. `rank` counts the owner's ended jobs from the newest, from 1."""
+    """An ended job, as far as it matters. `rank` counts the owner's ended jobs from the newest, from 1.
+
+    `is_gang`: it may have members: workers of a map job and replicas of a service are some too.
+    """
 
     id: str
     owner_id: str

@@ -55,6 +55,8 @@ class JobRoutes:
     async def get(self, query: JobQuery) -> JobView:
         """Return one job, not older than the log."""
         found = await self._jobs.get(query.job_id, query.min_seq)
+        if query.settled:
+            found = await self._jobs.settled(query.job_id)
         return (await self._views([found]))[0]
 
     async def list(self, query: JobListQuery) -> JobList:

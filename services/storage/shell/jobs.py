@@ -1,11 +1,12 @@
 """The newest state of a job, and how far the projection is."""
 
 import asyncio
+from collections import OrderedDict
 
 from services.storage.adapters.job_store import JobStore, StoredJob
 from services.storage.core.projections import microseconds
 from shared.bus import Bus, job_filter
-from shared.channels import JOBS
+from shared.channels import ITEMS_ADDED, JOBS
 from shared.clock import monotonic
 from shared.errors import NotFound, Unavailable
 from shared.events import JobChanged
@@ -14,6 +15,10 @@ from shared.ids import TOKEN
 #: How long a question waits for what the log already has.
 WAIT_S = 2.0
 _LOOK_AGAIN_S = 0.05
+#: How long a question waits for the scheduler to take in the items that were given before it; and jobs of which is
+#: remembered that this was in vain.
+SETTLE_S = 2.0
+GIVEN_UP_KEPT = 1024
 
 #: All events of all jobs.
 ALL_JOBS = "wherry.job.>"
@@ -52,6 +57,7 @@ class Jobs:
         self._bus = bus
         self._store = store
         self._mark = mark
+        self._given_up: OrderedDict[str, int] = OrderedDict()
 
     async def get(self, job_id: str, min_seq: int = 0) -> StoredJob:
         """Return a job, as of *min_seq* or later.
@@ -72,6 +78,37 @@ class Jobs:
             if monotonic() > give_up_at:
                 raise Unavailable(f"Job {job_id} is not in sight as of sequence {min_seq} yet: ask again.")
             await asyncio.sleep(_LOOK_AGAIN_S)
+
+    async def settled(self, job_id: str) -> StoredJob:
+        """Return a job; a map job once the scheduler has taken in the items that it was given, or soon after.
+
+        The scheduler is waited for once: what it has not taken in by then it may have refused.
+
+        Raises:
+            NotFound, Unavailable: as `get`.
+        """
+        found = await self.get(job_id)
+        if found.job.items is None or found.job.is_terminal:
+            return found
+        given = await self._bus.last(JOBS, ITEMS_ADDED.wildcard(job_id=job_id))
+        if given is None or self._given_up.get(job_id, 0) >= given.seq:
+            return found
+        give_up_at = monotonic() + SETTLE_S
+        while found.job.input_seq < given.seq and not found.job.is_terminal:
+            if monotonic() > give_up_at:
+                self._given_up[job_id] = given.seq
+                while len(self._given_up) > GIVEN_UP_KEPT:
+                    self._given_up.popitem(last=False)
+                break
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            found = await self.get(job_id)
+        return found
+
+    async def last_given(self, owner_id: str | None) -> str | None:
+        """Return the job that was the last to be given items, of one owner or (None) of all."""
+        subjects = ITEMS_ADDED.wildcard(**({"owner": owner_id} if owner_id else {}))
+        last = await self._bus.last(JOBS, subjects)
+        return last.params["job_id"] if last else None
 
     async def _latest(self, job_id: str) -> StoredJob | None:
         last = await self._bus.last(JOBS, job_filter(job_id))

@@ -7,6 +7,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 
 from services.storage.adapters.fleet_store import FleetStore
+from services.storage.adapters.item_store import ItemStore
 from services.storage.adapters.job_store import JobStore
 from services.storage.adapters.mongo import UNWRITABLE, PyMongoError
 from services.storage.core import fleet as f
@@ -43,9 +44,10 @@ log = observe.logger("storage.projection")
 class Projection:
     """The streams, each a loop of its own."""
 
-    def __init__(self, bus: Bus, store: JobStore, fleet: FleetStore, mark: ProjectionMark) -> None:
+    def __init__(self, bus: Bus, store: JobStore, items: ItemStore, fleet: FleetStore, mark: ProjectionMark) -> None:
         self._bus = bus
         self._store = store
+        self._items = items
         self._fleet = fleet
         self._mark = mark
         self._letters = DeadLetters(bus)
@@ -99,12 +101,14 @@ class Projection:
 
     async def _write_jobs(self, messages: Messages) -> None:
         changes = [
-            (one.seq, one.data.job, one.body.decode())
+            (one.seq, one.data, one.body.decode())
             for one in messages
             if isinstance(one.data, JobChanged) and one.data.job.id == one.params["job_id"]
         ]
-        upserts = [p.job_upsert(seq, job) for seq, job, _ in changes]
-        await self._store.write_jobs(upserts, [p.event_document(seq, job, text) for seq, job, text in changes])
+        await self._items.write([item for seq, change, _ in changes for item in p.item_upserts(seq, change)])
+        upserts = [p.job_upsert(seq, change.job) for seq, change, _ in changes]
+        events = [p.event_document(seq, change.job, text) for seq, change, text in changes]
+        await self._store.write_jobs(upserts, events)
         self._mark.move(max(one.seq for one in messages))
 
     async def _write_output(self, messages: Messages) -> None:
