@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 from shared.channels import CHANNELS, Channel, Service
 from shared.events import Event
 from shared.model import Message
-from shared.permissions import User, passages, users
+from shared.permissions import Passage, User, passages, users
 
 Json = dict[str, Any]
 AnyChannel = Channel[Any, Any]
@@ -72,7 +72,7 @@ def subjects_page() -> str:
         "",
         "| subject | passes | |",
         "| --- | --- | --- |",
-        *(f"| `{p.subject}` | {_direction(p.kind, p.account)} | {p.kind} |" for p in passages()),
+        *(f"| `{p.subject}` | {_direction(p)} | {p.kind} |" for p in passages()),
         "",
         "## Users",
         "",
@@ -221,8 +221,9 @@ def _row(channel: AnyChannel) -> str:
     return f"| `{channel.template}` | {message} | {sent} | {read} | {channel.stream or ''} | {channel.summary} |"
 
 
-def _direction(kind: str, account: StrEnum) -> str:
-    return f"{account} to CTRL" if kind == "service" else f"CTRL to {account}"
+def _direction(passage: Passage) -> str:
+    inwards = passage.kind == "service"
+    return f"{passage.account} to {passage.owner}" if inwards else f"{passage.owner} to {passage.account}"
 
 
 def _user_lines(user: User) -> list[str]:

@@ -5,7 +5,8 @@ alone, so a reply subject that they forge is rewritten at the wall and lands in 
 user may publish and subscribe what the table says it sends and reads, and nothing else.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from shared.channels import (
     LOGS,
     NOTIFY,
     REPLAY,
+    SERVE,
     SNAPSHOT,
     Account,
     Channel,
@@ -79,7 +81,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """One subject that passes the wall between CTRL and `account`.
+    """One subject that passes the wall between `owner`, where it is exported, and `account`, which imports it.
 
     `kind` is "service" for what goes in (with its answer coming out), "stream" for what goes out.
     """
@@ -87,6 +89,7 @@ class Passage:
     kind: str
     subject: str
     account: Account
+    owner: Account = Account.CTRL
 
 
 def node_user(node_id: str) -> str:
@@ -149,8 +152,8 @@ def _user(name: str, service: Service, peer: str = "*") -> User:
     publish = [*_sends(service, peer), *_broker_calls(service), *KEEPS.get(service, ())]
     subscribe = [f"_INBOX.{name}.>", *_hears(service, peer)]
     answered = [channel.name for channel in CHANNELS if _answers(service, channel)]
-    # Who is asked nothing but to take its dead letters again has no business in any other inbox.
-    responds = answered == [REPLAY.name]
+    # Who is asked nothing else has no business in any other inbox: an agent least of all in another agent's.
+    responds = answered in ([REPLAY.name], [SERVE.name])
     if answered and not responds:
         publish += ["_INBOX.>", "_R_.>"]
     return User(name, ACCOUNT_OF[service], _once(publish), _once(subscribe), responds)
@@ -215,6 +218,15 @@ def _passages(channel: AnyChannel) -> Iterator[Passage]:
     if channel.sent_by & inner:
         for reader in sorted(channel.read_by - inner):
             yield Passage("stream", _subject(channel, reader, "*"), ACCOUNT_OF[reader])
+    yield from _direct_passages(channel, inner)
+
+
+def _direct_passages(channel: AnyChannel, inner: Set[Service]) -> Iterator[Passage]:
+    """Yield what is asked of agents, or of the gateway, by those of the other account."""
+    if channel.stream is None and channel.reply is not None and not (channel.read_by | channel.sent_by) & inner:
+        for sender, reader in itertools.product(sorted(channel.sent_by), sorted(channel.read_by)):
+            if ACCOUNT_OF[sender] is not ACCOUNT_OF[reader]:
+                yield Passage("service", _subject(channel, sender, "*"), ACCOUNT_OF[sender], ACCOUNT_OF[reader])
 
 
 # --- nats-server's configuration -----------------------------------------------------------------------------------
@@ -230,13 +242,16 @@ def _render(known: Iterable[User], passwords: Mapping[str, str]) -> str:
 def _account(account: Account, members: Iterable[User], passwords: Mapping[str, str]) -> str:
     lines = [f"  {account.value}: {{"]
     if account is Account.CTRL:
-        lines += ["    jetstream: enabled", "    exports: ["]
-        lines += [f'      {{ {p.kind}: "{p.subject}", accounts: [{p.account.value}] }}' for p in passages()]
-    else:
+        lines += ["    jetstream: enabled"]
+    if given := [p for p in passages() if p.owner is account]:
+        lines += ["    exports: ["]
+        lines += [f'      {{ {p.kind}: "{p.subject}", accounts: [{p.account.value}] }}' for p in given]
+        lines += ["    ]"]
+    if taken := [p for p in passages() if p.account is account]:
         lines += ["    imports: ["]
-        mine = [p for p in passages() if p.account is account]
-        lines += [f'      {{ {p.kind}: {{ account: CTRL, subject: "{p.subject}" }} }}' for p in mine]
-    lines += ["    ]", "    users: ["]
+        lines += [f'      {{ {p.kind}: {{ account: {p.owner.value}, subject: "{p.subject}" }} }}' for p in taken]
+        lines += ["    ]"]
+    lines += ["    users: ["]
     lines += [_member(user, passwords[user.name]) for user in members]
     return "\n".join([*lines, "    ]", "  }", ""])
 

@@ -14,6 +14,7 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
 from pydantic import SecretStr
 
 from infra.bootstrap import BootstrapSettings, bootstrap
@@ -207,6 +208,53 @@ async def test_output_of_a_node_is_kept_and_reaches_the_gateway_as_tail(broker: 
         assert (await heard_of(line, tail)).subject == "wherry.tail.n1.j1.1"
 
 
+async def test_a_request_to_a_replica_reaches_its_node_alone_and_is_answered_through_the_wall(broker: NatsServer):
+    job = new_id("j")
+    async with (
+        connect(broker, "gateway") as gateway,
+        connect(broker, "node-n1") as agent,
+        connect(broker, "node-n2") as other,
+        listening(other, "wherry.serve.n2.*") as astray,
+    ):
+
+        async def answer(message: Msg) -> None:
+            assert message.headers
+            await agent.publish(message.reply, b"answer to " + message.data, headers={"Seen": message.headers["Step"]})
+
+        with pytest.raises(NoRespondersError):
+            await gateway.request(f"wherry.serve.n1.{job}", b"1", timeout=20)
+        await agent.subscribe("wherry.serve.n1.*", cb=answer)
+        await agent.flush()
+        for _ in range(3):
+            got = await gateway.request(f"wherry.serve.n1.{job}", b"2", timeout=20, headers={"Step": "ask"})
+            assert (got.data, (got.headers or {})["Seen"]) == (b"answer to 2", "ask")
+        await other.flush()
+        assert astray.empty()
+
+
+async def test_an_agent_answers_what_reached_it_once_and_no_other_inbox(broker: NatsServer):
+    problems: asyncio.Queue[str] = asyncio.Queue()
+    asked: asyncio.Queue[Msg] = asyncio.Queue()
+    async with (
+        connect(broker, "gateway") as gateway,
+        connect(broker, "node-n1", problems) as agent,
+        connect(broker, "node-n2") as victim,
+        listening(victim, "_INBOX.node-n2.>") as inbox,
+    ):
+        await agent.subscribe("wherry.serve.n1.*", cb=asked.put)
+        await agent.flush()
+        await agent.publish("_INBOX.node-n2.1", b"a heartbeat's answer, says node 1")
+        assert "permissions violation for publish" in await asyncio.wait_for(problems.get(), 20)
+        asking = asyncio.create_task(gateway.request(f"wherry.serve.n1.{new_id('j')}", b"", timeout=20))
+        message = await asyncio.wait_for(asked.get(), 20)
+        await agent.publish(message.reply, b"first")
+        assert (await asking).data == b"first"
+        await agent.publish(message.reply, b"second")
+        assert "permissions violation for publish" in await asyncio.wait_for(problems.get(), 20)
+        await victim.flush()
+        assert inbox.empty()
+
+
 async def test_a_revoked_token_reaches_the_gateway(broker: NatsServer):
     async with (
         connect(broker, "gateway") as gateway,
@@ -319,6 +367,11 @@ PUBLISH_REFUSED = [
     ("node-n1", "wherry.job.o1.j1.created"),
     ("node-n1", "wherry.request.o1.j1.cancel"),
     ("node-n1", "wherry.storage.users.list"),
+    ("node-n1", "wherry.serve.n1.j1"),
+    ("node-n1", "wherry.serve.n2.j1"),
+    ("watcher", "wherry.serve.n1.j1"),
+    ("scheduler", "wherry.serve.n1.j1"),
+    ("gateway", "wherry.serve.n1.j1.more"),
     ("node-n1", "_INBOX.node-n2.x"),
     ("node-n1", "$JS.API.STREAM.MSG.GET.WHERRY_JOBS"),
     ("node-n1", "$JS.API.CONSUMER.MSG.NEXT.WHERRY_JOBS.storage"),
@@ -366,6 +419,10 @@ SUBSCRIBE_REFUSED = [
     ("node-n1", "wherry.node.*.wake"),
     ("node-n1", "_INBOX.node-n2.>"),
     ("node-n1", "wherry.feed.>"),
+    ("node-n1", "wherry.serve.n2.*"),
+    ("node-n1", "wherry.serve.*.*"),
+    ("gateway", "wherry.serve.*.*"),
+    ("watcher", "wherry.serve.*.*"),
     ("gateway", "wherry.job.>"),
     ("gateway", "wherry.node.*.heartbeat"),
     ("gateway", "wherry.storage.auth.login"),
