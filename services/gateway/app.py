@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from services.gateway.adapters.access_log import AccessLog
 from services.gateway.adapters.edge import Edge, problem_answer
 from services.gateway.core import problems, tus, views
+from services.gateway.core.trainings import NewTraining
 from services.gateway.routes import (
     datasets,
     files,
@@ -28,6 +29,7 @@ from services.gateway.routes import (
     retention,
     session,
     streams,
+    trainings,
     uploads,
 )
 from services.gateway.settings import GatewaySettings
@@ -40,7 +42,7 @@ from shared.spec import JobSpec
 _SENT: tuple[type[BaseModel], ...] = (
     JobSpec, views.Credentials, views.NewUser, views.UserChanges, views.NewPassword, problems.Problem,
     views.NodeOrder, views.DrainOrder, views.QuotaLimits, views.NewDataset, views.DatasetChanges,
-    views.PrefetchOrder,
+    views.PrefetchOrder, NewTraining,
 )  # fmt: skip
 _SCHEMAS = "#/components/schemas/{model}"
 _log = observe.logger("gateway")
@@ -85,7 +87,7 @@ def _add_routes(app: FastAPI) -> None:
     """Add all routes in one flat list: FastAPI searches routers within routers twice for every request (measured)."""
     routers = (jobs.router, session.router("/v1"), streams.router, files.router, nodes.router, people.router)
     more = (uploads.router, datasets.router, quotas.router, letters.router, retention.router, health.router)
-    for router in (*routers, *more):
+    for router in (*routers, *more, trainings.router):
         app.router.routes.extend(router.routes)
     # The image-processing seed's paths stand at the root as it lists them.
     app.router.routes.extend(session.router("", in_document=False).routes)

@@ -39,6 +39,8 @@ class GatewaySettings(ServiceSettings):
     heartbeat_s: float = Field(default=15.0, gt=0)
     drain_s: float = Field(default=10.0, ge=0)  # for open requests after SIGTERM
 
+    #: What trainings run in that name no image.
+    training_image: str = "wherry/training:latest"
     #: host:port, separated by commas, as storage has it: inputs may come from there whatever their address.
     fetch_allow: str = ""
 

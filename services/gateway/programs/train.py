@@ -1,0 +1,162 @@
+"""Runs a training inside its container: `preprocessing.prepare` gives the data, `algorithm.train` makes the model.
+
+It stands beside `preprocessing.py`, `algorithm.py` and `helpers.py`, which import each other by these names. It needs
+Python alone, 3.8 or newer. Each function takes those of these that it wants, by their names:
+
+dataset: where the data set is (a `pathlib.Path`: a folder, or a file); None where the training has none.
+params: the parameters, a dict.
+outputs: where to leave what is to be kept (a `pathlib.Path`).
+data: what `prepare` has returned; the data set itself where there is no such function.
+cluster: who the others are (a `Cluster`); None where the training is not distributed.
+
+A parameter server runs `algorithm.serve` where there is one, and no `prepare`; else it does what a worker does.
+What `train` returns, where it is a dict, is written to `metrics.json`; its numbers are also printed as metrics.
+"""
+
+import importlib
+import inspect
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple  # noqa: UP035 - old images too
+
+#: How the last line of an error begins; the server shows what comes after it.
+MARK = "training: "
+
+
+class ContractError(Exception):
+    """The three files do not fit together. The message is for who wrote them."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The members of a distributed training, as (host, port), and which of them this is."""
+
+    role: str  # worker or ps
+    index: int  # within the role, from 0
+    servers: List[Tuple[str, int]]  # noqa: UP006 - old images too
+    workers: List[Tuple[str, int]]  # noqa: UP006
+
+    @property
+    def is_chief(self) -> bool:
+        """Return whether this is the worker whose outputs are those of the training."""
+        return self.role == "worker" and self.index == 0
+
+    @property
+    def here(self) -> Tuple[str, int]:  # noqa: UP006
+        """Return this member's own address."""
+        return (self.servers if self.role == "ps" else self.workers)[self.index]
+
+
+def cluster_of(environ: Mapping[str, str]) -> Optional[Cluster]:  # noqa: UP045
+    """Return the cluster that ``TF_CONFIG`` describes; None without it."""
+    if not environ.get("TF_CONFIG"):
+        return None
+    config = json.loads(environ["TF_CONFIG"])
+    members = {role: [_address(text) for text in texts] for role, texts in config["cluster"].items()}
+    task = config["task"]
+    return Cluster(task["type"], int(task["index"]), members.get("ps", []), members.get("worker", []))
+
+
+def _address(text: str) -> Tuple[str, int]:  # noqa: UP006
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def call(function: Callable[..., Any], available: Mapping[str, Any]) -> Any:
+    """Call *function* with those of the *available* things that it takes, by name.
+
+    Raises:
+        ContractError: it wants something else.
+    """
+    where = f"{function.__module__}.{function.__name__}"
+    given: Dict[str, Any] = {}  # noqa: UP006
+    for name, wanted in inspect.signature(function).parameters.items():
+        if wanted.kind is wanted.VAR_KEYWORD:
+            given.update({other: value for other, value in available.items() if other not in given})
+        elif name in available and wanted.kind is not wanted.POSITIONAL_ONLY:
+            given[name] = available[name]
+        elif wanted.default is wanted.empty and wanted.kind is not wanted.VAR_POSITIONAL:
+            raise ContractError(f"{where} takes {name!r}; it may take {', '.join(available)}")
+    return function(**given)
+
+
+def run(environ: Mapping[str, str]) -> None:
+    """Prepare and train, or serve, as *environ* says.
+
+    Raises:
+        ContractError: a function is missing, or takes what nobody has.
+    """
+    dataset: Optional[Path] = Path(environ["WHERRY_INPUTS"]) / "dataset"  # noqa: UP045
+    outputs = Path(environ["WHERRY_OUTPUTS"])
+    params = json.loads(Path(environ["WHERRY_PARAMS"]).read_text(encoding="utf-8"))
+    cluster = cluster_of(environ)
+    available = {
+        "dataset": dataset if dataset.exists() else None,
+        "params": params,
+        "outputs": outputs,
+        "cluster": cluster,
+    }
+    algorithm = importlib.import_module("algorithm")
+    if cluster is not None and cluster.role == "ps" and hasattr(algorithm, "serve"):
+        call(algorithm.serve, available)
+        return
+    if not callable(getattr(algorithm, "train", None)):
+        raise ContractError("algorithm.py has no function `train`")
+    prepare = getattr(importlib.import_module("preprocessing"), "prepare", None)
+    data = available["dataset"] if prepare is None else call(prepare, available)
+    _keep(call(algorithm.train, {"data": data, **available}), outputs)
+
+
+def _keep(result: Any, outputs: Path) -> None:
+    if not isinstance(result, dict):
+        return
+    metrics = {str(name): value.item() if hasattr(value, "item") else value for name, value in result.items()}
+    for name, value in metrics.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            print(f"::metric {name}={value}", flush=True)  # noqa: T201 - for whoever watches
+    file = outputs / "metrics.json"
+    if not file.exists():
+        file.write_text(json.dumps(metrics, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def explain(error: BaseException, folder: Path) -> str:
+    """Return where in the files of *folder* an error came from, and what it says, on one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).parent == folder and frame.filename != __file__]
+    where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}: " if own else ""
+    said = " ".join(str(error).split())
+    kind = "" if isinstance(error, ContractError) else type(error).__name__
+    return where + ": ".join(filter(None, (kind, said)))
+
+
+def _of_users(trace: Optional[TracebackType]) -> Optional[TracebackType]:  # noqa: UP045
+    """Return *trace* without the frames of this file at its beginning, and those of the import machinery."""
+    while trace is not None and trace.tb_next is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name != __file__ and "importlib" not in name:
+            break
+        trace = trace.tb_next
+    return trace
+
+
+def main() -> int:
+    """Run, and tell of an error as its writer reads it best: the traceback of their own files, then one line."""
+    folder = Path(__file__).resolve().parent
+    try:
+        run(os.environ)
+    except Exception as error:  # noqa: BLE001 - it is told, and the program has failed
+        sys.stdout.flush()
+        if not isinstance(error, ContractError):
+            traceback.print_exception(type(error), error, _of_users(error.__traceback__))
+        print(MARK + explain(error, folder), file=sys.stderr, flush=True)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Taking trainings in, and what a training's document has beside its job."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from pydantic import ValidationError
+
+from services.gateway.adapters.training_zip import RUNNER, zip_of
+from services.gateway.core import access, problems, trainings
+from services.gateway.core.access import Action
+from services.gateway.programs.train import MARK
+from services.gateway.shell import files, submission
+from services.gateway.shell.gateway import Gateway
+from services.gateway.shell.inputs import Inputs
+from shared.channels import JOB_GET, JOB_LIST, JOB_METRICS
+from shared.clock import utc_now
+from shared.errors import NotFound, WherryError
+from shared.requests import Artifact, JobListQuery, JobQuery, JobView, MetricQuery, Principal
+from shared.spec import JobSpec
+from shared.states import JobState
+
+#: What is run; lines come as they are printed.
+COMMAND = ("python3", "-u", RUNNER)
+_WHAT = "such training"
+_STDERR = "_stderr.txt"
+_TAIL_BYTES = 16 * 1024
+
+
+async def submit(gateway: Gateway, principal: Principal, body: bytes, key: str | None) -> str:
+    """Record the job of the training that *body* asks for, and return its id.
+
+    Raises:
+        WherryError: ``invalid_json``, ``invalid`` with the fields and lines at fault; as `submission.submit`.
+    """
+    try:
+        wish = trainings.NewTraining.model_validate_json(body)
+    except ValidationError as error:
+        raise problems.from_validation(error, trainings.NewTraining) from None
+    modules = wish.modules()
+    await asyncio.to_thread(trainings.check_modules, modules)
+    try:
+        spec = trainings.spec_of(wish, gateway.settings.training_image, COMMAND)
+    except ValidationError as error:
+        raise problems.from_validation(error, JobSpec) from None
+    inputs = Inputs(gateway, principal)
+    try:
+        await submission.check(gateway, principal, spec, len(body), inputs=inputs)
+        source = await _stored(gateway, principal, zip_of(modules))
+        return await submission.submit(gateway, principal, spec, len(body), key, source, inputs)
+    except WherryError as error:
+        if error.code != "invalid":
+            raise
+        raise problems.invalid([trainings.field_of(one) for one in error.fields]) from None
+
+
+async def find(gateway: Gateway, principal: Principal, training_id: str, action: Action = Action.SEE) -> JobView:
+    """Return a training's job.
+
+    Raises:
+        NotFound: there is none, it is not the caller's, or the job is no training.
+    """
+    try:
+        view = await gateway.job(principal, training_id, action)
+    except NotFound:
+        raise access.missing(_WHAT) from None
+    if view.job.spec.view != "training" or view.job.member_of is not None:
+        raise access.missing(_WHAT)
+    return view
+
+
+async def document(gateway: Gateway, view: JobView, link: Callable[[str], str]) -> trainings.TrainingDocument:
+    """Return a training with its progress, its last metrics, and why its program failed."""
+    shown = trainings.document(await _with_progress(gateway, view), link)
+    if (first := trainings.leading(view.job)) is not None and view.job.state is not JobState.QUEUED:
+        page = await gateway.ask(JOB_METRICS, MetricQuery(job_id=first, most=2))
+        metrics = {one.name: one.last for one in page.series if not one.name.startswith("system.")}
+        shown = shown.model_copy(update={"metrics": metrics})
+    if view.job.state is JobState.FAILED and (failed := trainings.at_fault(view.job)) is not None:
+        shown = trainings.with_reason(shown, await _last_said(gateway, failed), MARK)
+    return shown
+
+
+async def listed(
+    gateway: Gateway, principal: Principal, filters: trainings.Filters, link: Callable[[str], str]
+) -> trainings.TrainingPage:
+    """Return a page of trainings, newest first: one's own, or everybody's to administrators."""
+    everything = filters.owner is None and access.may(principal, Action.SEE_EVERYTHING)
+    query = JobListQuery(
+        owner_id=None if everything else principal.user_id,
+        states=trainings.states_of(filters.status),
+        view="training",
+        name=filters.name,
+        limit=filters.limit,
+        cursor=filters.cursor,
+    )
+    page = await gateway.ask(JOB_LIST, query)
+    found = await asyncio.gather(*(_with_progress(gateway, view) for view in page.jobs))
+    return trainings.TrainingPage(trainings=[trainings.document(one, link) for one in found], cursor=page.cursor)
+
+
+async def _stored(gateway: Gateway, principal: Principal, content: bytes) -> Artifact:
+    async def once() -> AsyncIterator[bytes]:
+        yield content
+
+    stored = await files.store(gateway, principal, once(), "training.zip", "application/zip")
+    if stored.artifact_id is None:
+        raise WherryError("internal", "Storage kept an upload without an artifact.")
+    return Artifact(
+        id=stored.artifact_id, owner_id=principal.user_id, blob=stored.blob, name="training.zip", created_at=utc_now()
+    )
+
+
+async def _with_progress(gateway: Gateway, view: JobView) -> JobView:
+    """Return *view* with how far its first worker says it is, where the training is distributed."""
+    first = trainings.leading(view.job)
+    if view.progress is not None or first in (None, view.job.id) or trainings.status_of(view.job) == "initializing":
+        return view
+    try:
+        leading = await gateway.ask(JOB_GET, JobQuery(job_id=first))
+    except NotFound:
+        return view
+    return view.model_copy(update={"progress": leading.progress})
+
+
+async def _last_said(gateway: Gateway, job_id: str) -> str:
+    """Return the end of what a job that has ended said on its standard error; nothing where that was not kept."""
+    try:
+        job = (await gateway.ask(JOB_GET, JobQuery(job_id=job_id))).job
+        _, blob = await files.one(gateway, job, _STDERR)
+    except NotFound:
+        return ""
+    start = max(0, blob.size - _TAIL_BYTES)
+    return b"".join([piece async for piece in files.read(gateway, blob, start)]).decode(errors="replace")
