@@ -175,6 +175,7 @@ class ItemOrder(Message):
 
     id: str
     spec: ItemSpec
+    tries: int = 0  # of the item, that have ended: a worker tells by it that one it has ended already comes anew
 
 
 class Order(Message):
