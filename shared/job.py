@@ -1,7 +1,7 @@
 """A job as every event carries it: the spec and all that has become of it."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -136,6 +136,7 @@ class GangPlace(Message):
     index: int  # within the role, from 0
     rank: int  # within the gang, from 0
     size: int
+    wait_s: float = 0.0  # for which its start may be withheld, until others run
 
 
 class GangMember(Message):
@@ -145,6 +146,8 @@ class GangMember(Message):
     role: str
     index: int
     revision: int = 0  # of a service, that it runs
+    host: str = ""  # of a connected gang: where the others reach it, on its role's number of ports from `port` on
+    port: int = 0
     node: str
     state: JobState
     placed_at: datetime
@@ -179,6 +182,7 @@ class Job(Message):
     member_of: GangPlace | None = None  # of a gang's member; it is tried again only together with its gang
     #: Of a gang: those of its last round, by rank. Of a map job or a service: those that have not ended.
     members: tuple[GangMember, ...] = ()
+    network: Literal["bridge", "host"] | None = None  # of a connected gang in its last round: see `shared.fleet.Wiring`
     items: ItemCounts | None = None  # of a map job
     revision: int = 0  # of a service's spec: counts up with each change of it
     replicas: int | None = None  # of a service: how many are wanted now, which is 0 while it is idle

@@ -239,6 +239,18 @@ class Gang(Frozen):
             raise ValueError(f"a gang has at most {GANG_MEMBERS_MAX} members, not {self.size}")
         return self
 
+    @model_validator(mode="after")
+    def _start_order(self) -> "Gang":
+        waits = {name: set(role.start_after) for name, role in self.roles.items()}
+        if unknown := sorted(set().union(*waits.values()) - set(self.roles)):
+            raise ValueError(f"start_after names {unknown[0]!r}, which is no role of this gang")
+        while waits:
+            free = {name for name, after in waits.items() if not after & set(waits)}
+            if not free:
+                raise ValueError(f"start_after goes round in a circle among {', '.join(sorted(waits))}")
+            waits = {name: after for name, after in waits.items() if name not in free}
+        return self
+
     @property
     def size(self) -> int:
         """Return the number of members."""

@@ -14,6 +14,9 @@ from shared.job import Attempt, Job
 from shared.spec import Timeouts
 from shared.states import ATTEMPT_TERMINAL, AttemptState, EndReason, JobState
 
+#: What a spec has that names no limit; and what that means for a service: longer than anything lasts.
+_TOTAL_S, _FOREVER_S = Timeouts().total, 100 * 366 * 86400.0
+
 
 class Stop(NamedTuple):
     """From `at` on the current attempt is to be stopped, because of `reason`.
@@ -30,8 +33,14 @@ class Stop(NamedTuple):
 
 
 def overdue_at(job: Job) -> datetime:
-    """Return when the job has used up its total time: it is to be stopped wherever it is."""
-    return job.created_at + timedelta(seconds=job.spec.timeouts.total)
+    """Return when the job has used up its total time: it is to be stopped wherever it is.
+
+    A service goes on until somebody ends it, unless it was given a limit of its own.
+    """
+    total_s = job.spec.timeouts.total
+    if job.spec.kind == "service" and total_s == _TOTAL_S:
+        total_s = _FOREVER_S
+    return job.created_at + timedelta(seconds=total_s)
 
 
 def is_overdue(job: Job, now: datetime) -> bool:
@@ -53,7 +62,7 @@ def queued_since(job: Job) -> datetime:
 def queue_limit_at(job: Job) -> datetime | None:
     """Return when the job has been in the queue for too long; None: never, or it is not in the queue yet."""
     limit = job.spec.timeouts.queue
-    if limit is None or waits_for_needs(job):
+    if limit is None or waits_for_needs(job) or job.spec.kind in ("map", "service"):
         return None
     return queued_since(job) + timedelta(seconds=limit)
 
@@ -90,8 +99,9 @@ def stops(job: Job, limits: Limits) -> Iterator[Stop]:
     if job.cancel_requested_at is not None:
         yield Stop(max(began, job.cancel_requested_at) + grace, EndReason.CANCELLED_BY_USER, obey_s, is_own=False)
     yield Stop(max(began, overdue_at(job)) + grace, EndReason.TOTAL_TIMEOUT, obey_s, is_own=False)
+    withheld = timedelta(seconds=job.member_of.wait_s if job.member_of and attempt.state is AttemptState.PLACED else 0)
     at, reason = _own_limit(attempt, job.spec.timeouts, limits)
-    yield Stop(at, reason, obey_s, is_own=True)
+    yield Stop(at + withheld, reason, obey_s, is_own=True)
 
 
 def next_deadline(job: Job, now: datetime, limits: Limits) -> datetime | None:
@@ -99,8 +109,10 @@ def next_deadline(job: Job, now: datetime, limits: Limits) -> datetime | None:
     if job.is_terminal:
         return None
     times: list[datetime] = []
-    if job.spec.gang is not None and job.state is not JobState.QUEUED:
+    if job.spec.kind != "run" and job.state is not JobState.QUEUED:
         times.append(overdue_at(job))
+        if job.not_before is not None:
+            times.append(job.not_before)
         if (start := gang_limit_at(job)) is not None:
             times.append(start)
     elif job.state is JobState.QUEUED:

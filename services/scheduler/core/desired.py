@@ -1,5 +1,6 @@
 """What should be on a node: the answer to its heartbeat."""
 
+from services.scheduler.core import crew, gang_wiring, service
 from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.lifecycle import pinned_image
@@ -7,6 +8,7 @@ from services.scheduler.core.limits import Now
 from services.scheduler.core.nodes import refusal
 from services.scheduler.core.watch import stop_reason
 from shared.fleet import PROTOCOL, Assignment, DesiredState, HeldAttempt, Order
+from shared.job import Job
 from shared.states import AttemptState, EndReason, JobState
 
 
@@ -47,9 +49,11 @@ def _assignments(state: State, node: Node, now: Now) -> tuple[tuple[Assignment, 
         if key in held:
             continue
         if reason := stop_reason(tracked, node, now, state.limits):
-            found.append(_stop(key, reason))
+            found.append(_stop(state, tracked, reason))
         elif tracked.job.state is JobState.PLACED and key not in node.accepted:
-            start = Assignment(job_id=job_id, attempt=tracked.job.attempt, action="start", order=_order(tracked))
+            if gang_wiring.is_withheld(state, tracked.job):
+                continue
+            start = Assignment(job_id=job_id, attempt=tracked.job.attempt, action="start", order=_order(state, tracked))
             room -= len(start.to_bytes())
             if room < 0 and any(a.action == "start" for a in found):
                 return tuple(found), True
@@ -69,15 +73,25 @@ def _of_held(state: State, node: Node, key: Key, held: HeldAttempt, now: Now) ->
     is_ahead = held.state == AttemptState.FINISHING and tracked.job.state is not JobState.FINISHING
     if reason is None or is_ahead:
         return Assignment(job_id=job_id, attempt=attempt, action="keep")
-    return _stop(key, reason)
+    return _stop(state, tracked, reason)
 
 
-def _stop(key: Key, reason: EndReason) -> Assignment:
-    return Assignment(job_id=key[0], attempt=key[1], action="stop", reason=reason)
+def _stop(state: State, tracked: Tracked, reason: EndReason) -> Assignment:
+    parent, job = _parent(state, tracked), tracked.job
+    stop = Assignment(job_id=job.id, attempt=job.attempt, action="stop", reason=reason)
+    grace_s = service.grace_s(parent.spec, state.limits) if parent is not None else None
+    return stop if grace_s is None else stop.model_copy(update={"grace_s": grace_s})
 
 
-def _order(tracked: Tracked) -> Order:
-    job = tracked.job
+def _parent(state: State, tracked: Tracked) -> Job | None:
+    """Return the map job or service that a job is a member of, if it is."""
+    place = tracked.job.member_of
+    parent = state.jobs.get(place.gang_id) if place is not None else None
+    return parent.job if parent is not None and crew.is_parent(parent.job) else None
+
+
+def _order(state: State, tracked: Tracked) -> Order:
+    job, parent = tracked.job, _parent(state, tracked)
     return Order(
         job_id=job.id,
         owner_id=job.owner.id,
@@ -86,4 +100,8 @@ def _order(tracked: Tracked) -> Order:
         gpus=job.attempts[-1].gpus,
         seq=tracked.seq,
         image_digest=pinned_image(job),
+        parent=parent.id if parent is not None else None,
+        map=parent.spec.map if parent is not None else None,
+        service=parent.spec.service if parent is not None else None,
+        wiring=gang_wiring.wiring(state, job),
     )

@@ -6,8 +6,9 @@ Nothing here decides or changes anything: placements are tried on a copy of what
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from services.scheduler.core import gang, lifecycle, reservation
+from services.scheduler.core import gang, gang_network, lifecycle, reservation
 from services.scheduler.core.closest import closest
+from services.scheduler.core.fleet.columns import Mask
 from services.scheduler.core.fleet.share import Ledger
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.limits import Now
@@ -129,9 +130,10 @@ class _Asked:
         missing: JobSpec | None = None
         over: str | None = None
         ledger = Ledger(state.shares, now.at.timestamp())
+        only, apart = self._connected(trial, units)
         mark = trial.mark()
         for unit in units:
-            found = trial.place(need_of(unit), unit.image, self.failed, inputs_of(unit))
+            found = trial.place(need_of(unit), unit.image, self.failed, inputs_of(unit), only)
             if found is None:
                 missing = unit
                 over = over or ledger.over_quota(self.owner, need_of(unit))
@@ -145,9 +147,9 @@ class _Asked:
         nodes = (state.nodes[place.node] for place in places)
         whole = _Found(
             places=tuple(places),
-            fits=missing is None and over is None,
+            fits=missing is None and over is None and apart is None,
             never=False,
-            reasons=(_reason(PendingCode.QUOTA, over),) if over is not None else (),
+            reasons=(*((_reason(PendingCode.QUOTA, over),) if over is not None else ()), *((apart,) if apart else ())),
             nearest=(),
             suggestion=None,
             ahead=sum(_before(one, self.order) for one in self._waiting()),
@@ -156,6 +158,14 @@ class _Asked:
             names=tuple(node.info.name for node in nodes),
         )
         return whole if missing is None else self._missing(whole, missing, trial, len(units), short)
+
+    def _connected(self, trial: Trial, units: Sequence[JobSpec]) -> tuple[Mask | None, PendingReason | None]:
+        """Return where the members of a connected gang would go, or why they fit only where they are not connected."""
+        need, columns = need_of(self.spec), self.state.columns
+        if not need.connected:
+            return None, None
+        rows = gang_network.rows_for(columns, trial, need, units, self.failed)
+        return rows, None if rows is not None else gang_network.not_connected(columns, trial, need, units)
 
     def _short(self, trial: Trial, unit: JobSpec, places: Sequence[Placement]) -> str:
         """Return what the node of the member placed last has too little of for the next, once it has those."""

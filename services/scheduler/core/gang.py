@@ -53,8 +53,16 @@ def place(gang: Job, places: Sequence[Placement], now: datetime, limits: Limits)
     jobs: list[Job] = []
     members: list[GangMember] = []
     seats = zip(_ranks(gang.spec), member_specs(gang.spec), places, strict=True)
-    for (rank, (role, index, _)), spec, found in seats:
-        where = GangPlace(gang_id=gang.id, round=number, role=role, index=index, rank=rank, size=len(places))
+    for (rank, (role, index, like)), spec, found in seats:
+        where = GangPlace(
+            gang_id=gang.id,
+            round=number,
+            role=role,
+            index=index,
+            rank=rank,
+            size=len(places),
+            wait_s=gang.spec.gang.deadline if gang.spec.gang and like.start_after else 0,
+        )
         new = Job(
             id=keyed_id("j", _ID_KEY, gang.id, str(number), str(rank)),
             owner=gang.owner,

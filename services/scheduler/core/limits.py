@@ -29,6 +29,9 @@ class Limits:
     obey_s: float = 300.0  # a node that is heard has ended an attempt so long after it was told to
     finishing_s: float = 3600.0  # for what an ended program left to be stored
     finishing_grace_s: float = 60.0  # the same, once nobody waits for it any more; then, for the node to obey
+    replica_backoff_s: float = 1.0  # after a replica has failed by itself; doubles with each in a row
+    replica_backoff_max_s: float = 300.0
+    replica_well_s: float = 600.0  # a replica that ran for so long, or so long without an end: it begins anew
     orphan_s: float = 90.0  # agents remove containers that nobody knows within this time
     fence_fraction: float = 0.875  # of its lease, by which a cut-off node kills what is fenced (5/6, and clock drift)
     fence_kill_s: float = 3.0  # which takes its engine at most this long
@@ -65,6 +68,7 @@ class Limits:
     gpu_free_fraction_min: float = 0.5  # of a GPU's memory, when the job names no amount
     gain_bytes_min: int = 16 * 1024 * 1024  # a smaller rise in free memory is noise
     answer_bytes_max: int = 600_000  # start orders in one heartbeat's answer; a NATS message holds 1 MiB
+    gang_ports: tuple[int, int] = (20_000, 29_999)  # the first and the last of those for gangs on nodes' own networks
     wake_again_s: float = 0.5  # a wake may be lost; until then one is enough
 
     def interval_for(self, nodes: int) -> float:

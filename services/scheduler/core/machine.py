@@ -4,7 +4,18 @@ import heapq
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 
-from services.scheduler.core import clocks, gang, lifecycle, placing, waiting, watch
+from services.scheduler.core import (
+    clocks,
+    crew,
+    gang,
+    gang_network,
+    gang_wiring,
+    lifecycle,
+    placing,
+    service,
+    waiting,
+    watch,
+)
 from services.scheduler.core.facts import Fact, Input, LookedUp, Recorded
 from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.state import State, Tracked
@@ -12,12 +23,12 @@ from services.scheduler.core.fleet_facts import FleetFact
 from services.scheduler.core.limits import Now
 from services.scheduler.core.membership import Membership, NodeDecision
 from services.scheduler.core.need import Need, inputs_of
-from services.scheduler.core.placement import Placement, Refusal, Trial
+from services.scheduler.core.placement import Refusal, Trial
 from services.scheduler.core.quarantine import taking_in
 from shared.events import AttemptFinished
 from shared.fleet import Heartbeat
 from shared.job import Failure, Job, PendingReason
-from shared.states import EndReason, JobEventName, JobState, PendingCode
+from shared.states import EndReason, JobEventName, JobState, NodeDuty, PendingCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +197,18 @@ class _Turn:
     def _decide(self, fact: Input) -> None:
         """Draft what follows from an input; one that raises has changed nothing."""
         tracked = self.state.jobs.get(fact.job_id)
-        if tracked is not None and fact.seq > tracked.job.input_seq:
+        if tracked is None or fact.seq <= tracked.job.input_seq:
+            return
+        if isinstance(fact.event, service.Wish):
+            self._wish(tracked, fact.event, fact.cause)
+        else:
             self._step(tracked, self._dated(tracked, fact.event), fact.cause)
+
+    def _wish(self, tracked: Tracked, wish: service.Wish, cause: str) -> None:
+        change = service.decide(self._latest(tracked) or tracked.job, wish, self.now.at)
+        if change is not None:
+            self._draft(tracked, change, cause)
+            self.state.gangs.touch(tracked.job.id)
 
     def hear(self, beat: Beat) -> None:
         """Take in a heartbeat. An attempt that its node should know and twice in a row does not is lost.
@@ -200,6 +221,7 @@ class _Turn:
         if not self.state.observe(beat.node_id, beat.heartbeat, self.now):
             return
         self.members.heard(beat.node_id)
+        self._note_uses(beat.heartbeat)
         node = self.state.nodes[beat.node_id]
         self._follow(watch.heard(self.state, node, before, beat.heartbeat, self.now))
         held = {(a.job_id, a.attempt) for a in beat.heartbeat.attempts}
@@ -212,12 +234,18 @@ class _Turn:
             elif tracked.job.state is not JobState.PLACED or key in node.accepted or self._is_stopping(tracked):
                 self._miss(node, tracked, key)
 
+    def _note_uses(self, heartbeat: Heartbeat) -> None:
+        for held in heartbeat.attempts:
+            tracked = self.state.jobs.get(held.job_id) if held.served or held.in_flight else None
+            if tracked is not None and tracked.job.member_of is not None:
+                self.state.uses.heard(tracked.job.member_of.gang_id, held, self.now.at)
+
     def expire(self) -> None:
         """Look at the jobs for which a limit or a back-off has passed."""
         for job_id in self.state.due(self.now):
             tracked = self.state.jobs[job_id]
             self._step(tracked, lifecycle.Expired())
-            if tracked.job.spec.gang is not None:
+            if tracked.job.spec.kind != "run":
                 self.state.gangs.touch(job_id)
             elif tracked.job.state in lifecycle.HOLDING and self._is_stopping(tracked):
                 self.fetch.add(tracked.job.attempts[-1].node)
@@ -240,6 +268,9 @@ class _Turn:
             gangs.answer(one.job_id, one.job)
         for gang_id, changed in gangs.take_changed().items():
             tracked = self.state.jobs.get(gang_id)
+            if tracked is None or crew.is_parent(tracked.job):
+                self._follow_crew(tracked, changed)
+                continue
             for member in changed.values():
                 if not gang.belongs(member.member_of, self._latest(tracked)):
                     self._stop_member(member.id)
@@ -255,9 +286,49 @@ class _Turn:
         if change is not None:
             self._draft(tracked, change, None)
             job = change.job
+        self.fetch |= gang_wiring.released(self.state, job)
         if job.state in lifecycle.HOLDING and gang.is_to_stop(job, self.now.at):
             for member_id in gangs.members(job.id):
                 self._stop_member(member_id)
+
+    def _follow_crew(self, tracked: Tracked | None, changed: dict[str, Job]) -> None:
+        """Let a map job or a service become what has become of its members; stop those of one that is no more."""
+        parent = self._latest(tracked)
+        for member in changed.values():
+            if not crew.belongs(member, parent):
+                self._stop_member(member.id)
+        if tracked is None or parent is None or parent.is_terminal or clocks.waits_for_needs(parent):
+            return
+        gangs = self.state.gangs
+        missing = gangs.take_missing(parent.id)
+        jobs = {member_id: self.state.jobs[member_id].job for member_id in gangs.members(parent.id)} | changed
+        plan = self._plan_crew(parent, jobs, missing)
+        if plan.change is not None:
+            self._draft(tracked, plan.change, None)  # first: a member that no parent knows of is stopped
+        for member in plan.hired:
+            self.drafts[member.id] = _Draft(member, JobEventName.PENDING, 0, None)
+        for member_id in plan.stopped:
+            self._stop_member(member_id)
+
+    def _plan_crew(self, parent: Job, jobs: dict[str, Job], missing: frozenset[str]) -> crew.Plan:
+        match parent.spec.kind:
+            case "service":
+                return service.follow(parent, self._team(parent, jobs, missing), self.now.at, self.state.limits)
+            case _:
+                return crew.Plan()
+
+    def _team(self, parent: Job, jobs: dict[str, Job], missing: frozenset[str]) -> service.Team:
+        state = self.state
+        leaving = {one.job_id for one in parent.members if one.node in self._leaving_nodes()}
+        used_at = state.uses.at(parent.id) or parent.used_at or parent.created_at
+        return service.Team(jobs, missing, frozenset(leaving), used_at, state.jobs.keys())
+
+    def _leaving_nodes(self) -> frozenset[str]:
+        """Return the nodes that are being drained."""
+        records = ((node_id, self.state.roster.record(node_id)) for node_id in self.state.nodes)
+        return frozenset(
+            node_id for node_id, record in records if record is not None and record.duty is NodeDuty.DRAINING
+        )
 
     def _stop_member(self, job_id: str) -> None:
         member = self.state.jobs.get(job_id)
@@ -271,7 +342,9 @@ class _Turn:
     def is_followed(self, decision: Decision) -> bool:
         """Return whether there is something to decide as soon as *decision* is believed."""
         job = decision.job
-        if job.member_of is not None or (job.spec.gang is not None and job.cancel_requested_at is not None):
+        if job.member_of is not None or crew.is_parent(job):
+            return True
+        if job.spec.gang is not None and job.cancel_requested_at is not None:
             return True
         return self.state.needs.is_needed(job.id) if job.is_terminal else job.id in self.state.needs
 
@@ -286,8 +359,11 @@ class _Turn:
         self.fetch |= self.members.watch()
         self._follow(watch.silent(state, now))
         self._follow(watch.disobeyed(state, now))
+        leaving = self._leaving_nodes()
         for gang_id in state.gangs.placed:
             state.gangs.doubt(state.jobs[gang_id].job, state.jobs)
+            if service.is_watched(state.jobs[gang_id].job, leaving):
+                state.gangs.touch(gang_id)
         for node in tuple(state.nodes.values()):
             record = state.roster.record(node.id)
             is_over = now.mono - node.seen > limits.node_forgotten_s or (record is not None and record.forgotten)
@@ -345,15 +421,19 @@ class _Turn:
 
     def _place_gang(self, trial: Trial, tracked: Tracked) -> bool:
         """Place all members, or none."""
-        mark, job = trial.mark(), tracked.job
-        places: list[Placement] = []
-        for need, spec in zip(tracked.need.members, gang.member_specs(job.spec), strict=True):
-            found = trial.place(need, spec.image, lifecycle.failed_nodes(job), inputs_of(spec))
-            if found is None:
-                trial.undo(mark)
-                return False
-            places.append(found)
-        change, members = gang.place(job, places, self.now.at, self.state.limits)
+        state, mark, job = self.state, trial.mark(), tracked.job
+        specs, failed = gang.member_specs(job.spec), lifecycle.failed_nodes(job)
+        found = gang_network.seat(state.columns, trial, tracked.need, specs, failed)
+        if found is None:
+            return False
+        change, members = gang.place(job, found.places, self.now.at, state.limits)
+        addresses = {place.node: state.nodes[place.node].info.address for place in found.places}
+        others = gang_wiring.others(state, (draft.job for draft in self.drafts.values()))
+        wired = gang_wiring.wired(change.job, found.network, addresses, others, state.limits)
+        if wired is None:
+            trial.undo(mark)
+            return False
+        change = replace(change, job=wired)
         self.state.line.discard(job.id)
         self._draft(tracked, change, None)  # first: a member that no gang knows of is stopped
         for member in members:

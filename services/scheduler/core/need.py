@@ -30,6 +30,7 @@ class Need(NamedTuple):
     lasts_s: float = math.inf
     #: Of a gang: what its members need, by rank; all of them at once. Everything else here is then the largest of them.
     members: tuple["Need", ...] = ()
+    connected: bool = False  # of a gang: its members must be where they reach each other
 
     @property
     def jobs(self) -> int:
@@ -82,6 +83,7 @@ def need_of(spec: JobSpec) -> Need:
         gpus=max(member.gpus for member in members),
         gpu_memory=max(member.gpu_memory for member in members),
         members=tuple(members),
+        connected=spec.gang.connected,
     )
 
 

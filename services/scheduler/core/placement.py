@@ -88,7 +88,9 @@ class Trial:
         cpus, memory, disk = self._most
         return need.ucpus <= cpus and need.memory <= memory and need.disk <= disk
 
-    def place(self, need: Need, image: str | None, failed: frozenset[str], inputs: Inputs = ()) -> Placement | None:
+    def place(
+        self, need: Need, image: str | None, failed: frozenset[str], inputs: Inputs = (), only: Mask | None = None
+    ) -> Placement | None:
         """Return the best node for *need* and count it as taken, or None if no node will do.
 
         Args:
@@ -96,8 +98,11 @@ class Trial:
             image: the container image; a node that has it is better.
             failed: nodes where the job came to nothing before; used only if no other will do.
             inputs: what the job reads; a node that has it need not bring it.
+            only: the rows that may be used, where not all may.
         """
         values = self._scored(need, image, inputs).values
+        if only is not None:
+            values = np.where(only, values, _IMPOSSIBLE)
         rows = [row for node in failed if (row := self._columns.slots.get(node)) is not None]
         if rows:
             values = values.copy()
@@ -428,10 +433,10 @@ def fits_somewhere(columns: Columns, need: Need, heard_after: float, limits: Lim
     return bool(mask.any())
 
 
-def could_hold(columns: Columns, need: Need, heard_after: float, limits: Limits) -> bool:
+def could_hold(columns: Columns, need: Need, heard_after: float, limits: Limits, only: Mask | None = None) -> bool:
     """Return whether all members of a gang would fit at once, each on the first node that will do, without our jobs.
 
-    What others use of the nodes is not counted on: nobody knows when that ends.
+    What others use of the nodes is not counted on: nobody knows when that ends. *only*: the rows that may be used.
     """
     held = np.zeros((4, len(columns.nodes)))
     for node in columns.nodes:
@@ -443,6 +448,8 @@ def could_hold(columns: Columns, need: Need, heard_after: float, limits: Limits)
         free_gpus = columns.usable_gpus(member, limits, columns.gpu_memory).sum(axis=1) + gpus
         mask = suited(columns, member, heard_after, limits) & (free_gpus >= member.gpus)
         mask &= (cpus >= member.ucpus) & (memory >= member.memory) & (disk >= member.disk)
+        if only is not None:
+            mask &= only
         if not mask.any():
             return False
         slot = int(mask.argmax())

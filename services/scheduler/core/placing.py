@@ -4,12 +4,12 @@ import heapq
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
-from services.scheduler.core import reservation
+from services.scheduler.core import gang_network, reservation
 from services.scheduler.core.fleet.line import Block, Group, Place, Reservation
 from services.scheduler.core.fleet.share import Ledger
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.limits import Now
-from services.scheduler.core.placement import Kept, Trial, could_hold
+from services.scheduler.core.placement import Kept, Trial
 
 #: Places a job if a node will do; returns whether it has.
 PlaceOne = Callable[[Trial, Tracked], bool]
@@ -148,7 +148,7 @@ class _Round:
             return False
         waits_long = self.now.at.timestamp() - kept.since_s >= self.state.limits.reserve_outright_s
         state, need = self.state, self.state.jobs[kept.job_id].need
-        return waits_long and could_hold(state.columns, need, self.now.mono - state.fresh_s, state.limits)
+        return waits_long and gang_network.could_hold(state.columns, need, self.now.mono - state.fresh_s, state.limits)
 
     def _has_reservation(self, priority: int) -> bool:
         kept = self.state.reservation

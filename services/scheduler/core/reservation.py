@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.scheduler.core import clocks
+from services.scheduler.core import clocks, gang_network
 from services.scheduler.core.fleet.line import Reservation
 from services.scheduler.core.fleet.node import Node
 from services.scheduler.core.fleet.state import State, Tracked
@@ -51,6 +51,9 @@ def reserve(
     """
     since_s = now.at.timestamp() if since_s is None else since_s
     need = tracked.need.hardest()
+    after = now.mono - state.fresh_s
+    if tracked.need.connected and not gang_network.could_hold(state.columns, tracked.need, after, state.limits):
+        return None
     rows = np.flatnonzero(suited(state.columns, need, now.mono - state.fresh_s, state.limits))
     nearest = rows[np.argsort(trial.lacking(need)[rows], kind="stable")][:_CANDIDATES]
     nodes = [node for slot in nearest if (node := state.columns.nodes[int(slot)]) is not None]

@@ -1,11 +1,13 @@
 """Why a job in the line is not placed, as its owner is told."""
 
+from services.scheduler.core import gang_network
 from services.scheduler.core.fleet.line import Block, Reservation
 from services.scheduler.core.fleet.share import Ledger
 from services.scheduler.core.fleet.state import State, Tracked
+from services.scheduler.core.gang import member_specs
 from services.scheduler.core.limits import Now
 from services.scheduler.core.need import Need
-from services.scheduler.core.placement import Refusal, explain, fits_somewhere
+from services.scheduler.core.placement import Refusal, Trial, explain, fits_somewhere
 from shared.job import PendingReason
 from shared.states import PendingCode
 
@@ -39,6 +41,8 @@ def refusal(state: State, tracked: Tracked, now: Now, known: dict[Need, Refusal]
         found = _of_nodes(state, tracked.need, now, known)
         if found.reasons:
             return found
+        if tracked.need.connected and (reason := _not_connected(state, tracked, now)) is not None:
+            return Refusal((reason,), is_possible=True)
         if tracked.need.members:
             return _one(PendingCode.GANG, 0, f"its {tracked.need.jobs} members fit one by one, and not all at once")
     return _one(PendingCode.BEHIND_OTHERS, 0, f"a node would do; {len(state.line)} jobs wait and others are before it")
@@ -54,6 +58,11 @@ def _of_nodes(state: State, need: Need, now: Now, known: dict[Need, Refusal]) ->
         found = min(told, key=lambda refusal: refusal.is_possible, default=Refusal((), is_possible=True))
         known[need] = found
     return found
+
+
+def _not_connected(state: State, tracked: Tracked, now: Now) -> PendingReason | None:
+    trial = Trial(state.columns, now.mono - state.fresh_s, state.limits)
+    return gang_network.not_connected(state.columns, trial, tracked.need, member_specs(tracked.job.spec))
 
 
 def _reserved(state: State, kept: Reservation, now: Now) -> str:
