@@ -3,28 +3,39 @@
 from dataclasses import dataclass
 
 from services.scheduler.core.lifecycle import Cancel, Report
+from services.scheduler.core.mapping import ItemInput, ItemsSaid
+from services.scheduler.core.service import Wish
 from shared import channels
 from shared.events import (
     AttemptFinished,
     AttemptFinishing,
+    AttemptItems,
     AttemptRunning,
     AttemptStarting,
     CancelRequested,
     Event,
+    ItemsAdded,
+    ItemsRetried,
     JobChanged,
+    ServiceAsked,
+    ServiceUpdated,
 )
-from shared.job import Job
+from shared.job import Item, Job
 from shared.model import Message
 from shared.states import JobState
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A job event at *seq*: the whole job after it. `epoch` is the writer's, 0 for the gateway's `created`."""
+    """A job event at *seq*: the whole job after it, and the items of a map job that it changes.
+
+    `epoch` is the writer's, 0 for the gateway's `created`.
+    """
 
     seq: int
     job: Job
     epoch: int
+    items: tuple[Item, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +44,7 @@ class Input:
 
     seq: int
     job_id: str
-    event: Report | Cancel
+    event: Report | Cancel | Wish | ItemInput
     cause: str
 
 
@@ -55,16 +66,31 @@ def read_fact(subject: str, seq: int, event: Event[Message]) -> Fact | None:
     """
     data = event.data
     match data:
-        case JobChanged(job=job, epoch=epoch):
+        case JobChanged(job=job, epoch=epoch, items=items):
             params = channels.JOB_CHANGED.parse(subject)
             if params is None or (params["owner"], params["job_id"]) != (job.owner.id, job.id):
                 return None
             if params["event"] == "created" and not _is_new(job):
                 return None
-            return Recorded(seq, job, epoch)
+            return Recorded(seq, job, epoch, items)
         case CancelRequested():
             params = channels.CANCEL_REQUESTED.parse(subject)
             return Input(seq, params["job_id"], Cancel(data.by), event.id) if params else None
+        case ServiceUpdated():
+            params = channels.SERVICE_UPDATED.parse(subject)
+            return Input(seq, params["job_id"], Wish(data), event.id) if params else None
+        case ServiceAsked():
+            params = channels.SERVICE_ASKED.parse(subject)
+            return Input(seq, params["job_id"], Wish(data), event.id) if params else None
+        case ItemsAdded():
+            params = channels.ITEMS_ADDED.parse(subject)
+            return Input(seq, params["job_id"], data, event.id) if params else None
+        case ItemsRetried():
+            params = channels.ITEMS_RETRIED.parse(subject)
+            return Input(seq, params["job_id"], data, event.id) if params else None
+        case AttemptItems():
+            params = channels.ATTEMPT_ITEMS.parse(subject)
+            return Input(seq, params["job_id"], ItemsSaid(params["node_id"], data), event.id) if params else None
         case AttemptStarting() | AttemptRunning() | AttemptFinishing() | AttemptFinished():
             _, _, node_id, job_id, _ = subject.split(".")
             return Input(seq, job_id, Report(node_id, data), event.id)
@@ -74,4 +100,6 @@ def read_fact(subject: str, seq: int, event: Event[Message]) -> Fact | None:
 
 def _is_new(job: Job) -> bool:
     """Return whether nothing has become of *job* yet but that it was handed in."""
-    return job.state is JobState.QUEUED and not (job.attempt or job.attempts or job.input_seq or job.member_of)
+    if job.member_of or job.members:
+        return False
+    return job.state is JobState.QUEUED and not (job.attempt or job.attempts or job.input_seq)

@@ -250,6 +250,11 @@ def _by_itself(attempt: Attempt) -> bool:
     )
 
 
+def has_members(job: Job) -> bool:
+    """Return whether a job has members that have not ended: they end before it does."""
+    return any(one.state not in JOB_TERMINAL for one in job.members)
+
+
 def pinned_image(job: Job) -> str | None:
     """Return the image digest that the first attempt resolved, so that every attempt runs the same."""
     return next((a.image_digest for a in job.attempts if a.image_digest), None)
@@ -308,14 +313,14 @@ def _cancel(job: Job, now: datetime) -> Change | None:
     if job.cancel_requested_at is not None:
         return None
     asked = job.model_copy(update={"cancel_requested_at": now})
-    if job.state is JobState.QUEUED:
+    if job.state is JobState.QUEUED and not has_members(job):
         return _cancelled(asked, now)
     return Change(asked, JobEventName.CANCELLING)
 
 
 def _expired(job: Job, now: datetime) -> Change | None:
     if clocks.is_overdue(job, now):
-        return _overdue(job, now)
+        return None if has_members(job) else _overdue(job, now)
     limit_at = clocks.queue_limit_at(job)
     if limit_at is None or now < limit_at:
         return None
@@ -468,8 +473,11 @@ def requeue(job: Job, failure: Failure, wait_s: float, now: datetime) -> Change:
 
 def _cancelled(job: Job, now: datetime) -> Change:
     failure = Failure(reason=EndReason.CANCELLED_BY_USER, message="its owner or an administrator asked for it")
-    if job.member_of is not None:
+    if job.member_of is not None and job.member_of.size:
         failure = Failure(reason=EndReason.GANG_FAILED, message="stopped with the other members of its gang")
+    elif job.member_of is not None:
+        message = "the job that it is part of has no use for it any more, or somebody asked for its end"
+        failure = Failure(reason=EndReason.CANCELLED_BY_USER, message=message)
     return end(job, JobState.CANCELLED, failure, now)
 
 

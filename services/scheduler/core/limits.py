@@ -69,6 +69,17 @@ class Limits:
     gain_bytes_min: int = 16 * 1024 * 1024  # a smaller rise in free memory is noise
     answer_bytes_max: int = 600_000  # start orders in one heartbeat's answer; a NATS message holds 1 MiB
     gang_ports: tuple[int, int] = (20_000, 29_999)  # the first and the last of those for gangs on nodes' own networks
+    item_bytes_max: int = 64 * 1024  # an item as it is given, as JSON
+    items_event_bytes_max: int = 700_000  # one event about items, with the job that it is about
+    items_ahead_s: float = 1.0  # work that a worker has ahead of it, so that it need not wait for more
+    items_ahead_first: int = 4  # items that it has, before it is known how long one takes
+    items_ahead_min: int = 2
+    items_ahead_max: int = 16
+    worker_worth_s: float = 1.0  # work for which another worker is started
+    worker_idle_s: float = 30.0  # a worker without items is kept so long, for more may come
+    worker_close_s: float = 60.0  # one that is to end by itself has done so
+    worker_backoff_s: float = 1.0  # after a worker has failed; doubles with each in a row
+    worker_failures_max: int = 3  # in a row, without the end of an item, before the job has failed
     wake_again_s: float = 0.5  # a wake may be lost; until then one is enough
 
     def interval_for(self, nodes: int) -> float:

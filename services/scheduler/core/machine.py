@@ -274,7 +274,7 @@ class _Turn:
             for member in changed.values():
                 if not gang.belongs(member.member_of, self._latest(tracked)):
                     self._stop_member(member.id)
-            if tracked is not None and tracked.job.state in lifecycle.HOLDING:
+            if tracked.job.state in lifecycle.HOLDING:
                 self._follow_gang(tracked, changed)
 
     def _follow_gang(self, tracked: Tracked, changed: dict[str, Job]) -> None:

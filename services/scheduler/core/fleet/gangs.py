@@ -1,4 +1,4 @@
-"""Which members each gang has, and which gangs are to be looked at because something about them has changed."""
+"""Which members each gang, map job and service has, and which of those are to be looked at: something has changed."""
 
 from collections.abc import Mapping
 from itertools import islice
@@ -8,10 +8,10 @@ from shared.states import JOB_TERMINAL, JobState
 
 
 class Gangs:
-    """Members by gang. How a member has ended is kept until its gang has taken note of it.
+    """Members by gang, or by another parent. How a member has ended is kept until its gang has taken note of it.
 
     Attributes:
-        placed: gangs that are neither in the queue nor ended.
+        placed: gangs that are neither in the queue nor ended, and all other parents that have not ended.
     """
 
     def __init__(self) -> None:
@@ -34,8 +34,8 @@ class Gangs:
             if not members:
                 del self._members[gang_id]
             self._changed.setdefault(gang_id, {})[job.id] = job
-        elif job.spec.gang is not None:
-            if job.is_terminal or job.state is JobState.QUEUED:
+        elif job.spec.kind != "run":
+            if job.is_terminal or (job.spec.gang is not None and job.state is JobState.QUEUED):
                 self.placed.discard(job.id)
             else:
                 self.placed.add(job.id)

@@ -23,13 +23,14 @@ def _jobs(state: State) -> list[str]:
         if job.is_terminal:
             wrong.append(f"{job_id} has ended and is still tracked")
         is_placed, waits = job.state in HOLDING, job_id in state.line
-        if (is_placed and job.spec.gang is None) != (job_id in on_nodes):  # what a gang has its members hold
+        if (is_placed and job.spec.kind == "run") != (job_id in on_nodes):  # what a gang has its members hold
             wrong.append(f"{job_id} is {job.state} and its node does not agree")
         if is_placed and waits:
             wrong.append(f"{job_id} is {job.state} and in the queue")
         if job_id in state.needs and (waits or not waits_for_needs(job)):
             wrong.append(f"{job_id} waits for its needs, and does not")
-        is_due = job.state is JobState.QUEUED and job.not_before is None
+        is_lined_up = job.spec.kind not in ("map", "service")  # of those, their members are
+        is_due = job.state is JobState.QUEUED and job.not_before is None and is_lined_up
         if is_due and not waits and job_id not in state.needs:
             wrong.append(f"{job_id} is queued and not in the queue")
     return wrong

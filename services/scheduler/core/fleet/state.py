@@ -12,6 +12,7 @@ from services.scheduler.core.fleet.line import Line, Reservation
 from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.roster import Roster
 from services.scheduler.core.fleet.share import Shares
+from services.scheduler.core.fleet.uses import Uses
 from services.scheduler.core.lifecycle import HOLDING
 from services.scheduler.core.limits import Limits, Now
 from services.scheduler.core.need import Need, need_of
@@ -55,7 +56,8 @@ class State:
         ticked: when the last tick was.
         retried: when everything in the queue was last tried.
         needs: the queued jobs that are not in the line, because others have to end first.
-        gangs: members by gang, and the gangs that are to be looked at.
+        gangs: members by gang, map job and service, and those of them that are to be looked at.
+        uses: when services were last asked.
         stopping: jobs whose current attempt was to be stopped by now.
     """
 
@@ -69,6 +71,7 @@ class State:
         self.line = Line()
         self.needs = Needs()
         self.gangs = Gangs()
+        self.uses = Uses()
         self.stopping: set[str] = set()
         self.position = 0
         self.written: set[int] = set()
@@ -94,6 +97,7 @@ class State:
             self._release(tracked, job)
         self._count(tracked, job, now)
         self.gangs.assign(job)
+        self._watch_use(job, now)
         if not clocks.waits_for_needs(job):
             self.needs.discard(job.id)
         if job.is_terminal:
@@ -278,11 +282,22 @@ class State:
         if clocks.waits_for_needs(job):
             self.needs.add(job, self.jobs)
             return
+        if job.spec.kind in ("map", "service"):
+            return  # its members wait in its place
         if job.not_before is not None and job.not_before > now.at:
             return
         if job.id not in self.line:
             self.line.add(job, tracked.need)
             heapq.heappush(self.reviews, (now.mono + self.limits.pending_never_after_s, job.id))
+
+    def _watch_use(self, job: Job, now: Now) -> None:
+        if job.spec.service is not None:
+            if job.is_terminal:
+                self.uses.discard(job.id)
+            else:
+                self.uses.begin(job.id, now.at)
+        elif job.member_of is not None and job.is_terminal:
+            self.uses.replica_ended(job.member_of.gang_id, job.id)
 
     def _watch_deadline(self, tracked: Tracked, now: Now) -> None:
         if any(stop.at <= now.at for stop in clocks.stops(tracked.job, self.limits)):
@@ -298,7 +313,7 @@ class State:
             heapq.heapify(self._deadlines)
 
     def _hold(self, tracked: Tracked, now: Now) -> None:
-        if tracked.job.spec.gang is not None:
+        if tracked.job.spec.kind != "run":
             return  # its members are what is held
         attempt = tracked.job.attempts[-1]
         node = self._node(attempt.node, now)
@@ -310,7 +325,7 @@ class State:
     def _count(self, tracked: Tracked | None, after: Job, now: Now) -> None:
         """Count what the owner holds, as a job becomes *after*."""
         held = tracked is not None and tracked.job.state in HOLDING
-        if (after.state in HOLDING) == held or after.spec.kind == "gang":
+        if (after.state in HOLDING) == held or after.spec.kind != "run":
             return  # what a gang has its members hold
         need, at_s = tracked.need if tracked is not None else need_of(after.spec), now.at.timestamp()
         self.shares.hold(after.owner.id, need, -1 if held else 1, at_s)
@@ -322,7 +337,7 @@ class State:
     def _release(self, tracked: Tracked, after: Job) -> None:
         """Undo `_hold` for the job as it was; what is known of an attempt that goes on (*after*) is kept."""
         job = tracked.job
-        if job.state not in HOLDING or job.spec.gang is not None:
+        if job.state not in HOLDING or job.spec.kind != "run":
             return
         attempt = job.attempts[-1]
         node = self.nodes[attempt.node]
