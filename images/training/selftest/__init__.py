@@ -1,0 +1,1 @@
+"""Programs that show whether a container has what it was promised."""
