@@ -153,7 +153,7 @@ def add_vectors(driver: Driver, device: int, count: int = COUNT) -> float:
         sums, seconds = _computed(driver, function, left, right, vector())
     finally:
         driver.call("cuDevicePrimaryCtxRelease_v2", device)
-    wrong = sum(one != a + b for one, a, b in zip(sums, left, right))  # every sum fits a float exactly
+    wrong = sum(one != a + b for one, a, b in zip(sums, left, right))  # noqa: B905 - every sum fits a float exactly
     if wrong:
         raise DriverError(f"{wrong} of {count} sums are wrong")
     return seconds
