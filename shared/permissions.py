@@ -6,7 +6,8 @@ user may publish and subscribe what the table says it sends and reads, and nothi
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,7 +222,7 @@ def _passages(channel: AnyChannel) -> Iterator[Passage]:
     yield from _direct_passages(channel, inner)
 
 
-def _direct_passages(channel: AnyChannel, inner: Set[Service]) -> Iterator[Passage]:
+def _direct_passages(channel: AnyChannel, inner: AbstractSet[Service]) -> Iterator[Passage]:
     """Yield what is asked of agents, or of the gateway, by those of the other account."""
     if channel.stream is None and channel.reply is not None and not (channel.read_by | channel.sent_by) & inner:
         for sender, reader in itertools.product(sorted(channel.sent_by), sorted(channel.read_by)):

@@ -1,0 +1,108 @@
+"""HTTP to the program of a replica: the agent's way into its own containers, and no other."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import httpx
+
+from services.node_agent.core.serving import passed_on
+from shared.errors import WherryError
+
+_CONNECT_S = 5.0
+#: Seconds after which a connection that nobody uses is closed.
+_KEEP_S = 30.0
+_LOST = "replica_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a program has answered. The body is as it came, also where it is compressed."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class ContainerHttp:
+    """A client of one program, with connections that are kept.
+
+    Args:
+        host: its address.
+        port: where it listens.
+        connections: at once.
+    """
+
+    def __init__(self, host: str, port: int, connections: int) -> None:
+        self.host, self.port = host, port
+        limits = httpx.Limits(
+            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_S
+        )
+        self._client = httpx.AsyncClient(
+            base_url=f"http://{host}:{port}", limits=limits, trust_env=False, follow_redirects=False
+        )
+
+    async def ask(
+        self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, bytes_max: int
+    ) -> Answered:
+        """Send a request and return the answer.
+
+        A connection that was kept may be closed by the program at this very moment: then it is asked once more.
+
+        Raises:
+            WherryError: ``replica_lost``: it does not answer, or broke off; ``replica_timeout``; ``answer_too_large``.
+        """
+        sent = passed_on(headers)
+        try:
+            async with asyncio.timeout(timeout_s):
+                try:
+                    return await self._ask(method, path, sent, body, bytes_max)
+                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                    return await self._ask(method, path, sent, body, bytes_max)
+        except TimeoutError:
+            raise WherryError("replica_timeout", f"No answer within {timeout_s:g} s.") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise WherryError(_LOST, f"The replica broke off: {error!r}", retryable=True) from error
+
+    async def is_well(self, path: str | None, timeout_s: float) -> str:
+        """Return why the program is not well, or nothing: *path* answers 2xx, or (None) the port takes connections."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                return await (self._connects() if path is None else self._answers(path))
+        return f"no answer within {timeout_s:g} s"
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def _ask(
+        self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, bytes_max: int
+    ) -> Answered:
+        timeout = httpx.Timeout(None, connect=_CONNECT_S)
+        async with self._client.stream(
+            method, path, headers=list(headers), content=body or None, timeout=timeout
+        ) as answer:
+            held = bytearray()
+            async for piece in answer.aiter_raw():
+                held += piece
+                if len(held) > bytes_max:
+                    raise WherryError("answer_too_large", f"The answer has more than {bytes_max} bytes.")
+            return Answered(answer.status_code, passed_on(answer.headers.multi_items()), bytes(held))
+
+    async def _answers(self, path: str) -> str:
+        try:
+            answer = await self._client.get(path, timeout=httpx.Timeout(None, connect=_CONNECT_S))
+        except httpx.HTTPError as error:
+            return f"GET {path}: {error!r}"
+        return "" if answer.is_success else f"GET {path} answers {answer.status_code}"
+
+    async def _connects(self) -> str:
+        try:
+            _, writer = await asyncio.open_connection(self.host, self.port)
+        except OSError as error:
+            return f"port {self.port}: {error}"
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+        return ""
