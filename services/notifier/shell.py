@@ -16,7 +16,7 @@ from typing import Any
 
 import prometheus_client
 
-from services.notifier.core.delivery import Decision, Outcome, decide
+from services.notifier.core.delivery import Decision, Outcome, Verdict, decide
 from services.notifier.core.rules import deliveries
 from services.notifier.ports import Sender
 from shared import observe
@@ -37,6 +37,8 @@ TRY_TIME = prometheus_client.Histogram("wherry_notifier_try_seconds", "How long 
 #: they fill no memory, and nobody else waits for them.
 WAITING_PER_HOST = 200
 CROWDED_PAUSE_S = 5.0
+#: Pause after what was not tried for a fault of our own (storage, which has the secret, is away), in seconds.
+POSTPONED_PAUSE_S = 3.0
 #: How often the broker is told that a delivery is still under way, in seconds; well below the consumer's ack wait.
 STILL_HERE_S = 10.0
 #: Pause after a fault of our own, in seconds.
@@ -144,14 +146,19 @@ class Notifier:
             return  # the broker grew impatient; the first copy's end settles both
         host = self._senders[event.data.kind].host(event.data)
         if self._waiting[host] >= WAITING_PER_HOST + self._per_host:
-            self._passed_over[delivery_id] += 1
-            await received.nak(CROWDED_PAUSE_S * (1 + _seed(delivery_id, received.num_delivered)))
+            await self._pass_over(received, delivery_id, CROWDED_PAUSE_S)
             return
         self._under_way.add(delivery_id)
         UNDER_WAY.inc()
         try:
             async with _kept_alive(received):
-                decision = await self._try(event, host, received.num_delivered - self._passed_over[delivery_id])
+                outcome = await self._in_turn(event.data, host)
+                if outcome.verdict is Verdict.POSTPONED:
+                    _log.warning("delivery_postponed", delivery_id=delivery_id, detail=outcome.detail)
+                    await self._pass_over(received, delivery_id, POSTPONED_PAUSE_S)
+                    return
+                tries = received.num_delivered - self._passed_over[delivery_id]
+                decision = await self._record_try(event, outcome, tries)
             await _settle(received, decision)
             if decision.again_in_s is None:
                 del self._passed_over[delivery_id]
@@ -162,10 +169,14 @@ class Notifier:
             UNDER_WAY.dec()
             self._under_way.discard(delivery_id)
 
-    async def _try(self, event: Event[DeliveryRequested], host: str, tries: int) -> Decision:
-        """Try once, record what came of it, and return that."""
+    async def _pass_over(self, received: Received[DeliveryRequested], delivery_id: str, pause_s: float) -> None:
+        """Leave a delivery with the broker for a while; that it came was no try of it."""
+        self._passed_over[delivery_id] += 1
+        await received.nak(pause_s * (1 + _seed(delivery_id, received.num_delivered)))
+
+    async def _record_try(self, event: Event[DeliveryRequested], outcome: Outcome, tries: int) -> Decision:
+        """Decide what follows from a try, record that, and return it."""
         request = event.data
-        outcome = await self._in_turn(request, host)
         decision = decide(request.kind, outcome, tries, _seed(request.delivery_id, tries))
         now = utc_now()
         pause = decision.again_in_s

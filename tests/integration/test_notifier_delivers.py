@@ -30,6 +30,7 @@ from services.notifier.shell import WAITING_PER_HOST
 from shared.bus import Bus
 from shared.channels import JOB_CHANGED, SECRET_GET, Service
 from shared.clock import utc_now
+from shared.errors import Unavailable
 from shared.events import DeadLetter, DeliveryTried, Event, JobChanged
 from shared.ids import new_id
 from shared.job import Failure, Job, Owner
@@ -128,6 +129,7 @@ class World:
     env: dict[str, str]
     process: asyncio.subprocess.Process | None = None
     jobs: set[str] = field(default_factory=set)
+    refusals: list[str] = field(default_factory=list)  # what storage says instead of giving the secret, once each
 
     async def start(self) -> None:
         self.process = await asyncio.create_subprocess_exec(
@@ -198,8 +200,12 @@ async def world(broker: NatsServer) -> AsyncIterator[World]:
         "WHERRY_WEBHOOK_TIMEOUT_S": "30",  # a held call must not fail by itself on a busy machine
     }
 
+    refusals: list[str] = []
+
     async def secret(_params: object, asked: SecretRef) -> SecretValue:
         assert asked.owner_id == "u1"
+        if refusals:
+            raise Unavailable(refusals.pop())
         return SecretValue(value=SECRET)
 
     async with bus(broker, Service.SCHEDULER) as scheduler, bus(broker, Service.STORAGE) as storage:
@@ -212,7 +218,7 @@ async def world(broker: NatsServer) -> AsyncIterator[World]:
 
             await client.subscribe("wherry.delivery.*.*.tried", cb=note)
             await client.flush()
-            world = World(broker, scheduler, receiver, mailbox, tries, env)
+            world = World(broker, scheduler, receiver, mailbox, tries, env, refusals=refusals)
             await world.start()
             try:
                 yield world
@@ -259,6 +265,15 @@ async def test_a_receiver_that_fails_gets_the_same_message_again_under_the_same_
     assert int(second["webhook-timestamp"]) > int(first["webhook-timestamp"])
     done = await world.tried()
     assert (done.state, done.tries) == ("delivered", 2)
+
+
+async def test_storage_that_cannot_give_the_secret_costs_the_receiver_none_of_its_tries(world: World):
+    world.refusals += ["not now"] * 3
+    await world.end_job({"webhook": {"url": world.receiver.url("/patient")}})
+    assert (await asyncio.wait_for(world.receiver.calls.get(), 60))[0] == "/patient"
+    done = await world.tried()
+    assert (done.state, done.tries) == ("delivered", 1)
+    assert world.refusals == []
 
 
 @pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.TIMED_OUT])

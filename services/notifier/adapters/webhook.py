@@ -76,7 +76,7 @@ class WebhookSender:
         try:
             secret = await self._secret_of(request)
         except WherryError as error:
-            verdict = Verdict.FAILED if error.retryable else Verdict.HOPELESS
+            verdict = Verdict.POSTPONED if error.retryable else Verdict.HOPELESS
             return Outcome(verdict, f"not sent: the signing secret cannot be had ({error.code})")
         return await self._post(url, request, secret)
 

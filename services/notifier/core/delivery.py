@@ -24,6 +24,7 @@ class Verdict(StrEnum):
     DELIVERED = "delivered"
     FAILED = "failed"  # may work later
     HOPELESS = "hopeless"  # will not
+    POSTPONED = "postponed"  # not tried at all, for a fault of our own: it costs the receiver none of its tries
 
 
 @dataclass(frozen=True, slots=True)

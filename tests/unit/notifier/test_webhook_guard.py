@@ -90,4 +90,4 @@ async def test_a_secret_that_is_gone_ends_the_delivery_and_one_that_cannot_be_ha
     async with WebhookSender((), 5, "", gone) as sender:
         assert (await sender.send(request(url))).verdict.value == "hopeless"
     async with WebhookSender((), 5, "", away) as sender:
-        assert (await sender.send(request(url))).verdict.value == "failed"
+        assert (await sender.send(request(url))).verdict.value == "postponed"
