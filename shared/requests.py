@@ -164,10 +164,14 @@ class JobList(Message):
 
 
 class ItemListQuery(Message):
-    """Items of a map job, in the order in which they came. `states`: only those that are so."""
+    """Items of a map job, in the order in which they came. `states`: only those that are so.
+
+    `after`: those with a higher index; where a cursor is given, that counts.
+    """
 
     job_id: str
     states: tuple[str, ...] = ()
+    after: int = -1
     limit: int = 100  # 1 to 1000
     cursor: str | None = None
 
@@ -792,7 +796,8 @@ class BlobRead(Message):
     """Bytes `offset` to `offset + length` of a blob; at most CHUNK_BYTES a call. The answer's body is raw.
 
     A node names the artifact and the job it runs that has it as source, or one of that job's inputs and a path among
-    the outputs of the job that the input names; the gateway, which has checked the owner, may name the digest.
+    the outputs of the job that the input names, or an item of the map job whose worker it runs, with the item's
+    artifact; the gateway, which has checked the owner, may name the digest.
     """
 
     artifact_id: str | None = None
@@ -800,6 +805,7 @@ class BlobRead(Message):
     job_id: str | None = None
     input: str | None = None
     path: str | None = None  # with input: as the manifest of the other job has it
+    item: str | None = None  # with artifact_id and job_id, the worker's
     min_seq: int = 0
     offset: int = 0
     length: int = CHUNK_BYTES

@@ -1,6 +1,6 @@
 """What the agent needs of the outside: a runtime that runs programs, and a store for their results."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,12 +15,16 @@ from shared.fleet import Order
 
 @dataclass(frozen=True, slots=True)
 class RuntimeFacts:
-    """What a runtime says of itself. `cpus` and `memory` (bytes) are its machine's; None: the agent's own."""
+    """What a runtime says of itself. `cpus` and `memory` (bytes) are its machine's; None: the agent's own.
+
+    Two agents that find the same `engine_id`, where there is one, use the same engine.
+    """
 
     text: str
     cpus: float | None = None
     memory: int | None = None
     arch: str | None = None
+    engine_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,89 @@ class Chunk:
 Sink = Callable[[Chunk], None]
 #: Brings files to the agent's disk when they are wanted; None where there are none.
 Fetch = Callable[[], Awaitable[Path | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The door of an attempt with network ``api``: the port at which its program finds it, and what it shows there."""
+
+    port: int
+    token: str
+
+    @property
+    def url(self) -> str:
+        """Return what the program is given as WHERRY_API."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+class Connection(Protocol):
+    """Bytes in both directions."""
+
+    async def receive(self) -> bytes:
+        """Return the next bytes; nothing at the end.
+
+        Raises:
+            OSError: the connection is gone.
+        """
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Send, waiting while the other side takes nothing; raise OSError where it is gone."""
+        ...
+
+    async def close(self) -> None:
+        """Close it, once what was sent has been taken."""
+        ...
+
+
+#: Serves one connection that a program has made, and closes it.
+ServeConnection = Callable[[Connection], Coroutine[Any, Any, None]]
+
+
+class Door(Protocol):
+    """What brings the connections of one program to this agent."""
+
+    async def wait(self) -> None:
+        """Return once nothing comes through it any more, whatever the reason."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it; a program that runs on finds it again once another agent has opened it."""
+        ...
+
+
+class Doors(Protocol):
+    """The doors of a runtime's programs: to this agent, and to nobody else."""
+
+    @property
+    def needs_image(self) -> str:
+        """Return the image without which there are none; nothing where none is needed."""
+        ...
+
+    async def port(self) -> int:
+        """Return a port for the door of another program."""
+        ...
+
+    async def open(self, order: Order, handle: str, port: int, serve: ServeConnection) -> Door:
+        """Return a door that is open: before the program is started, or while it runs.
+
+        Raises:
+            NotFound: the program has ended.
+            WherryError: it cannot be opened (retryable: now).
+        """
+        ...
+
+    async def shut(self, key: Key) -> None:
+        """Take it away: the program has ended."""
+        ...
+
+    async def put(self, key: Key, handle: str, pieces: Iterator[bytes]) -> None:
+        """Unpack a tar, read in a thread, in the outputs. A link there is not followed, and no folder is replaced.
+
+        Raises:
+            WherryError: ``conflict``, ``not_running``.
+        """
+        ...
 
 
 #: Brings the inputs of an attempt to the machine, and says where each is, by its name.
@@ -104,6 +191,11 @@ class Runtime(Protocol):
 
     name: str
 
+    @property
+    def doors(self) -> Doors:
+        """Return what gives programs with network ``api`` their door."""
+        ...
+
     async def describe(self) -> RuntimeFacts:
         """Return what it is; raise ``unavailable``, saying what was tried, where it does not answer."""
         ...
@@ -124,10 +216,12 @@ class Runtime(Protocol):
         """Return names and digests of the images on the machine."""
         ...
 
-    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Provide = no_inputs) -> str:
+    async def stage(
+        self, order: Order, image: Image, source: Fetch, inputs: Provide = no_inputs, access: Access | None = None
+    ) -> str:
         """Put files in place, make the container ready to be started, and return its handle.
 
-        *source* gives a zip, *inputs* what `fill_input` has made of each input.
+        *source* gives a zip, *inputs* what `fill_input` has made of each input; *access* is for network ``api``.
         """
         ...
 
@@ -155,6 +249,14 @@ class Runtime(Protocol):
         """Begin to give what the program prints to *sink*, in a thread, behind *position*."""
         ...
 
+    async def address(self, key: Key, handle: str, port: int) -> tuple[str, int]:
+        """Return host and port at which this agent reaches what a replica was told to offer at *port*.
+
+        Raises:
+            NotFound: the program is gone.
+        """
+        ...
+
     async def outcome(self, key: Key, handle: str) -> Outcome | None:
         """Return how the program ended, None while it runs; raise `NotFound` when nobody knows."""
         ...
@@ -163,8 +265,29 @@ class Runtime(Protocol):
         """Send *signal*; what has ended already is no error."""
         ...
 
-    def outputs(self, key: Key, handle: str, below: str = "") -> AsyncIterator[Output]:
+    def seen(self, key: Key) -> tuple[str, str]:
+        """Return where the program of an attempt finds its workspace and its inputs."""
+        ...
+
+    async def put(self, key: Key, handle: str, pieces: Iterator[bytes]) -> None:
+        """Put what is in a tar, read in a thread, into the workspace of a program that runs."""
+        ...
+
+    async def tell(self, key: Key, handle: str, lines: bytes) -> None:
+        """Write *lines* to the standard input of a worker. They may be lost, where the worker does not read.
+
+        Raises:
+            NotFound: the program is gone.
+            Unavailable: it takes nothing now.
+        """
+        ...
+
+    def outputs(
+        self, key: Key, handle: str, below: str = "", *, of: Literal["outputs", "items"] = "outputs"
+    ) -> AsyncIterator[Output]:
         """Give everything in the outputs, or only what is at *below* and under it; paths are whole in either case.
+
+        *of* items: in what the items of a worker have left, a folder for each.
 
         The program may still run: then each file is as long as it was when its turn came, and what goes away is left
         out.

@@ -3,6 +3,8 @@
 import asyncio
 from datetime import timedelta
 
+import aiohttp
+
 from services.storage.adapters.dataset_store import DatasetStore
 from services.storage.adapters.fetch import Web
 from services.storage.adapters.fetch_store import FetchStore
@@ -10,9 +12,11 @@ from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.gridfs import GridFs
 from services.storage.adapters.item_store import ItemStore
 from services.storage.adapters.job_store import JobStore
+from services.storage.adapters.model_store import ModelStore
 from services.storage.adapters.mongo import Mongo, PyMongoError
 from services.storage.adapters.passwords import Passwords
 from services.storage.adapters.people_store import PeopleStore
+from services.storage.adapters.registry import TIMEOUT_S, Registry
 from services.storage.adapters.resumable_store import ResumableStore
 from services.storage.adapters.retention_store import RetentionStore
 from services.storage.adapters.schema import prepare
@@ -20,6 +24,7 @@ from services.storage.adapters.snapshot_store import SnapshotStore
 from services.storage.adapters.upload_store import UploadStore
 from services.storage.routes import artifacts, people
 from services.storage.routes.blobs import BlobRoutes, artifact_route
+from services.storage.routes.catalogue import catalogue_routes
 from services.storage.routes.datasets import dataset_routes
 from services.storage.routes.fleet import FleetRoutes
 from services.storage.routes.items import item_routes
@@ -32,6 +37,7 @@ from services.storage.routes.table import QUEUE, serve
 from services.storage.settings import StorageSettings
 from services.storage.shell.accounts import Accounts
 from services.storage.shell.artifacts import Artifacts
+from services.storage.shell.catalogue import Catalogue
 from services.storage.shell.datasets import Datasets
 from services.storage.shell.fetches import Fetches
 from services.storage.shell.inputs import Inputs
@@ -40,6 +46,7 @@ from services.storage.shell.jobs import Jobs, ProjectionMark
 from services.storage.shell.outputs import Outputs
 from services.storage.shell.projection import Heartbeats, Projection
 from services.storage.shell.quotas import Quotas
+from services.storage.shell.registry_sync import RegistrySync
 from services.storage.shell.resumables import Resumables
 from services.storage.shell.retention import Retention
 from services.storage.shell.snapshots import Snapshots
@@ -49,6 +56,7 @@ from shared.broker_check import check_broker
 from shared.bus import Bus
 from shared.channels import HEARTBEAT, Service
 from shared.clock import utc_now
+from shared.outbound import WayOut
 
 _PAUSE_S, _PAUSE_MAX_S = 0.2, 2.0
 
@@ -68,8 +76,10 @@ async def run(settings: StorageSettings) -> None:
             # Bytes have a connection of their own: questions do not wait behind them.
             Bus.connect(settings, Service.STORAGE, purpose="blobs") as blob_bus,
             Web(settings.fetch_places, settings.fetch_idle_s) as web,
+            WayOut(settings.registry_places, aiohttp.ClientTimeout(total=TIMEOUT_S)) as way,
         ):
-            await _run_until_closed(Storage(settings, mongo, bus, blob_bus, web), bus, blob_bus)
+            registry = Registry(way, settings.registry_places, settings.logins)
+            await _run_until_closed(Storage(settings, mongo, bus, blob_bus, web, registry), bus, blob_bus)
     finally:
         mongo.close()
 
@@ -90,7 +100,9 @@ async def _run_until_closed(storage: "Storage", *buses: Bus) -> None:
 class Storage:
     """The service: questions answered, streams followed, old things swept up."""
 
-    def __init__(self, settings: StorageSettings, mongo: Mongo, bus: Bus, blob_bus: Bus, web: Web) -> None:
+    def __init__(
+        self, settings: StorageSettings, mongo: Mongo, bus: Bus, blob_bus: Bus, web: Web, registry: Registry
+    ) -> None:
         self._settings = settings
         self._mongo = mongo
         self._bus = bus
@@ -112,12 +124,16 @@ class Storage:
             bytes_max=settings.fetch_bytes_max, total_s=settings.fetch_timeout_s, at_once=settings.fetches_at_once,
         )  # fmt: skip
         inputs = Inputs(jobs, outputs, upload_store, self._fetches, fleet_store)
-        self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs, inputs)
-        self._datasets = Datasets(DatasetStore(mongo), upload_store, gridfs, jobs, outputs)
         item_store = ItemStore(mongo)
         self._items = Items(jobs, item_store)
+        self._blobs = BlobRoutes(self._uploads, gridfs, upload_store, jobs, inputs, self._items)
+        self._datasets = Datasets(DatasetStore(mongo), upload_store, gridfs, jobs, outputs)
+        model_store = ModelStore(mongo)
+        self._catalogue = Catalogue(bus, model_store, registry, upload_store, gridfs, people_store)
+        self._registry_sync = RegistrySync(model_store, registry, self._catalogue)
         self._artifacts.needed_by += [
-            self._datasets.with_artifact, self._fetches.with_artifact, self._items.with_artifact
+            self._datasets.with_artifact, self._fetches.with_artifact, self._items.with_artifact,
+            self._catalogue.with_artifact,
         ]  # fmt: skip
         self._questions = JobRoutes(jobs, job_store, outputs)
         quotas = Quotas(bus, people_store, fleet_store, jobs, job_store)
@@ -147,6 +163,7 @@ class Storage:
                 *self._fleet.routes(),
                 *self._letters.routes(),
                 *dataset_routes(self._datasets),
+                *catalogue_routes(self._catalogue, self._registry_sync),
                 *retention_routes(self._retention),
                 *snapshot_routes(self._snapshots),
                 artifact_route(self._blobs),
@@ -173,6 +190,7 @@ class Storage:
                     tasks.create_task(work)
         finally:
             await self._fetches.stop()
+            await self._registry_sync.stop()
 
     async def _prepare(self) -> None:
         pause_s = _PAUSE_S

@@ -19,18 +19,22 @@ import docker.errors
 import docker.tls
 import docker.utils
 
-from services.node_agent.adapters import source_zip, use
+from services.node_agent.adapters import own_container, source_zip, use, worker_program
+from services.node_agent.adapters.docker_doors import DockerDoors, Engine
 from services.node_agent.adapters.docker_endpoint import Endpoint
+from services.node_agent.adapters.gang_bridges import GangBridges
 from services.node_agent.adapters.pieces import PieceReader
 from services.node_agent.adapters.reader_thread import ReaderThread
-from services.node_agent.core import archive, container
+from services.node_agent.core import archive, container, door, wiring
 from services.node_agent.core.container import Key, Place
 from services.node_agent.core.disk import used_by_attempts
 from services.node_agent.core.ending import Outcome
 from services.node_agent.core.frames import FrameParser, LogPosition, moment, unread
+from services.node_agent.core.items import ITEMS
 from services.node_agent.core.shelf import CONTENT, Given
 from services.node_agent.core.use import Use, use_in_stats
-from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, Provide, RuntimeFacts, Sink, no_inputs
+from services.node_agent.ports import Access, Chunk, Fetch, Found, Image, Output, Provide, RuntimeFacts, Sink, no_inputs
+from shared.clock import utc_now
 from shared.errors import NotFound, Unavailable, WherryError
 from shared.fleet import Order
 from shared.job import Failure
@@ -43,6 +47,7 @@ _QUICK_TIMEOUT_S = 10
 #: How many times the time for an answer a pull may be silent: large layers are unpacked without a word.
 _SILENT_TIMES = 5
 _KILLED = 137
+_TELL_TIMEOUT_S = 5.0
 _OOM_NEWS_S = (0.05, 0.15, 0.4)
 _LONG_THREADS = 64
 _UNSEEN_END = "The program is gone, and the engine did not see its end."
@@ -58,6 +63,8 @@ class DockerRuntime:
         timeout_s: for the answer to one call.
         threads: calls under way at once.
         starts: containers created or started at once; more would only wait inside the engine.
+        relay_image: of the relays of network ``api``.
+        host_network: members of connected gangs may have the machine's own network.
     """
 
     name = "docker"
@@ -71,6 +78,8 @@ class DockerRuntime:
         timeout_s: float = 60,
         threads: int = 16,
         starts: int = 4,
+        relay_image: str = "wherry/python-base",
+        host_network: bool = False,
     ) -> None:
         self._place = place
         self._endpoints = endpoints
@@ -80,10 +89,15 @@ class DockerRuntime:
         self._long_pool = ThreadPoolExecutor(_LONG_THREADS, "docker-long")
         self._look_pool = ThreadPoolExecutor(1, "docker-look")  # its own: whether the engine answers never has to queue
         self._starts = asyncio.Semaphore(starts)
-        self._client: docker.APIClient | None = None
+        self._client: _Client | None = None
         self._connecting = threading.Lock()
         self._facts: RuntimeFacts | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._host_network = host_network
+        self._bridges = GangBridges(place, self._api, self._call)
+        long_call = partial(self._call, pool=self._long_pool)
+        engine = Engine(self._api, self._call, long_call, self._create, self._remove)
+        self.doors = DockerDoors(engine, place, relay_image)
 
     # --- the engine ---
 
@@ -125,28 +139,57 @@ class DockerRuntime:
 
     # --- one attempt ---
 
-    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Provide = no_inputs) -> str:
+    async def stage(
+        self, order: Order, image: Image, source: Fetch, inputs: Provide = no_inputs, access: Access | None = None
+    ) -> str:
         """Create the container and fill its volumes, in four calls of which three overlap with the download."""
         if not container.has_command(order, image.config):
             raise WherryError(
                 EndReason.IMAGE_NO_COMMAND, f"{order.spec.image} has no command of its own, and the job gives none."
             )
+        if order.wiring is not None and order.wiring.network == "host" and not self._host_network:
+            raise WherryError(EndReason.RUNTIME_ERROR, "This node lets no container have the network of the machine.")
         key = Key(order.job_id, order.attempt)
         name = self._place.name(key)
         staging = container.staging_container(self._place, order, image.id)
         job = partial(container.job_container, self._place, order, image.id, pids_limit=self._pids_limit)
 
         async def create() -> str:
-            return await self._create(job(inputs=await given), name)
+            body = wiring.connected(job(inputs=await given), order)
+            await self._bridges.join(order)
+            if order.map is not None:
+                body = worker_program.as_worker(body, order, container.RUN, image.config)
+            if access is not None:
+                body = door.joined(body, await self.doors.make_relay(order))
+            return await self._create(body, name)
 
         async with _all_or_none() as group:
             path = group.create_task(_awaited(source()))
             given = group.create_task(_awaited(inputs()))
             filled = group.create_task(self._create(staging, f"{name}-staging"))
+            if order.service is not None:
+                group.create_task(self._make_network(order))
             created = group.create_task(create())
-        files = _staged(order, path.result(), given.result())
+        files = _staged(order, path.result(), given.result(), access)
         await self._call(partial(self._fill, filled.result(), files), pool=self._long_pool)
         return created.result()
+
+    # --- items of a worker ---
+
+    def seen(self, key: Key) -> tuple[str, str]:
+        """Return the folders of every container."""
+        del key
+        return container.WORKSPACE, container.INPUTS
+
+    async def put(self, key: Key, handle: str, pieces: Iterator[bytes]) -> None:
+        """Unpack a tar in the workspace: a volume, which takes files also where the container's root does not."""
+        del key
+        await self._call(partial(self._fill, handle, pieces, container.WORKSPACE), pool=self._long_pool)
+
+    async def tell(self, key: Key, handle: str, lines: bytes) -> None:
+        """Attach to the standard input, write, and wait until the engine has read it: it stays open without us."""
+        del key
+        await self._call(partial(self._tell, handle, lines))
 
     # --- inputs, which several attempts share ---
 
@@ -197,7 +240,9 @@ class DockerRuntime:
             try:
                 await self._call(self._api().start, handle)
             except WherryError as error:
-                raise _start_error(error) from error
+                if not await self._bridges.mend(handle, error):
+                    raise _start_error(error) from error
+                await self._call(self._api().start, handle)
         task = asyncio.get_running_loop().create_task(self._remove_quietly(f"{self._place.name(key)}-staging"))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -207,6 +252,17 @@ class DockerRuntime:
         del key
         place = LogPosition(**(position or {}))
         return ReaderThread(f"log-{handle[:12]}", partial(self._read_log, handle, place, sink))
+
+    async def address(self, key: Key, handle: str, port: int) -> tuple[str, int]:
+        """Return where the container is in its network, which an agent that is itself a container joins."""
+        network = container.network_name(self._place, key)
+        found = await self._call(self._api().inspect_container, handle)
+        host = ((found["NetworkSettings"]["Networks"] or {}).get(network) or {}).get("IPAddress")
+        if not host:
+            raise NotFound("the container has no address")
+        if (me := own_container.container_id()) is not None:
+            await self._join(me, network)
+        return host, port
 
     async def outcome(self, key: Key, handle: str) -> Outcome | None:
         """Return how the container ended; None while it runs, or before it was started."""
@@ -241,9 +297,12 @@ class DockerRuntime:
             if "is not running" not in error.message:
                 raise
 
-    async def outputs(self, key: Key, handle: str, below: str = "") -> AsyncIterator[Output]:
-        """Give what is in /outputs, read from the container's volume as one tar."""
+    async def outputs(
+        self, key: Key, handle: str, below: str = "", *, of: Literal["outputs", "items"] = "outputs"
+    ) -> AsyncIterator[Output]:
+        """Give what is in /outputs, or what items have left, read from the container's volume as one tar."""
         del key
+        root = container.OUTPUTS if of == "outputs" else f"{container.WORKSPACE}/{ITEMS}/out"
         queue: asyncio.Queue[Output | bytes | BaseException | None] = asyncio.Queue(8)
         loop = asyncio.get_running_loop()
         cancelled = threading.Event()
@@ -253,7 +312,7 @@ class DockerRuntime:
                 raise InterruptedError
             asyncio.run_coroutine_threadsafe(queue.put(item), loop).result()
 
-        reading = loop.run_in_executor(self._long_pool, self._read_outputs, handle, below, put)
+        reading = loop.run_in_executor(self._long_pool, self._read_outputs, handle, root, below, put)
         try:
             while (item := await queue.get()) is not None:
                 if isinstance(item, BaseException):
@@ -284,21 +343,26 @@ class DockerRuntime:
         return seen or use_in_stats(await self._call(self._stats, handle))
 
     async def clear(self, key: Key) -> None:
-        """Remove the attempt's containers, then its volumes, also those that its image declared."""
+        """Remove the attempt's containers, then its volumes, also those that its image declared, and its networks."""
         name = self._place.name(key)
-        await asyncio.gather(*(self._remove(one) for one in (name, f"{name}-staging")))
+        gang = await self._bridges.of(key, name)
+        relay = door.relay_name(self._place, key)
+        await asyncio.gather(*(self._remove(one) for one in (name, f"{name}-staging", relay)))
         api = self._api()
         for volume in container.volumes(self._place, key).values():
             with suppress(NotFound):
                 await self._call(partial(api.remove_volume, volume, force=True))
+        await self._remove_network(container.network_name(self._place, key))
+        await self._bridges.leave(key, gang)
 
     async def found(self) -> list[Found]:
-        """Return every container and volume with this agent's labels."""
+        """Return every container, volume and network with this agent's labels."""
         labels = [f"{name}={value}" for name, value in self._place.own_labels().items()]
         api = self._api()
-        containers, volumes = await asyncio.gather(
+        containers, volumes, networks = await asyncio.gather(
             self._call(partial(api.containers, all=True, filters={"label": labels})),
             self._call(partial(api.volumes, filters={"label": labels})),
+            self._call(partial(api.networks, filters={"label": labels})),
         )
         found: list[Found] = []
         for one in containers:
@@ -311,6 +375,8 @@ class DockerRuntime:
             key = container.key_of(one["Labels"] or {})
             if key is not None:
                 found.append(Found(key, datetime.fromisoformat(one["CreatedAt"])))
+        keys = (container.key_of(one["Labels"] or {}) for one in await self._bridges.unused(networks))
+        found += [Found(key, utc_now()) for key in keys if key is not None]
         return found
 
     async def close(self) -> None:
@@ -341,7 +407,7 @@ class DockerRuntime:
             raise Unavailable("the Docker engine was lost")
         return facts
 
-    def _connect(self) -> tuple[docker.APIClient, RuntimeFacts]:
+    def _connect(self) -> "tuple[_Client, RuntimeFacts]":
         tried: list[str] = []
         for endpoint in self._endpoints:
             try:
@@ -383,9 +449,18 @@ class DockerRuntime:
         except docker.errors.APIError as error:
             raise _pull_error(reference, str(error.explanation or error)) from error
 
-    def _fill(self, staging: str, files: Iterator[bytes]) -> None:
+    def _fill(self, handle: str, files: Iterator[bytes], folder: str = "/") -> None:
         with _translated("putting files into the container"):
-            self._api().put_archive(staging, "/", _joined(files))
+            self._api().put_archive(handle, folder, _joined(files))
+
+    def _tell(self, handle: str, lines: bytes) -> None:
+        api = self._api()
+        with _translated("writing to the program"), closing(_plain_socket(api, handle)) as stream:
+            stream.settimeout(_TELL_TIMEOUT_S)
+            stream.sendall(lines)
+            stream.shutdown(socket.SHUT_WR)
+            while stream.recv(4096):  # it ends once the engine has read all
+                pass
 
     def _read_log(self, handle: str, position: LogPosition, sink: Sink, reader: ReaderThread) -> None:
         """Follow the log to its end, then read what is left of it.
@@ -420,15 +495,15 @@ class DockerRuntime:
                 reader.interrupt = None
                 response.close()
 
-    def _refuse_links(self, handle: str, below: str) -> None:
-        """Return if no folder above *below* is a link: the engine would follow it out of the outputs.
+    def _refuse_links(self, handle: str, root: str, below: str) -> None:
+        """Return if no folder above *below* is a link: the engine would follow it out of *root*.
 
         Raises:
             NotFound: one is, or there is none.
         """
         api, folders = self._api(), below.split("/")[:-1]
         for depth in range(1, len(folders) + 1):
-            path = "/".join((container.OUTPUTS, *folders[:depth]))
+            path = "/".join((root, *folders[:depth]))
             url = f"{api.base_url}/v{api.api_version}/containers/{handle}/archive"
             with closing(api.head(url, params={"path": path}, timeout=self._timeout_s)) as response:
                 found = response.headers.get("X-Docker-Container-Path-Stat", "")
@@ -436,12 +511,12 @@ class DockerRuntime:
                 raise NotFound(f"nothing is at {below!r}")
 
     def _read_outputs(
-        self, handle: str, below: str, put: Callable[[Output | bytes | BaseException | None], None]
+        self, handle: str, root: str, below: str, put: Callable[[Output | bytes | BaseException | None], None]
     ) -> None:
         try:
             with _translated("reading the outputs"):
-                self._refuse_links(handle, below)
-                pieces, _ = self._api().get_archive(handle, f"{container.OUTPUTS}/{below}".rstrip("/"), CHUNK_BYTES)
+                self._refuse_links(handle, root, below)
+                pieces, _ = self._api().get_archive(handle, f"{root}/{below}".rstrip("/"), CHUNK_BYTES)
                 with tarfile.open(fileobj=cast("Any", PieceReader(pieces)), mode="r|", bufsize=_TAR_PIECE_BYTES) as tar:
                     while (member := tar.next()) is not None:
                         _give(tar, member, below, put)
@@ -455,7 +530,7 @@ class DockerRuntime:
 
     # --- helpers ---
 
-    def _api(self) -> docker.APIClient:
+    def _api(self) -> "_Client":
         if self._client is None:
             raise Unavailable("the Docker engine does not answer")
         return self._client
@@ -482,6 +557,32 @@ class DockerRuntime:
                 raise
             with suppress(NotFound):  # till then its volumes are in use
                 await self._call(partial(self._api().wait, name, timeout=int(self._timeout_s), condition="removed"))
+
+    async def _make_network(self, order: Order) -> None:
+        create = partial(self._api().post_json, "networks/create", container.replica_network(self._place, order))
+        try:
+            await self._call(create)
+        except WherryError as error:
+            if "already exists" not in error.message:  # made by a try whose answer was lost
+                raise
+
+    async def _join(self, me: str, network: str) -> None:
+        """Connect the agent's own container to a replica's network; on another engine it is none of ours."""
+        try:
+            await self._call(partial(self._api().connect_container_to_network, me, network))
+        except NotFound:
+            return
+        except WherryError as error:
+            if "already exists in network" not in error.message:
+                raise
+
+    async def _remove_network(self, name: str) -> None:
+        api = self._api()
+        with suppress(NotFound):
+            for one in (await self._call(partial(api.inspect_network, name))).get("Containers") or ():
+                with suppress(NotFound):  # the agent itself
+                    await self._call(partial(api.disconnect_container_from_network, one, name, force=True))
+            await self._call(partial(api.remove_network, name))
 
     async def _remove_quietly(self, name: str) -> None:
         with suppress(WherryError):  # `clear` comes by again
@@ -519,13 +620,18 @@ class DockerRuntime:
 class _Client(docker.APIClient):
     """An engine's client that waits for nothing without end: docker's own does so for a pull, which may be silent."""
 
+    def post_json(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Return the answer to a call of the API, given as it is."""
+        api: Any = self
+        return api._result(api.post(f"{api.base_url}/v{api.api_version}/{path}", json=body), json=True)
+
     def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = self.timeout if "timeout" not in kwargs else _SILENT_TIMES * self.timeout
         return kwargs
 
 
-def _client(endpoint: Endpoint, timeout_s: float) -> docker.APIClient:
+def _client(endpoint: Endpoint, timeout_s: float) -> _Client:
     tls: docker.tls.TLSConfig | bool = False
     if (folder := endpoint.certificates) is not None:
         tls = docker.tls.TLSConfig(
@@ -551,6 +657,8 @@ def _facts(client: docker.APIClient) -> RuntimeFacts:
         cpus=float(info["NCPU"]),
         memory=int(info["MemTotal"]),
         arch={"x86_64": "amd64", "aarch64": "arm64"}.get(info["Architecture"], info["Architecture"]),
+        # Machines that are copies of one another have engines of the same id.
+        engine_id=" ".join(filter(None, (info.get("ID"), info.get("Name"), info.get("DockerRootDir")))),
     )
 
 
@@ -585,7 +693,9 @@ def _start_error(error: WherryError) -> WherryError:
     return error
 
 
-def _staged(order: Order, source: Path | None, inputs: Mapping[str, Given]) -> Iterator[bytes]:
+def _staged(
+    order: Order, source: Path | None, inputs: Mapping[str, Given], access: Access | None = None
+) -> Iterator[bytes]:
     """Give the tar that fills all volumes of an attempt at once."""
     params = json.dumps(order.spec.params).encode()
     yield archive.folder("workspace")
@@ -593,6 +703,11 @@ def _staged(order: Order, source: Path | None, inputs: Mapping[str, Given]) -> I
     yield archive.folder("run/wherry")
     yield archive.file("run/wherry/params.json", len(params), 0o444)
     yield params + archive.padding(len(params))
+    if access is not None:
+        token = access.token.encode()
+        yield archive.file(door.TOKEN[1:], len(token), 0o400) + token + archive.padding(len(token))
+    if order.map is not None:
+        yield from worker_program.tar_parts(container.RUN[1:], container.WORKSPACE[1:])
     if source is not None:
         yield from source_zip.tar_of(source_zip.members(source, bytes_max=order.spec.resources.disk), "workspace")
     if inputs:
@@ -660,6 +775,12 @@ def _with_chunks(item: Output, queue: "asyncio.Queue[Output | bytes | BaseExcept
             yield piece
 
     return Output(item.path, "file", item.mode, item.mtime, item.size, chunks=chunks())
+
+
+def _plain_socket(api: Any, handle: str) -> Any:
+    """Return a socket to the standard input of a container."""
+    stream = api.attach_socket(handle, {"stdin": 1, "stream": 1})
+    return getattr(stream, "_sock", stream)
 
 
 def _shut_down(api: Any, response: Any) -> None:

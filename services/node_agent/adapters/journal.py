@@ -2,12 +2,13 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.node_agent.core.container import Key
+from services.node_agent.core.items import Begun
 from services.node_agent.core.machine import DROPPED_KEPT, Drop, Held, Save, SaveEpoch
 from shared.states import AttemptEventName
 
@@ -19,6 +20,9 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS dropped (
     place INTEGER PRIMARY KEY AUTOINCREMENT, job_id TEXT, attempt INTEGER, UNIQUE (job_id, attempt)
 );
+CREATE TABLE IF NOT EXISTS items (
+    job_id TEXT, attempt INTEGER, slot TEXT, body TEXT NOT NULL, PRIMARY KEY (job_id, attempt, slot)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
@@ -26,6 +30,7 @@ _KEEP_REPORT = """
 INSERT INTO outbox (id, job_id, attempt, name, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
 """
 
+_FORGET_ITEM = "DELETE FROM items WHERE job_id = ? AND attempt = ? AND slot = ?"
 _KEEP_DROPPED = "INSERT INTO dropped (job_id, attempt) VALUES (?, ?) ON CONFLICT (job_id, attempt) DO NOTHING"
 _FORGET_DROPPED = "DELETE FROM dropped WHERE place <= (SELECT max(place) FROM dropped) - ?"
 
@@ -40,7 +45,16 @@ class Outgoing:
     body: bytes
 
 
-Write = Save | Drop | SaveEpoch | Outgoing
+@dataclass(frozen=True, slots=True)
+class KeepItems:
+    """What has become of items of a worker; and those that need not be kept any more, by their slots."""
+
+    key: Key
+    begun: Sequence[Begun] = ()
+    over: Sequence[str] = ()
+
+
+Write = Save | Drop | SaveEpoch | Outgoing | KeepItems
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,7 @@ class Kept:
     epoch: int
     outbox: list[Outgoing]
     dropped: list[Key]
+    items: dict[Key, list[Begun]]
 
 
 class Journal:
@@ -90,7 +105,10 @@ class Journal:
             Outgoing(id_, Key(job, attempt), AttemptEventName(name), body) for id_, job, attempt, name, body in rows
         ]
         dropped = [Key(*row) for row in database.execute("SELECT job_id, attempt FROM dropped ORDER BY place")]
-        return Kept(held, int(epoch[0]) if epoch else 0, outbox, dropped)
+        items: dict[Key, list[Begun]] = {}
+        for job, attempt, body in database.execute("SELECT job_id, attempt, body FROM items"):
+            items.setdefault(Key(job, attempt), []).append(Begun.model_validate_json(body))
+        return Kept(held, int(epoch[0]) if epoch else 0, outbox, dropped, items)
 
     def _write(self, writes: list[Write]) -> None:
         with self._database as transaction:
@@ -102,6 +120,7 @@ class Journal:
                     case Drop(key):
                         transaction.execute("DELETE FROM attempts WHERE job_id = ? AND attempt = ?", key)
                         transaction.execute("DELETE FROM outbox WHERE job_id = ? AND attempt = ?", key)
+                        transaction.execute("DELETE FROM items WHERE job_id = ? AND attempt = ?", key)
                         transaction.execute(_KEEP_DROPPED, key)
                         transaction.execute(_FORGET_DROPPED, (DROPPED_KEPT,))
                     case SaveEpoch(epoch):
@@ -109,6 +128,11 @@ class Journal:
                     case Outgoing():
                         row = (write.id, *write.key, write.name.value, write.body)
                         transaction.execute(_KEEP_REPORT, row)
+                    case KeepItems(key, begun, over):
+                        rows = [(*key, one.slot, one.model_dump_json(exclude_defaults=True)) for one in begun]
+                        transaction.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", rows)
+                        gone = [(*key, slot) for slot in over]
+                        transaction.executemany(_FORGET_ITEM, gone)
 
     def _sent(self, id_: str) -> None:
         with self._database as transaction:

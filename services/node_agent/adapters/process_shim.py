@@ -15,6 +15,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+#: In the folder: a pipe that becomes the program's standard input, where it is there. It is never at its end.
+STDIN = "stdin"
+
 
 def start_ticks(pid: int) -> int:
     """Return when *pid* was started, in clock ticks since boot; 0 where nobody knows, -1 where it does not run."""
@@ -62,7 +65,7 @@ def _supervise(folder: Path, tell: int) -> None:
     with (folder / "stdout").open("ab") as out, (folder / "stderr").open("ab") as err:
         try:
             child = subprocess.Popen(  # noqa: S603 - running what the user asks for is what this is for
-                order["argv"], cwd=order["cwd"], env=order["env"], stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                order["argv"], cwd=order["cwd"], env=order["env"], stdin=_stdin(folder), stdout=out, stderr=err,
                 start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -88,6 +91,12 @@ def _supervise(folder: Path, tell: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)  # what the program left running
     _write(folder / "exit.json", {"exit_code": code if code >= 0 else 128 - code})
+
+
+def _stdin(folder: Path) -> int:
+    pipe = folder / STDIN
+    # For reading and writing: it stays open whoever writes to it, and whether anybody does.
+    return os.open(pipe, os.O_RDWR) if pipe.exists() else subprocess.DEVNULL
 
 
 def _write(path: Path, value: dict[str, int | str]) -> None:

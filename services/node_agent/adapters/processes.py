@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal as signals
+import socket
 import stat
 import sys
 import tarfile
@@ -15,21 +16,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from services.node_agent.adapters import process_shim, source_zip, use
+from services.node_agent.adapters import process_doors, process_shim, source_zip, use, worker_program
 from services.node_agent.adapters.pieces import PieceReader
 from services.node_agent.adapters.reader_thread import ReaderThread
 from services.node_agent.adapters.storage import pieces_of
-from services.node_agent.core.container import Key
+from services.node_agent.core import wiring
+from services.node_agent.core.container import Key, port_variables
 from services.node_agent.core.ending import Outcome
+from services.node_agent.core.items import ITEMS
 from services.node_agent.core.shelf import CONTENT, FILL_ROOT, Given
 from services.node_agent.core.use import Use
-from services.node_agent.ports import Chunk, Fetch, Found, Image, Output, Provide, RuntimeFacts, Sink, no_inputs
+from services.node_agent.ports import Access, Chunk, Fetch, Found, Image, Output, Provide, RuntimeFacts, Sink, no_inputs
 from shared.clock import monotonic, utc_now
-from shared.errors import NotFound, WherryError
+from shared.errors import NotFound, Unavailable, WherryError
 from shared.fleet import Order
 from shared.requests import CHUNK_BYTES
 
 _POLL_S = 0.03
+_LOCAL = "127.0.0.1"
 _DIE_S = 10.0
 _TAR_PIECE_BYTES = 256 * 1024
 #: Files and folders of one attempt that a look at its disk goes through: what is beyond them is not counted.
@@ -52,6 +56,7 @@ class ProcessRuntime:
         self._folder = folder
         self._inherited = inherited
         self._inputs = folder.with_name(f"{folder.name}-inputs")
+        self.doors = process_doors.ProcessDoors(self._of)
         for one in (folder, self._inputs):
             one.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -73,11 +78,13 @@ class ProcessRuntime:
         """Return nothing: there are no images here."""
         return ()
 
-    async def stage(self, order: Order, image: Image, source: Fetch, inputs: Provide = no_inputs) -> str:
+    async def stage(
+        self, order: Order, image: Image, source: Fetch, inputs: Provide = no_inputs, access: Access | None = None
+    ) -> str:
         """Unpack the source, give it the inputs, and write down what to run."""
         del image
         folder = self._of(Key(order.job_id, order.attempt))
-        await asyncio.to_thread(_unpack, folder, order, await source(), self._inherited)
+        await asyncio.to_thread(_unpack, folder, order, await source(), self._inherited, access)
         await asyncio.to_thread(_link_inputs, folder / "inputs", self._inputs, await inputs())
         return folder.name
 
@@ -120,6 +127,14 @@ class ProcessRuntime:
         offsets = dict(position or {"o": 0, "e": 0})
         return ReaderThread(f"log-{key.job_id}", partial(_read_files, self._of(key), offsets, sink))
 
+    async def address(self, key: Key, handle: str, port: int) -> tuple[str, int]:
+        """Return the port of this machine that the program was given; *port* may be another's here."""
+        del handle, port
+        what = _read(self._of(key) / "order.json")
+        if what is None:
+            raise NotFound("the program is gone")
+        return _LOCAL, int(what["env"]["WHERRY_PORT"])
+
     async def outcome(self, key: Key, handle: str) -> Outcome | None:
         """Return how the program ended.
 
@@ -140,13 +155,29 @@ class ProcessRuntime:
         del handle
         _kill(self._of(key), signals.Signals[signal])
 
-    async def outputs(self, key: Key, handle: str, below: str = "") -> AsyncIterator[Output]:
-        """Give what is in the outputs folder. No link is followed, and of a file that grows no more than it had.
+    def seen(self, key: Key) -> tuple[str, str]:
+        """Return folders of this machine."""
+        return str(self._of(key) / "workspace"), str(self._of(key) / "inputs")
+
+    async def put(self, key: Key, handle: str, pieces: Iterator[bytes]) -> None:
+        """Unpack a tar in the workspace."""
+        del handle
+        await asyncio.to_thread(_unpack_into, self._of(key) / "workspace", pieces)
+
+    async def tell(self, key: Key, handle: str, lines: bytes) -> None:
+        """Write to the pipe that the supervisor holds open."""
+        del handle
+        await asyncio.to_thread(_write_pipe, self._of(key) / process_shim.STDIN, lines)
+
+    async def outputs(
+        self, key: Key, handle: str, below: str = "", *, of: Literal["outputs", "items"] = "outputs"
+    ) -> AsyncIterator[Output]:
+        """Give what is in the outputs folder, or what items have left. No link is followed, and of a file that grows no more than it had.
 
         What this agent may not read is of kind "other": it does not keep the rest from being kept.
         """
         del handle
-        root = self._of(key) / "outputs"
+        root = self._of(key) / ("outputs" if of == "outputs" else f"workspace/{ITEMS}/out")
         if not root.is_dir():
             raise NotFound("the outputs are gone")
         names: dict[int, str] = {}  # of files that have several, by inode
@@ -221,18 +252,66 @@ def remove_tree(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _unpack(folder: Path, order: Order, source: Path | None, inherited: Mapping[str, str]) -> None:
+def _unpack(
+    folder: Path, order: Order, source: Path | None, inherited: Mapping[str, str], access: Access | None = None
+) -> None:
     for name in ("workspace", "outputs", "inputs", "tmp", "run"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "run" / "params.json").write_text(json.dumps(order.spec.params), "utf-8")
     if source is not None:
         source_zip.unpack(source_zip.members(source, bytes_max=order.spec.resources.disk), folder / "workspace")
+    argv = order.spec.argv()
+    if order.map is not None:
+        worker_program.write(folder / "run", folder / "workspace")
+        argv = worker_program.argv(order, str(folder / "run"), ())
+        os.mkfifo(folder / process_shim.STDIN, 0o600)
+    reached = process_doors.environment(folder / "run", access)
     what = {
-        "argv": order.spec.argv(),
-        "env": {**inherited, **_environment(folder, order)},
+        "argv": argv,
+        "env": {**inherited, **reached, **_environment(folder, order), **(port_variables(_free_port()) if order.service else {})},
         "cwd": str(folder / "workspace"),
     }
     (folder / "order.json").write_text(json.dumps(what), "utf-8")
+
+
+def _free_port() -> int:
+    """Return a port that nobody had a moment ago. A program that finds it taken ends, and is started with another."""
+    with socket.socket() as one:
+        one.bind((_LOCAL, 0))
+        return one.getsockname()[1]
+
+
+def _unpack_into(folder: Path, pieces: Iterator[bytes]) -> None:
+    """Make files and folders of a tar of our own in a program's folder. What is there already is replaced."""
+    with tarfile.open(fileobj=cast("Any", PieceReader(pieces)), mode="r|") as tar:
+        while (member := tar.next()) is not None:
+            path = folder / member.name
+            if member.isdir():
+                path.mkdir(parents=True, exist_ok=True)
+            elif (content := tar.extractfile(member)) is not None:
+                new = path.with_name(f"{path.name[:200]}.new")
+                with new.open("wb") as file:
+                    shutil.copyfileobj(content, file, _TAR_PIECE_BYTES)
+                new.replace(path)
+
+
+def _write_pipe(path: Path, lines: bytes) -> None:
+    """Write to a pipe of which somebody else reads, all or nothing: at most PIPE_BUF bytes.
+
+    Raises:
+        NotFound: nobody does.
+        Unavailable: it is full.
+    """
+    try:
+        pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise NotFound(f"the program takes nothing: {error.strerror}") from error
+    try:
+        os.write(pipe, lines)
+    except BlockingIOError as error:
+        raise Unavailable("the program does not read what it is told") from error
+    finally:
+        os.close(pipe)
 
 
 def _untar(folder: Path, pieces: Iterator[bytes]) -> None:
@@ -280,7 +359,8 @@ def _environment(folder: Path, order: Order) -> dict[str, str]:
         "XDG_CACHE_HOME": str(folder / "tmp"),
         "PYTHONUNBUFFERED": "1",
     }
-    return ours | order.spec.env | {"CUDA_VISIBLE_DEVICES": ",".join(order.gpus)}
+    peers = wiring.environment(order.wiring) if order.wiring is not None else {}
+    return ours | peers | order.spec.env | {"CUDA_VISIBLE_DEVICES": ",".join(order.gpus)}
 
 
 def _read_files(folder: Path, offsets: dict[str, int], sink: Sink, reader: ReaderThread) -> None:

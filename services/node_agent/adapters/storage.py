@@ -15,7 +15,7 @@ from services.node_agent.core.inputs import asked_path, place
 from services.node_agent.core.shelf import CONTENT
 from shared.blobs import BlobClient
 from shared.errors import WherryError
-from shared.fleet import Order
+from shared.fleet import ItemOrder, Order
 from shared.job import BlobRef
 from shared.manifest import Entry
 from shared.requests import CHUNK_BYTES, BlobRead, BlobScope, InputQuery
@@ -125,6 +125,27 @@ class Storage:
         finally:
             await parts.close()
         yield archive.END
+
+    async def item_file(self, order: Order, item: ItemOrder) -> AsyncGenerator[bytes, None]:
+        """Give the bytes of an item of the map job whose worker *order* is.
+
+        Raises:
+            WherryError: ``input_missing``; ``unavailable``, where it is worth another try.
+        """
+        wanted = BlobRead(artifact_id=item.spec.artifact, job_id=order.job_id, item=item.id, min_seq=order.seq)
+        digest = sha256()
+        try:
+            async with aclosing(self._blobs.read(wanted, patience_s=_LIST_PATIENCE_S)) as pieces:
+                async for piece in pieces:
+                    digest.update(piece)
+                    yield piece
+        except WherryError as error:
+            if error.retryable:
+                raise
+            message = f"The artifact {item.spec.artifact} of the item cannot be had: {error.message}"
+            raise WherryError(EndReason.INPUT_MISSING, message) from error
+        if item.spec.sha256 not in (None, digest.hexdigest()):
+            raise WherryError("corrupt", f"The artifact {item.spec.artifact} is not what was stored.", retryable=True)
 
     async def keep(self, key: Key, chunks: AsyncIterator[bytes]) -> BlobRef:
         """Store *chunks* as something that the attempt left."""

@@ -17,7 +17,7 @@ from shared.events import AttemptFinished, AttemptFinishing, AttemptRunning, Att
 from shared.fleet import Assignment, DesiredState, HeldAttempt, Order
 from shared.job import Failure, OutputsRef
 from shared.model import Message
-from shared.spec import Timeouts
+from shared.spec import Service, Timeouts
 from shared.states import AttemptEventName, AttemptState, EndReason
 
 _COMMAND_CHARS_MAX = 200
@@ -34,6 +34,7 @@ class Phase(StrEnum):
     PULLING = "pulling"
     STAGING = "staging"
     STARTING = "starting"  # its container exists and is about to be started, once
+    WARMUP = "warmup"  # a replica's program runs, and is not ready yet
     RUNNING = "running"
     FINISHING = "finishing"  # the program has ended; what it left is being stored
     FINISHED = "finished"  # its last report is in the outbox, or delivered
@@ -41,12 +42,15 @@ class Phase(StrEnum):
 
 
 PREPARING = frozenset({Phase.ACCEPTED, Phase.PULLING, Phase.STAGING})
-_BEFORE_END = PREPARING | {Phase.STARTING, Phase.RUNNING}
+#: Its program runs.
+STARTED = frozenset({Phase.WARMUP, Phase.RUNNING})
+_BEFORE_END = PREPARING | {Phase.STARTING} | STARTED
 _STATE_OF: Mapping[Phase, AttemptState] = {
     Phase.ACCEPTED: AttemptState.STARTING,
     Phase.PULLING: AttemptState.STARTING,
     Phase.STAGING: AttemptState.STARTING,
     Phase.STARTING: AttemptState.STARTING,
+    Phase.WARMUP: AttemptState.STARTING,
     Phase.RUNNING: AttemptState.RUNNING,
     Phase.FINISHING: AttemptState.FINISHING,
 }
@@ -133,6 +137,21 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """A replica is well for the first time."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Unhealthy:
+    """A replica that was ready answers no more; `why` is a sentence."""
+
+    key: Key
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The program could not be brought to run."""
 
@@ -161,6 +180,14 @@ class OverDisk:
 
     key: Key
     used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A worker has not answered for `item` in time."""
+
+    key: Key
+    item: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +223,8 @@ class Tick:
 
 
 Fact = (
-    Desired | Recovered | ImageMissing | ImageFound | Staged | Started | Failed | Exited | Unkillable | OverDisk
-    | Collected | Delivered | Cleared | Tick
+    Desired | Recovered | ImageMissing | ImageFound | Staged | Started | Ready | Unhealthy | Stuck | Failed | Exited
+    | Unkillable | OverDisk | Collected | Delivered | Cleared | Tick
 )  # fmt: skip
 
 # --- effects: the first four are the journal's, written together before any other is carried out ------------------
@@ -283,8 +310,15 @@ class Follow:
 
 
 @dataclass(frozen=True, slots=True)
+class Attend:
+    """See whether a replica's program is well, again and again, and answer requests with it while it is."""
+
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
-    """SIGTERM, and SIGKILL after the grace."""
+    """SIGTERM, and SIGKILL after the grace. A replica first answers what it has begun, within the grace too."""
 
     held: Held
     grace_s: float
@@ -317,8 +351,8 @@ class HeartbeatNow:
 
 
 Effect = (
-    Save | Drop | SaveEpoch | NoteLease | Report | Prepare | Start | StartNoMore | Follow | Stop | Abort | Collect
-    | Clear | HeartbeatNow
+    Save | Drop | SaveEpoch | NoteLease | Report | Prepare | Start | StartNoMore | Follow | Attend | Stop | Abort
+    | Collect | Clear | HeartbeatNow
 )  # fmt: skip
 
 
@@ -429,7 +463,7 @@ class Machine:
         if held.phase in PREPARING:
             return [*self._finish(held, end, now), Abort(held.key)]
         # While starting, nobody knows whether there is something to stop yet: `Started` will tell.
-        return [self._save(held), Stop(held, grace_s) if held.phase is Phase.RUNNING else StartNoMore(held.key)]
+        return [self._save(held), Stop(held, grace_s) if held.phase in STARTED else StartNoMore(held.key)]
 
     def _fence_all(self, at: float, now: datetime) -> list[Effect]:
         """End what must not run twice, where nobody grants a lease: before another node may start it."""
@@ -445,7 +479,7 @@ class Machine:
         if held.stop is None:
             return self._stop(held, _FENCED, grace_s, now)
         held = held.model_copy(update={"stop_grace_s": min(grace_s, held.stop_grace_s)})  # no later than this
-        return [self._save(held), *([Stop(held, held.stop_grace_s)] if held.phase is Phase.RUNNING else [])]
+        return [self._save(held), *([Stop(held, held.stop_grace_s)] if held.phase in STARTED else [])]
 
     def _forget(self, held: Held, now: datetime) -> list[Effect]:
         if held.is_cleared:
@@ -459,14 +493,9 @@ class Machine:
     def _attempt(self, held: Held, fact: Fact, now: datetime) -> list[Effect]:
         if held.phase in PREPARING or held.phase is Phase.STARTING:
             return self._before_running(held, fact, now)
+        if held.phase in STARTED:
+            return self._while_running(held, fact, now)
         match (held.phase, fact):
-            case (Phase.RUNNING, Exited(_, outcome)):
-                return self._exited(held, outcome, now)
-            case (Phase.RUNNING, Unkillable()):
-                return self._finish(held, _UNKILLABLE, now)
-            case (Phase.RUNNING, OverDisk(_, used)):
-                failure = over_disk(used, held.order.spec.resources.disk)
-                return self._stop(held, End(state=AttemptState.FAILED, failure=failure), _DISK_GRACE_S, now)
             case (Phase.FINISHING, Collected()):
                 return self._collected(held, fact, now)
             case (Phase.FINISHED, Delivered()) if not held.is_delivered:
@@ -490,9 +519,28 @@ class Machine:
                 held = held.model_copy(update=update)
                 return [self._save(held), Start(held)]
             case (Phase.STARTING, Started()):
-                return self._running(held, now)
+                return self._started(held, now)
             case (_, Failed(_, failure)):
                 return self._finish(held, held.stop or End(state=AttemptState.FAILED, failure=failure), now)
+            case _:
+                return []
+
+    def _while_running(self, held: Held, fact: Fact, now: datetime) -> list[Effect]:
+        match (held.phase, fact):
+            case (Phase.WARMUP, Ready()) if held.stop is None:
+                return self._running(held, now)
+            case (Phase.RUNNING, Unhealthy(_, why)):
+                return self._stop(held, _failed(EndReason.UNHEALTHY, why), held.stop_grace_s, now)
+            case (Phase.RUNNING, Stuck(_, item)):
+                why = f"It did not answer for the item {item} in time."
+                return self._stop(held, _failed(EndReason.ITEM_TIMEOUT, why), held.stop_grace_s, now)
+            case (_, Exited(_, outcome)):
+                return self._exited(held, outcome, now)
+            case (_, Unkillable()):
+                return self._finish(held, _UNKILLABLE, now)
+            case (_, OverDisk(_, used)):
+                failure = over_disk(used, held.order.spec.resources.disk)
+                return self._stop(held, End(state=AttemptState.FAILED, failure=failure), _DISK_GRACE_S, now)
             case _:
                 return []
 
@@ -501,10 +549,19 @@ class Machine:
         report = AttemptStarting(attempt=held.key.attempt, phase=word, at=now)
         return [self._save(held), Report(held.key, AttemptEventName.STARTING, report)]
 
+    def _started(self, held: Held, now: datetime) -> list[Effect]:
+        """Take in that the program runs: a replica is running only once it is ready."""
+        if held.order.service is None:
+            effects = self._running(held, now)
+            return [*effects, *_stop_late(self.held[held.key])]
+        effects = self._report_starting(held, Phase.WARMUP, "warmup", now)
+        held = self.held[held.key]
+        return [*effects, *_attend(held), *_stop_late(held)]
+
     def _running(self, held: Held, now: datetime) -> list[Effect]:
         held = held.model_copy(update={"phase": Phase.RUNNING, "since": now, "running_at": now})
         report = AttemptRunning(attempt=held.key.attempt, at=now, image_digest=held.image_digest)
-        return [self._save(held), Report(held.key, AttemptEventName.RUNNING, report), *_stop_late(held)]
+        return [self._save(held), Report(held.key, AttemptEventName.RUNNING, report)]
 
     def _exited(self, held: Held, outcome: Outcome, now: datetime) -> list[Effect]:
         failure = failure_of(outcome, _command(held))
@@ -555,6 +612,11 @@ class Machine:
     # --- time, and what a restart finds ---
 
     def _tick(self, held: Held, now: datetime) -> list[Effect]:
+        service = held.order.service
+        if service is not None and held.phase in STARTED:  # it runs for as long as it is wanted
+            is_late = (now - held.since).total_seconds() >= service.start_timeout
+            is_late = is_late and held.phase is Phase.WARMUP
+            return self._stop(held, _not_ready(service), held.stop_grace_s, now) if is_late else []
         reason = _LIMIT_OF.get(held.phase)
         if reason is None:
             return []
@@ -569,16 +631,16 @@ class Machine:
             case Phase.ACCEPTED | Phase.PULLING | Phase.STAGING:
                 fresh = held.model_copy(update={"phase": Phase.ACCEPTED, "since": now})
                 return [self._save(fresh), Prepare(held.order, again=True)]
-            case Phase.STARTING | Phase.RUNNING if condition == "gone":
+            case Phase.STARTING | Phase.WARMUP | Phase.RUNNING if condition == "gone":
                 return self._lost(held, now)
             case Phase.STARTING if condition == "created" and held.stop is not None:
                 return self._finish(held, held.stop, now)
             case Phase.STARTING if condition == "created":
                 return [Start(held.model_copy(update={"handle": handle}), again=True)]
             case Phase.STARTING:
-                return [*self._running(held, now), Follow(held)]
-            case Phase.RUNNING:
-                return [Follow(held), *_stop_late(held)]
+                return [*self._started(held, now), Follow(held)]
+            case Phase.WARMUP | Phase.RUNNING:
+                return [Follow(held), *_attend(held), *_stop_late(held)]
             case Phase.FINISHING:
                 return [Collect(held)]
             case Phase.FINISHED | Phase.FORGETTING:
@@ -679,6 +741,16 @@ def _stop_late(held: Held) -> list[Effect]:
     return [Stop(held, 0.0 if held.is_fenced else held.stop_grace_s)] if held.stop else []
 
 
+def _attend(held: Held) -> list[Effect]:
+    return [Attend(held)] if held.order.service is not None and held.stop is None else []
+
+
+def _not_ready(service: Service) -> End:
+    what = f"GET {service.health} did not answer 2xx" if service.health else "nothing listened"
+    message = f"It was not ready within {service.start_timeout:g} s: {what} on port {service.port}."
+    return _failed(EndReason.UNHEALTHY, message)
+
+
 def _command(held: Held) -> str:
     command = held.order.spec.command
     text = command if isinstance(command, str) else " ".join(command or ("of the image",))
@@ -690,7 +762,7 @@ def _is_of_earlier_boot(held: Held, boot_id: str) -> bool:
 
 
 def _state(held: Held, boot_id: str) -> AttemptState | None:
-    if held.phase in (Phase.STARTING, Phase.RUNNING) and _is_of_earlier_boot(held, boot_id):
+    if held.phase in (Phase.STARTING, *STARTED) and _is_of_earlier_boot(held, boot_id):
         return AttemptState.FINISHING  # nothing runs on over a reboot; how it ended is being found out
     if held.phase is Phase.FINISHED:
         return held.end.state if held.end else AttemptState.FAILED

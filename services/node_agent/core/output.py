@@ -24,9 +24,23 @@ _PERCENT_BAR = re.compile(r"(?:^|[\s:])(\d{1,3})%\|(?=[█▉▊▋▌▍▎▏]
 _COUNT_BAR = re.compile(r"^\s*(\d{1,18})/(\d{1,18})\s+(?:\[=*>?\.*\](?<=[=>.]\])|[━╸╺]+)")  # Keras 2 and 3
 _METRIC_LINES = re.compile(rb"^::metric [^\n]*", re.MULTILINE)
 _PROGRESS_LINES = re.compile(rb"^::progress [^\n]*", re.MULTILINE)
+_ITEM = re.compile(r"^::item\s+(i[a-z2-7]{25})\s+(?:(ok)|failed(?:\s+(.*))?)$")
+_ITEM_LINES = re.compile(rb"^::item [^\n]*\n", re.MULTILINE)
+#: Ends what a program has printed before a line of our own, which is so never in the middle of one of its.
+LINE_END_MARK = b"\x1e"
 #: Databases keep whole numbers of 64 bits.
 _STEP_END = 2.0**63
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")  # Keras goes back by backspaces
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker says of an item: it is done, or has failed, and why. `at`: when it said so."""
+
+    id: str
+    is_ok: bool
+    reason: str
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +50,7 @@ class Parsed:
     lines: tuple[LogLine, ...] = ()
     progress: Progress | None = None
     metrics: tuple[MetricPoint, ...] = ()
+    answers: tuple[Answer, ...] = ()
 
 
 @dataclass(slots=True)
@@ -54,10 +69,12 @@ class OutputParser:
     Args:
         next_number: of the next line; counts over both streams.
         pending: what `saved` returned, to go on after a restart.
+        is_worker: answers about items are taken out of the output.
     """
 
     next_number: int = 1
     pending: dict[str, _Pending] = field(default_factory=lambda: {"o": _Pending(), "e": _Pending()})
+    is_worker: bool = False
 
     def skim(self, stream: str, at: datetime, chunk: bytes, last: int) -> Parsed:
         """Take in bytes as `feed` does, but give only the lines among the *last* bytes, at little cost.
@@ -71,12 +88,17 @@ class OutputParser:
         opening = self.feed(stream, at, chunk[:start])
         skipped = chunk[start : end + 1]
         self.next_number += skipped.count(b"\n")
-        found = _Found(at, progress=opening.progress, metrics=list(opening.metrics))
+        found = _Found(at, progress=opening.progress, metrics=list(opening.metrics), answers=list(opening.answers))
         if b"::" in skipped:
             for line in (*_METRIC_LINES.findall(skipped), *_PROGRESS_LINES.findall(skipped)[-1:]):
                 found.signal(line)
+            for line in _ITEM_LINES.findall(skipped) if self._may_answer(stream) else ():
+                self.next_number -= found.answer(line)
         rest = self.feed(stream, at, chunk[end + 1 :])
-        return Parsed(rest.lines, rest.progress or found.progress, (*found.metrics, *rest.metrics))
+        return Parsed(
+            rest.lines, rest.progress or found.progress, (*found.metrics, *rest.metrics),
+            (*found.answers, *rest.answers),
+        )  # fmt: skip
 
     def feed(self, stream: str, at: datetime, chunk: bytes) -> Parsed:
         """Take in bytes of *stream* ("o" or "e") printed at *at*."""
@@ -106,10 +128,17 @@ class OutputParser:
         }
 
     @classmethod
-    def restored(cls, saved: dict[str, Any]) -> "OutputParser":
+    def restored(cls, saved: dict[str, Any], *, is_worker: bool = False) -> "OutputParser":
         """Return a parser that goes on where *saved* stopped."""
         pending = {name: _Pending(text.encode("latin-1"), *flags) for name, (text, *flags) in saved["pending"].items()}
-        return cls(saved["next_number"], pending)
+        return cls(saved["next_number"], pending, is_worker)
+
+    def _may_answer(self, stream: str) -> bool:
+        return self.is_worker and stream == "o"
+
+    def _is_ours(self, pending: _Pending, found: "_Found") -> bool:
+        """Return whether a worker's line is for the agent alone."""
+        return pending.text == LINE_END_MARK or (pending.text.startswith(b"::item") and found.answer(pending.text))
 
     def _extend(self, pending: _Pending, piece: bytes, found: "_Found") -> None:
         first, *redrawn = piece.split(b"\r")
@@ -128,6 +157,11 @@ class OutputParser:
         pending.text += piece[: max(room, 0)]
 
     def _end_line(self, stream: str, pending: _Pending, found: "_Found") -> None:
+        if self._may_answer(stream):
+            if self._is_ours(pending, found):
+                pending.text, pending.is_cut, pending.is_returned = b"", False, False
+                return
+            pending.text = pending.text.removesuffix(LINE_END_MARK)
         found.signal(pending.text)
         text = pending.text.decode("utf-8", "replace")
         if len(text) > _TEXT_MAX // 3:  # a replaced byte takes three
@@ -145,9 +179,17 @@ class _Found:
     lines: list[LogLine] = field(default_factory=list[LogLine])
     progress: Progress | None = None
     metrics: list[MetricPoint] = field(default_factory=list[MetricPoint])
+    answers: list[Answer] = field(default_factory=list[Answer])
 
     def parsed(self) -> Parsed:
-        return Parsed(tuple(self.lines), self.progress, tuple(self.metrics))
+        return Parsed(tuple(self.lines), self.progress, tuple(self.metrics), tuple(self.answers))
+
+    def answer(self, raw: bytes) -> bool:
+        """Take in a line, if it is an answer about an item; return whether it is."""
+        answer = answer_in(raw.decode("utf-8", "replace").strip(), self.at)
+        if answer is not None:
+            self.answers.append(answer)
+        return answer is not None
 
     def signal(self, raw: bytes) -> None:
         """Look for progress and metrics in a line."""
@@ -171,6 +213,14 @@ def progress_in(text: str, at: datetime) -> Progress | None:
         return None
     fraction = float(match[1]) / (100 if match[2] else 1)
     return Progress(fraction=min(fraction, 1.0), message=(match[3] or "").strip()[:MESSAGE_CHARS_MAX], at=at)
+
+
+def answer_in(text: str, at: datetime) -> Answer | None:
+    """Read ``::item <id> ok`` or ``::item <id> failed <reason>``."""
+    match = _ITEM.match(text)
+    if match is None:
+        return None
+    return Answer(match[1], match[2] is not None, (match[3] or "").strip()[:MESSAGE_CHARS_MAX], at)
 
 
 def metrics_in(text: str, at: datetime) -> list[MetricPoint]:

@@ -5,11 +5,13 @@ import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import Counter, Gauge
 
 from services.node_agent.adapters import host_psutil
+from services.node_agent.adapters.address import address_towards
 from services.node_agent.adapters.gpu_nvml import NvmlGpus, PatientGpus
 from services.node_agent.adapters.inputs_book import InputsBook
 from services.node_agent.adapters.journal import Journal, Kept, Outgoing, Write
@@ -27,12 +29,14 @@ from services.node_agent.shell.attempts import Attempts, Doing
 from services.node_agent.shell.disk import DiskWatch
 from services.node_agent.shell.inputs import Inputs
 from services.node_agent.shell.live import Live
-from services.node_agent.shell.outbox import Outbox, event_of
+from services.node_agent.shell.outbox import Outbox, event_of, items_event
 from services.node_agent.shell.prefetch import Prefetches
+from services.node_agent.shell.serving import Serving
 from services.node_agent.shell.watch import Watch
+from services.node_agent.shell.workers import WorkerNeeds, Workers
 from shared import observe
 from shared.bus import Bus
-from shared.channels import HEARTBEAT, OUTPUT, SNAPSHOT_WANTED, WAKE
+from shared.channels import HEARTBEAT, OUTPUT, SNAPSHOT_WANTED, WAKE, Service
 from shared.clock import boottime, monotonic, utc_now
 from shared.errors import Unavailable, WherryError
 from shared.events import OutputBatch
@@ -103,6 +107,7 @@ class Agent:
         self._empty_beats = 0
         self._connected_by = monotonic() + _FIRST_CONNECTION_S
         self._refused = ""
+        self._address = ""
         self._problem = ""
         self._session, self._heartbeats = new_id("s"), 0
         self._host = host_psutil.machine(settings.folder)
@@ -133,6 +138,23 @@ class Agent:
         )
         self._prefetches = Prefetches(self._inputs, self._watch.runtimes, self._wake.set)
         self._outbox = Outbox(bus, settings.node, journal, self._delivered)
+        connect = partial(Bus.connect, settings, Service.NODE_AGENT, peer=settings.node, purpose="serve", wait=False)
+        self._serving = Serving(
+            connect, settings.node, self._watch.runtimes, self._facts.put_nowait, settings.serve_bytes_max
+        )
+        self._workers = Workers(
+            WorkerNeeds(
+                runtimes=self._watch.runtimes,
+                storage=storage,
+                journal=journal,
+                report=lambda key, ends: items_event(bus, settings.node, key, ends),
+                send=self._outbox.add,
+                post=self._facts.put_nowait,
+                folder=lambda key: self._attempts.folder(key),
+            ),
+            kept.items,
+            {one.key for one in kept.outbox if one.name is AttemptEventName.ITEMS},
+        )
         self._attempts = Attempts(
             Doing(
                 runtimes=self._watch.runtimes,
@@ -146,6 +168,8 @@ class Agent:
                 keep=self._keep_output,
                 gpus=lambda: self._gpus.last,
                 outputs_bytes_max=settings.outputs_bytes_max,
+                drain=self._serving.drain,
+                workers=self._workers,
             )
         )
         self._resume(kept)
@@ -160,7 +184,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 works = (
                     self._turns(), self._ticks(), self._watch.run(), self._disk.run(), self._inputs.run(),
-                    self._listen(), self._heartbeat_loop(),
+                    self._listen(), self._heartbeat_loop(), self._serving.run(),
                 )  # fmt: skip
                 running = [tasks.create_task(work) for work in works]
                 code = await self._ended
@@ -217,6 +241,11 @@ class Agent:
                 self._lease_note.write(lease)
             case m.Save() | m.SaveEpoch():
                 pass
+            case m.Attend(held):
+                self._serving.attend(held)
+            case m.Collect(held) | m.Clear(held):
+                self._serving.leave(held.key)
+                self._attempts.act(effect)
             case m.HeartbeatNow():
                 self._wake.set()
             case _:
@@ -235,6 +264,7 @@ class Agent:
                 remove_tree(folder)
 
     def _delivered(self, outgoing: Outgoing) -> None:
+        self._workers.delivered(outgoing)
         if outgoing.name is AttemptEventName.FINISHED:
             self._facts.put_nowait(m.Delivered(outgoing.key))
 
@@ -318,6 +348,7 @@ class Agent:
         self._facts.put_nowait(m.Desired(desired, asked_at))
         if desired.epoch >= self._machine.epoch:
             self._prefetches.want(desired.prefetches)
+            self._workers.want(desired.assignments)
         if desired.more:
             self._wake.set()
         is_empty = not (beat.attempts or self._machine.held or desired.assignments or desired.more)
@@ -332,6 +363,8 @@ class Agent:
 
     async def _heartbeat(self) -> Heartbeat:
         self._heartbeats += 1
+        if not (self._settings.address or self._address):
+            self._address = await asyncio.to_thread(address_towards, self._settings.nats_url)
         gpus = await self._gpus.read()
         return Heartbeat(
             node=self._info(),
@@ -340,7 +373,7 @@ class Agent:
             seq=self._heartbeats,
             capacity=self._capacity(gpus),
             usage=self._usage(),
-            attempts=self._machine.attempts(),
+            attempts=tuple(map(self._serving.counted, self._machine.attempts())),
             images=self._watch.images,
             inputs=self._inputs.held,
             prefetched=self._prefetches.ended,
@@ -380,6 +413,9 @@ class Agent:
             os=self._host.os,
             agent_version=_version(),
             runtimes=tuple(there),
+            engine_id=docker.engine_id if docker else "",
+            address=settings.address or self._address,
+            host_network=settings.host_network and docker is not None,
             engine=problems.get("docker") or "; ".join(facts.text for facts in there.values()),
         )
 
@@ -389,6 +425,7 @@ class Agent:
     # --- the end ---
 
     async def _shut_down(self) -> None:
+        await self._serving.close()
         await self._live.close()
         await self._attempts.close()
         await self._prefetches.close()
@@ -411,7 +448,7 @@ class Agent:
         if runtime is None:
             return
         with suppress(WherryError):
-            if held.phase in (m.Phase.STARTING, m.Phase.RUNNING):
+            if held.phase in (m.Phase.STARTING, *m.STARTED):
                 await runtime.kill(held.key, held.handle, "SIGTERM")
                 while await runtime.outcome(held.key, held.handle) is None and monotonic() < give_up_at:  # noqa: ASYNC110 - the followers are gone
                     await asyncio.sleep(0.05)

@@ -1,7 +1,7 @@
 """Carrying out effects on attempts: each as a task, whose findings go back as facts."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +20,7 @@ from services.node_agent.ports import Image, Runtime
 from services.node_agent.shell.collect import collect, until_done
 from services.node_agent.shell.inputs import Inputs
 from services.node_agent.shell.output import OutputPump, final_batches, series_in
+from services.node_agent.shell.workers import Worker, Workers
 from shared import observe
 from shared.clock import monotonic, utc_now
 from shared.errors import NotFound, Unavailable, WherryError
@@ -63,9 +64,11 @@ class Doing:
         log_bytes_max: of an attempt's output.
         inputs: those of all attempts.
         log_rate: bytes of output that are published in a second, of all attempts together; None: no limit.
+        workers: those of map jobs.
         keep: publishes what must not be lost; raises `Unavailable` where nobody has taken it.
         gpus: what was last seen of the GPUs.
         outputs_bytes_max: of what an attempt leaves, kept; None: as much as the disk that it was promised.
+        drain: lets a replica answer what it has begun; says how much of the grace is left.
     """
 
     runtimes: Mapping[str, Runtime]
@@ -77,8 +80,10 @@ class Doing:
     inputs: Inputs
     log_rate: int | None = None
     keep: PublishOutput | None = None
+    workers: Workers | None = None
     gpus: Callable[[], GpuUse] = GpuUse
     outputs_bytes_max: int | None = None
+    drain: Callable[[Key, float], Awaitable[float]] | None = None
 
 
 class Attempts:
@@ -288,9 +293,12 @@ class Attempts:
             partial(self._do.publish, key),
             bytes_max=self._do.log_bytes_max,
             rate=None if self._do.log_rate is None else self._log_rate,
+            listener=(worker := self._worker(held)),
         )
         self._pumps.add(pump)
         beside = [asyncio.create_task(pump.run()), asyncio.create_task(self._measure(runtime, held, pump))]
+        if worker is not None:
+            beside.append(asyncio.create_task(worker.run(held.handle)))
         outcomes: list[Outcome] = []
 
         async def read() -> None:
@@ -313,6 +321,9 @@ class Attempts:
             for task in beside:
                 task.cancel()
         return outcomes[0]
+
+    def _worker(self, held: m.Held) -> Worker | None:
+        return self._do.workers.of(held.order) if held.order.map and self._do.workers else None
 
     def _log_rate(self) -> float:
         """Return what one attempt may publish in a second: those that print much share what the node may."""
@@ -360,6 +371,8 @@ class Attempts:
     async def _stop(self, held: m.Held, grace_s: float) -> None:
         runtime = self._do.runtimes[held.order.spec.runtime]
         running = self._tasks.get((held.key, "run"))
+        if grace_s > 0 and self._do.drain is not None:
+            grace_s = await self._do.drain(held.key, grace_s)
         if grace_s > 0:
             # Beside the grace, not before it: an engine that is slow to answer does not make it longer.
             term = asyncio.create_task(until_done(partial(runtime.kill, held.key, held.handle, "SIGTERM"), _try_again))
@@ -394,6 +407,8 @@ class Attempts:
         unsent = final_batches(series)
 
         async def bring() -> None:
+            if (worker := self._worker(held)) is not None:
+                await worker.finish(held.handle)
             await self._keep_metrics(key, unsent)
             outputs, remarks = await collect(
                 runtime, self._do.storage, key, held.handle, self.folder(key), self._kept_most(held)
@@ -449,6 +464,8 @@ class Attempts:
         await self._do.inputs.release(key)
         await asyncio.to_thread(remove_tree, self.folder(key))
         self._unwanted.discard(key)
+        if self._do.workers is not None:
+            self._do.workers.drop(key)
         self._do.post(m.Cleared(key))
 
 

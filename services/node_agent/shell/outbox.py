@@ -10,8 +10,18 @@ from services.node_agent.core.container import Key
 from services.node_agent.core.machine import Report
 from shared import observe
 from shared.bus import Bus
-from shared.channels import ATTEMPT_FINISHED, ATTEMPT_FINISHING, ATTEMPT_RUNNING, ATTEMPT_STARTING, Channel
+from shared.channels import (
+    ATTEMPT_FINISHED,
+    ATTEMPT_FINISHING,
+    ATTEMPT_ITEMS,
+    ATTEMPT_RUNNING,
+    ATTEMPT_STARTING,
+    Channel,
+)
+from shared.clock import utc_now
 from shared.errors import Unavailable, WherryError
+from shared.events import AttemptItems, ItemEnd
+from shared.ids import new_id
 from shared.states import AttemptEventName
 from shared.wire import Record, event_model
 
@@ -20,6 +30,7 @@ CHANNELS: Mapping[AttemptEventName, Channel[Any, Any]] = {
     AttemptEventName.RUNNING: ATTEMPT_RUNNING,
     AttemptEventName.FINISHING: ATTEMPT_FINISHING,
     AttemptEventName.FINISHED: ATTEMPT_FINISHED,
+    AttemptEventName.ITEMS: ATTEMPT_ITEMS,
 }
 _UNANSWERED_PAUSE_S = 0.2
 _REFUSED_PAUSE_S = _BROKEN_PAUSE_S = 5.0
@@ -31,6 +42,14 @@ def event_of(bus: Bus, node: str, report: Report) -> Outgoing:
     event = bus.event(CHANNELS[report.name], report.data, subject=report.key.job_id)
     event = event.model_copy(update={"id": f"{node}-{report.id}"})
     return Outgoing(report.id, report.key, report.name, event.to_bytes())
+
+
+def items_event(bus: Bus, node: str, key: Key, ends: tuple[ItemEnd, ...]) -> Outgoing:
+    """Return what has become of items as an event, under an id of its own: an item may end twice, in two tries."""
+    id_ = f"{key.job_id}-{key.attempt}-{AttemptEventName.ITEMS.value}-{new_id('r')}"
+    data = AttemptItems(attempt=key.attempt, ends=ends, at=utc_now())
+    event = bus.event(ATTEMPT_ITEMS, data, subject=key.job_id).model_copy(update={"id": f"{node}-{id_}"})
+    return Outgoing(id_, key, AttemptEventName.ITEMS, event.to_bytes())
 
 
 class Outbox:

@@ -10,13 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from services.node_agent.core.allowance import Allowance
 from services.node_agent.core.kept import LastBytes
-from services.node_agent.core.output import OutputParser, Parsed
+from services.node_agent.core.output import Answer, OutputParser, Parsed
 from services.node_agent.core.series import SeriesSet
 from services.node_agent.ports import Chunk
+from shared import observe
 from shared.clock import monotonic, utc_now
 from shared.events import LogLine, LostLines, MetricPoint, OutputBatch, Progress, SeriesPart
 
@@ -34,7 +35,21 @@ _LAST_BYTES_MAX = 1024 * 1024
 _LINE_OVERHEAD = 64
 _FINAL_POINTS = 1000
 
+_log = observe.logger("output")
+
 Publish = Callable[[OutputBatch], Awaitable[None]]
+
+
+class Listener(Protocol):
+    """Hears what a worker says of its items, in the loop."""
+
+    def hear(self, answers: Iterable[Answer]) -> None:
+        """Take in answers, soon after they were given."""
+        ...
+
+    async def sync(self) -> None:
+        """Return once what was heard is on disk: the output up to there is not read again."""
+        ...
 
 
 def _size(line: LogLine) -> int:
@@ -49,6 +64,7 @@ class _Held:
     metrics: list[MetricPoint] = field(default_factory=list[MetricPoint])
     progress: Progress | None = None
     size: int = 0  # of the lines
+    answers: list[Answer] = field(default_factory=list[Answer])
 
     def add(self, lines: Iterable[LogLine], most: int) -> None:
         """Hold *lines*, and no longer the oldest when all have more than *most* bytes."""
@@ -78,14 +94,22 @@ class OutputPump:
         publish: may lose a batch: the whole log comes home in the files.
         bytes_max: of both files together.
         rate: bytes a second that may be published now; None: no limit.
+        listener: of a worker: answers about items are for it, and no part of the output.
     """
 
     def __init__(
-        self, folder: Path, publish: Publish, *, bytes_max: int, rate: Callable[[], float] | None = None
+        self,
+        folder: Path,
+        publish: Publish,
+        *,
+        bytes_max: int,
+        rate: Callable[[], float] | None = None,
+        listener: Listener | None = None,
     ) -> None:
         self._folder = folder
         self._publish = publish
         self._rate = rate
+        self._listener = listener
         self._allowance = Allowance()
         self._loop = asyncio.get_running_loop()
         self._wake, self._full = asyncio.Event(), asyncio.Event()
@@ -98,7 +122,10 @@ class OutputPump:
         self._progress_at = -_PROGRESS_S
         folder.mkdir(parents=True, exist_ok=True)
         saved = _saved(folder)
-        self._parser = OutputParser.restored(saved["parser"]) if saved else OutputParser()
+        is_worker = listener is not None
+        self._parser = (
+            OutputParser.restored(saved["parser"], is_worker=is_worker) if saved else OutputParser(is_worker=is_worker)
+        )
         self.position: dict[str, Any] | None = saved["position"] if saved else None
         self._sizes: dict[str, int] = saved["sizes"] if saved else dict.fromkeys(NAMES, 0)
         self._is_cut: bool = saved["is_cut"] if saved else False
@@ -115,6 +142,9 @@ class OutputPump:
             self._keep(chunk)
             self._hold(self._parsed(chunk))
             self.position = chunk.position
+            if self._held.answers:
+                with suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._hand_over)
             is_full = self._held.size >= _FLUSH_BYTES
             news = (True, is_full)
             if news == self._told:
@@ -181,12 +211,19 @@ class OutputPump:
         self._held.add(parsed.lines, _HELD_BYTES_MAX * (_NEVER_REACHED if self._may_publish else 1))
         self._held.progress = parsed.progress or self._held.progress
         self._held.metrics += self._series.take(parsed.metrics)
+        self._held.answers += parsed.answers
 
     def _parsed(self, chunk: Chunk) -> Parsed:
         is_much = not self._allowance.is_open and self._held.size > _HELD_BYTES_MAX / 2
         if self._is_cut or is_much:
             return self._parser.skim(chunk.stream, chunk.at, chunk.data, _SKIMMED_BYTES)
         return self._parser.feed(chunk.stream, chunk.at, chunk.data)
+
+    def _hand_over(self) -> None:
+        with self._room:
+            answers, self._held.answers = self._held.answers, []
+        if self._listener is not None and answers:
+            self._listener.hear(answers)
 
     def _notify(self, *, is_full: bool) -> None:
         self._wake.set()
@@ -199,6 +236,7 @@ class OutputPump:
 
     async def _publish_held(self) -> None:
         with self._room:
+            answers, self._held.answers = self._held.answers, []
             batch = self._next_batch()
             state = json.dumps(
                 {
@@ -216,8 +254,11 @@ class OutputPump:
             self._room.notify_all()
         if is_owed:
             self._wake.set()
+        is_heard = await self._tell_listener(answers)
         for part in in_messages(batch):
             await self._publish(part)
+        if not is_heard:
+            return  # it is read again from the position before
         with suppress(OSError):  # a full disk: the next agent goes on from the position before
             if batch.metrics:
                 with (self._folder / "metrics.jsonl").open("ab") as file:
@@ -225,6 +266,18 @@ class OutputPump:
             new = self._folder / "position.new"
             new.write_text(state, "utf-8")
             new.replace(self._folder / "position.json")
+
+    async def _tell_listener(self, answers: list[Answer]) -> bool:
+        """Return whether what was heard is on disk."""
+        if self._listener is None:
+            return True
+        self._listener.hear(answers)
+        try:
+            await self._listener.sync()
+        except Exception as error:  # noqa: BLE001 - a full disk; what is heard is in memory still
+            _log.warning("answers_not_kept", error=str(error))
+            return False
+        return True
 
     def _next_batch(self) -> OutputBatch:
         """Return what is to be published now. Lines that may not travel yet are held on, as long as there is room."""

@@ -8,6 +8,9 @@ from shared.job import Job
 from shared.requests import BlobScope
 from shared.spec import Input
 
+#: The role of those members that are workers of a map job.
+WORKER = "worker"
+
 
 @dataclass(frozen=True, slots=True)
 class OwnerScope:
@@ -72,6 +75,18 @@ def input_of(job: Job, node_id: str, name: str) -> Input:
     if current is None or current.node != node_id or job.is_terminal or given is None:
         raise NotFound(f"There is no input {name!r} for this node.")
     return given
+
+
+def parent_of_worker(job: Job, node_id: str, item_id: str) -> str:
+    """Return the map job whose worker *job* is, if *node_id* runs it.
+
+    Raises:
+        NotFound: it does not, or the job is no worker.
+    """
+    current, place = job.current, job.member_of
+    if current is None or current.node != node_id or job.is_terminal or place is None or place.role != WORKER:
+        raise NotFound(f"There is no item {item_id!r} for this node.")
+    return place.gang_id
 
 
 def prefetched(record: NodeRecord | None, prefetch_id: str) -> Input | None:

@@ -12,6 +12,7 @@ from services.storage.core.access import AttemptScope, OwnerScope, check_attempt
 from services.storage.routes.table import Route, route
 from services.storage.shell.grouping import Grouped
 from services.storage.shell.inputs import Inputs
+from services.storage.shell.items import Items
 from services.storage.shell.jobs import Jobs
 from services.storage.shell.uploads import Put, Uploads
 from shared import channels as c
@@ -48,7 +49,9 @@ TRUST_S = 2.0
 class BlobRoutes:
     """Stores and reads bytes for whom they are meant."""
 
-    def __init__(self, uploads: Uploads, gridfs: GridFs, store: UploadStore, jobs: Jobs, inputs: Inputs) -> None:
+    def __init__(
+        self, uploads: Uploads, gridfs: GridFs, store: UploadStore, jobs: Jobs, inputs: Inputs, items: Items
+    ) -> None:
         self._uploads = uploads
         self._gridfs = gridfs
         # Readers ask ahead: what waits at a moment, mostly pieces of one file in a row, is one question.
@@ -63,6 +66,7 @@ class BlobRoutes:
         self._store = store
         self._jobs = jobs
         self._inputs = inputs
+        self._items = items
         self._files: OrderedDict[str, StoredFile] = OrderedDict()
         self._trusted: OrderedDict[tuple[str, str, object], float] = OrderedDict()
 
@@ -158,6 +162,8 @@ class BlobRoutes:
             return wanted.sha256
         if who["kind"] == "node" and wanted.input is not None:
             return await self._inputs.digest(who["peer"], wanted)
+        if who["kind"] == "node" and wanted.item is not None:
+            return await self._items.digest(who["peer"], wanted)
         if wanted.artifact_id is None:
             raise NotFound("Name an artifact.")
         if who["kind"] != "gateway":

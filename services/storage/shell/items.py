@@ -1,10 +1,18 @@
 """Items of map jobs: listed, found by id, and what they need kept."""
 
+from collections import OrderedDict
+
 from services.storage.adapters.item_store import ItemStore
 from services.storage.core import queries as q
+from services.storage.core.access import parent_of_worker
 from services.storage.shell.jobs import Jobs
-from shared.errors import NotFound
-from shared.requests import Artifact, ItemList, ItemListQuery, ItemQuery, ItemView
+from shared.clock import monotonic
+from shared.errors import NotFound, Unavailable
+from shared.requests import Artifact, BlobRead, ItemList, ItemListQuery, ItemQuery, ItemView
+
+#: How long a node's right to the items of a worker, once seen, is not looked up again.
+TRUST_S = 2.0
+_TRUSTED_MOST = 256
 
 
 class Items:
@@ -13,6 +21,7 @@ class Items:
     def __init__(self, jobs: Jobs, store: ItemStore) -> None:
         self._jobs = jobs
         self._store = store
+        self._trusted: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
 
     async def list(self, query: ItemListQuery) -> ItemList:
         """Return a page of a job's items, in the order in which they came.
@@ -43,6 +52,28 @@ class Items:
                 if item is not None:
                     return ItemView(item=(await self._store.held([item]))[0], job=job)
         raise NotFound(f"There is no item {query.item_id!r}.")
+
+    async def digest(self, node_id: str, wanted: BlobRead) -> str:
+        """Return the digest of an item's artifact, for the node that runs a worker of its job.
+
+        Raises:
+            NotFound: the node does not, or the item is given with another artifact.
+            Unavailable: the item is not known here yet.
+        """
+        worker_id, item_id = wanted.job_id or "", wanted.item or ""
+        key = (node_id, worker_id)
+        until, parent = self._trusted.get(key, (0.0, ""))
+        if monotonic() >= until:
+            parent = parent_of_worker((await self._jobs.get(worker_id, wanted.min_seq)).job, node_id, item_id)
+            self._trusted[key] = (monotonic() + TRUST_S, parent)
+            while len(self._trusted) > _TRUSTED_MOST:
+                self._trusted.popitem(last=False)
+        item = await self._store.item(parent, item_id)
+        if item is None:
+            raise Unavailable(f"The item {item_id!r} is not known here yet.")
+        if item.spec.artifact != wanted.artifact_id or item.spec.sha256 is None:
+            raise NotFound(f"There is no artifact {wanted.artifact_id!r} for the item {item_id!r}.")
+        return item.spec.sha256
 
     async def _job_of(self, item_id: str, owner_id: str | None) -> str | None:
         """Return the job that has the item. One that was added a moment ago counts."""

@@ -1,0 +1,241 @@
+"""Workers of map jobs: item after item, by one warm program or by a command for each, with containers and processes."""
+
+import asyncio
+import hashlib
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from shared.bus import Record, job_filter
+from shared.channels import JOB_CHANGED
+from shared.events import Event, JobChanged
+from shared.fleet import ItemOrder, Order
+from shared.ids import new_id
+from shared.job import Attempt, BlobRef, GangPlace, Item, Job
+from shared.spec import ItemSpec, JobSpec, Map
+from shared.states import AttemptState, JobState
+from tests.integration.agent_stack import (
+    IMAGE,
+    NOW,
+    OWNER,
+    AgentProcess,
+    Head,
+    agent_of,
+    busybox,
+    docker,
+    head_of,
+    storage_of,
+    zip_of,
+)
+
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
+
+#: Makes capitals of a file; one that says "bad" fails, one that says "slow" takes its time.
+WARM = r"""
+echo started
+value() { printf '%s\n' "$line" | sed 's/.*"'"$1"'": "\([^"]*\)".*/\1/'; }
+while IFS= read -r line; do
+    id=$(value item)
+    in=$(value in)
+    echo "run $id" >> "$WHERRY_OUTPUTS/runs"
+    if grep -q slow "$in"; then sleep 2; fi
+    if grep -q stuck "$in"; then sleep 600; fi
+    if grep -q bad "$in"; then echo "::item $id failed it is bad"; continue; fi
+    tr a-z A-Z < "$in" > "$(value out)"
+    echo "::item $id ok"
+done
+echo closed
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def head(mongo_server: str, folder: Path) -> AsyncIterator[Head]:
+    busybox()
+    async with storage_of(mongo_server, folder / "storage") as storage, head_of(storage) as head:
+        yield head
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def agent(head: Head, tmp_path: Path) -> AsyncIterator[AgentProcess]:
+    async with agent_of(head.stack, head, tmp_path) as agent:
+        yield agent
+
+
+@pytest.fixture(params=["docker", "process"])
+def runtime(request: pytest.FixtureRequest) -> dict[str, Any]:
+    small = {"resources": {"disk": "64MiB", "memory": "64MiB", "cpus": 0.2}}
+    return small | ({"image": IMAGE} if request.param == "docker" else {"runtime": "process"})
+
+
+class Parent:
+    """A map job as the scheduler's events tell of it, and one worker of it."""
+
+    def __init__(self, head: Head, order: Order) -> None:
+        self.head, self.order = head, order
+        self.given: dict[str, ItemOrder] = {}
+
+    @property
+    def ends(self) -> dict[str, dict[str, Any]]:
+        """What was reported of items, the first word on each."""
+        found: dict[str, dict[str, Any]] = {}
+        for job, name, data in self.head.reports:
+            if (job, name) == (self.order.job_id, "items"):
+                for end in data["ends"]:
+                    found.setdefault(end["id"], end)
+        return found
+
+    async def add(self, *bodies: bytes | ItemSpec, names: str = "text-{}.txt") -> list[str]:
+        """Record items, and give them to the worker."""
+        orders: list[ItemOrder] = []
+        for number, body in enumerate(bodies):
+            spec = body if isinstance(body, ItemSpec) else None
+            if spec is None:
+                artifact = await self.head.upload(body)
+                sha256 = hashlib.sha256(body).hexdigest()
+                spec = ItemSpec(name=names.format(number), artifact=artifact, sha256=sha256, size=len(body))
+            orders.append(ItemOrder(id=new_id("i"), spec=spec))
+        await self._record([Item(id=one.id, index=0, spec=one.spec, added_at=NOW) for one in orders])
+        self.given |= {one.id: one for one in orders}
+        await self.tell()
+        return [one.id for one in orders]
+
+    async def tell(self, action: str = "keep", *, close: bool = False) -> None:
+        left = tuple(one for id_, one in self.given.items() if id_ not in self.ends)
+        await self.head.say(self.order, action, items=left, close=close)
+
+    async def until_ended(self, count: int, timeout_s: float = 60) -> dict[str, dict[str, Any]]:
+        await self.head.until(lambda: len(self.ends) >= count, timeout_s)
+        return self.ends
+
+    async def left(self, item_id: str) -> dict[str, bytes]:
+        files = self.ends[item_id].get("files", ())
+        return {one["path"]: await self.head.read(BlobRef(**one["blob"])) for one in files}
+
+    async def finished(self) -> dict[str, Any]:
+        return await self.head.until(lambda: self.head.told(self.order.job_id, "finished"), 60)
+
+    async def _record(self, items: list[Item]) -> None:
+        assert self.order.parent
+        assert self.order.map
+        job = Job(
+            id=self.order.parent, owner=OWNER, spec=JobSpec(kind="map", image=IMAGE, map=self.order.map),
+            state=JobState.RUNNING, created_at=NOW, updated_at=NOW, attempt=0,
+        )  # fmt: skip
+        await record(self.head, job, "items", items)
+
+
+async def record(head: Head, job: Job, name: str, items: list[Item] | None = None) -> int:
+    last = await head.bus.last("WHERRY_JOBS", job_filter(job.id))
+    event = Event[JobChanged](
+        id=new_id("e"), source="/wherry/scheduler", type=f"io.wherry.job.{name}.v1", time=NOW, subject=job.id,
+        data=JobChanged(job=job, items=tuple(items or ())),
+    )  # fmt: skip
+    params = {"owner": OWNER.id, "job_id": job.id, "event": name}
+    stored = await head.bus.record(Record(JOB_CHANGED, params, event, (job_filter(job.id), last.seq if last else 0)))
+    return stored.seq
+
+
+async def worker(head: Head, map_: dict[str, Any], **spec: Any) -> Parent:
+    """Start a worker of a map job on the node."""
+    job_id, parent = new_id("j"), new_id("j")
+    attempts = (Attempt(number=1, node="n1", state=AttemptState.PLACED, placed_at=NOW),)
+    place = GangPlace(gang_id=parent, round=1, role="worker", index=0, rank=0, size=1)
+    job = Job(
+        id=job_id, owner=OWNER, spec=JobSpec(**spec), state=JobState.PLACED, created_at=NOW, updated_at=NOW,
+        attempt=1, attempts=attempts, member_of=place,
+    )  # fmt: skip
+    seq = await record(head, job, "placed")
+    order = Order(
+        job_id=job_id, owner_id=OWNER.id, attempt=1, spec=job.spec, seq=seq, parent=parent, map=Map(**map_)
+    )  # fmt: skip
+    made = Parent(head, order)
+    await made.tell("start")
+    return made
+
+
+async def test_a_warm_worker_takes_item_after_item_and_ends_when_it_is_told_that_no_more_come(
+    head: Head, agent: AgentProcess, runtime: dict[str, Any]
+) -> None:
+    source = await head.upload(zip_of({"warm.sh": WARM}))
+    one = await worker(head, {"warm": True}, command="exec sh warm.sh", source=source, **runtime)
+    bodies = [f"text number {number}\n".encode() for number in range(50)]
+    bodies[17] = b"this one is bad\n"
+    ids = await one.add(*bodies)
+    ends = await one.until_ended(50)
+    for number, item_id in enumerate(ids):
+        if number == 17:
+            assert ends[item_id]["error"] == {"reason": "item_failed", "message": "it is bad"}
+        else:
+            assert await one.left(item_id) == {f"text-{number}.txt": bodies[number].upper()}
+            assert "error" not in ends[item_id]
+    assert head.told(one.order.job_id, "finished") is None
+    await one.tell(close=True)
+    finished = await one.finished()
+    assert (finished["state"], finished["exit_code"]) == ("succeeded", 0)
+    assert [name for job, name, _ in head.reports if job == one.order.job_id][-1] == "finished"
+    assert head.text(one.order.job_id) == ["started", "closed"]  # what is said of items is no part of the output
+    manifest = await head.manifest(finished)
+    assert [entry.path for entry in manifest.entries] == ["runs"]
+
+
+async def test_a_command_is_run_for_each_item(head: Head, agent: AgentProcess, runtime: dict[str, Any]) -> None:
+    command = (
+        'printf "open line"; cat "$WHERRY_ITEM_PARAMS" >&2; [ -n "$WHERRY_IN" ] || exit 3; '
+        'mkdir "$WHERRY_OUT"; cp "$WHERRY_IN" "$WHERRY_OUT/copy"; echo "$WHERRY_ITEM" > "$WHERRY_OUT/id"'
+    )
+    one = await worker(head, {}, command=command, **runtime)
+    (first,) = await one.add(b"\0\1bytes", names="größe mit leer.bin")
+    (second,) = await one.add(ItemSpec(name="no file", params={"k": "v ' \" $x"}))
+    await one.until_ended(2)
+    assert await one.left(first) == {"copy": b"\0\1bytes", "id": first.encode() + b"\n"}
+    assert one.ends[second]["error"] == {"reason": "item_failed", "message": "exit code 3"}
+    assert await one.left(second) == {}
+    await one.tell(close=True)
+    assert (await one.finished())["state"] == "succeeded"
+    said = [(line.s, line.x) for line in head.lines[one.order.job_id]]
+    assert sorted(said) == sorted(
+        [("e", "{}"), ("e", '{"k": "v \' \\" $x"}'), ("o", "open line"), ("o", "open line")]
+    )
+
+
+async def test_an_item_that_takes_too_long_fails_and_its_worker_is_stopped(
+    head: Head, agent: AgentProcess, runtime: dict[str, Any]
+) -> None:
+    source = await head.upload(zip_of({"warm.sh": WARM}))
+    map_ = {"warm": True, "item_timeout": 2}
+    one = await worker(head, map_, command="exec sh warm.sh", source=source, **runtime)
+    good, stuck, after = await one.add(b"good", b"stuck", b"never begun")
+    finished = await one.finished()
+    assert await one.left(good) == {"text-0.txt": b"GOOD"}
+    assert one.ends[stuck]["error"]["reason"] == "item_timeout"
+    assert after not in one.ends
+    assert (finished["state"], finished["error"]["reason"]) == ("failed", "item_timeout")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_worker_runs_on_without_its_agent_and_the_next_agent_loses_and_repeats_nothing(
+    head: Head, agent: AgentProcess, runtime: dict[str, Any], number: signal.Signals
+) -> None:
+    source = await head.upload(zip_of({"warm.sh": WARM}))
+    one = await worker(head, {"warm": True}, command="exec sh warm.sh", source=source, **runtime)
+    bodies = [b"quick %d" % index if index % 10 else b"slow %d" % index for index in range(40)]
+    ids = await one.add(*bodies)
+    await one.until_ended(5)
+    await agent.stop(number)
+    await asyncio.sleep(1)
+    await agent.start()
+    await one.until_ended(40)
+    for index, item_id in enumerate(ids):
+        assert await one.left(item_id) == {f"text-{index}.txt": bodies[index].upper()}
+    (more,) = await one.add(b"after it")
+    await one.until_ended(41)
+    await one.tell(close=True)
+    finished = await one.finished()
+    assert finished["state"] == "succeeded"
+    (runs,) = (entry.blob for entry in (await head.manifest(finished)).entries)
+    assert runs
+    assert sorted((await head.read(runs)).decode().split("\n")[:-1]) == sorted(f"run {id_}" for id_ in [*ids, more])
