@@ -6,8 +6,9 @@ Nothing here decides or changes anything: placements are tried on a copy of what
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from services.scheduler.core import gang, gang_network, lifecycle, reservation
+from services.scheduler.core import clocks, crew, gang, gang_network, lifecycle, reservation
 from services.scheduler.core.closest import closest
+from services.scheduler.core.explain_crew import explain_crew
 from services.scheduler.core.fleet.columns import Mask
 from services.scheduler.core.fleet.share import Ledger
 from services.scheduler.core.fleet.state import State, Tracked
@@ -38,6 +39,8 @@ _PLACED_WORDS = {
 def explain(state: State, tracked: Tracked, now: Now) -> Explanation:
     """Return why an active job waits, or why it is where it is."""
     job = tracked.job
+    if crew.is_parent(job) and not clocks.waits_for_needs(job):
+        return explain_crew(state, job, lambda member: explain(state, member, now))
     if job.state is not JobState.QUEUED:
         return _where(state, job)
     asked = _Asked(state, now, job.spec, job.owner.id, lifecycle.failed_nodes(job), _order(state, tracked, now))

@@ -11,6 +11,7 @@ from services.scheduler.core import (
     gang_network,
     gang_wiring,
     lifecycle,
+    mapping,
     placing,
     service,
     waiting,
@@ -27,7 +28,7 @@ from services.scheduler.core.placement import Refusal, Trial
 from services.scheduler.core.quarantine import taking_in
 from shared.events import AttemptFinished
 from shared.fleet import Heartbeat
-from shared.job import Failure, Job, PendingReason
+from shared.job import Failure, Item, Job, PendingReason
 from shared.states import EndReason, JobEventName, JobState, NodeDuty, PendingCode
 
 
@@ -62,12 +63,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """An event to be recorded about a job: the job after it, and the last sequence that it follows."""
+    """An event to be recorded about a job: the job after it, and the last sequence that it follows.
+
+    *items*: of a map job, those that it changes.
+    """
 
     job: Job
     name: JobEventName
     expect_seq: int
     cause: str | None = None
+    items: tuple[Item, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class Effects:
         again: there is more to decide without waiting for anything else to arrive.
         lookups: jobs of which the log is to be asked; the answers come with the next batch.
         broken: inputs that could not be decided about and changed nothing: their sequences, and why.
+        deferred: inputs that are to come again with the next batch, first of all: an event had no room for them.
     """
 
     records: tuple[Decision, ...]
@@ -88,6 +94,7 @@ class Effects:
     lookups: tuple[str, ...] = ()
     nodes: tuple[NodeDecision, ...] = ()
     broken: tuple[tuple[int, str], ...] = ()
+    deferred: tuple[Input, ...] = ()
 
 
 def handle(state: State, batch: Batch, now: Now) -> Effects:
@@ -108,6 +115,7 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
     turn.meet_needs(batch.looked_up)
     turn.follow_gangs(batch.looked_up)
     again = turn.place()
+    turn.share_items()
     if batch.tick:
         turn.review()
     # A heartbeat that is about to be answered brings everything along; only what it lacked needs another one.
@@ -126,6 +134,7 @@ def handle(state: State, batch: Batch, now: Now) -> Effects:
         lookups,
         nodes=turn.members.decisions(),
         broken=tuple(turn.broken),
+        deferred=tuple(turn.deferred),
     )
 
 
@@ -138,6 +147,10 @@ def _wake(state: State, node_ids: Iterable[str], now: Now) -> tuple[str, ...]:
         node.woken = now.mono
         woken.append(node_id)
     return tuple(woken)
+
+
+#: What moves no job: beside something that does, an event does not name it.
+_QUIET = frozenset({JobEventName.REMARKED, JobEventName.ITEMS})
 
 
 @dataclass(slots=True)
@@ -159,12 +172,22 @@ class _Turn:
     fetch: set[str] = field(default_factory=set)  # nodes for which there is something new
     nudge: set[str] = field(default_factory=set)  # nodes whose next heartbeat will settle a doubt
     broken: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    deferred: list[Input] = field(default_factory=list[Input])
+    items: dict[str, mapping.Changes] = field(default_factory=dict[str, mapping.Changes])  # of map jobs
+    to_share: set[str] = field(default_factory=set)  # map jobs whose items may be shared out otherwise
 
     def decisions(self) -> tuple[Decision, ...]:
         position = self.state.position
+        until = {self._decided_for(fact): fact.seq - 1 for fact in reversed(self.deferred)}
         return tuple(
-            Decision(d.job.model_copy(update={"input_seq": position}), d.name, d.expect_seq, d.cause)
-            for d in self.drafts.values()
+            Decision(
+                draft.job.model_copy(update={"input_seq": until.get(job_id, position)}),
+                draft.name,
+                draft.expect_seq,
+                draft.cause,
+                tuple(self.items[job_id].items.values()) if job_id in self.items else (),
+            )
+            for job_id, draft in self.drafts.items()
         )
 
     def take_in_fleet(self, facts: tuple[FleetFact, ...]) -> None:
@@ -186,7 +209,7 @@ class _Turn:
             # An event of our own is believed already. A job that it ended may be back: an older event was read late.
             if isinstance(fact, Recorded) and (not is_own or fact.job.id in self.state.jobs):
                 with taking_in("job", fact.job.id, fact.seq):
-                    self.state.assign(fact.job, fact.seq, self.now)
+                    self.state.assign(fact.job, fact.seq, self.now, fact.items)
         for fact in facts:
             if isinstance(fact, Input):
                 try:
@@ -196,13 +219,40 @@ class _Turn:
 
     def _decide(self, fact: Input) -> None:
         """Draft what follows from an input; one that raises has changed nothing."""
-        tracked = self.state.jobs.get(fact.job_id)
+        tracked = self.state.jobs.get(self._decided_for(fact))
         if tracked is None or fact.seq <= tracked.job.input_seq:
             return
-        if isinstance(fact.event, service.Wish):
+        if any(self._decided_for(one) == tracked.job.id for one in self.deferred):
+            self.deferred.append(fact)
+        elif isinstance(fact.event, mapping.ItemInput):
+            self._take_items(tracked, fact, fact.event)
+        elif isinstance(fact.event, service.Wish):
             self._wish(tracked, fact.event, fact.cause)
         else:
             self._step(tracked, self._dated(tracked, fact.event), fact.cause)
+
+    def _decided_for(self, fact: Input) -> str:
+        """Return the job whose event tells what comes of *fact*: what a worker says is about its parent's items."""
+        worker = self.state.jobs.get(fact.job_id) if isinstance(fact.event, mapping.ItemsSaid) else None
+        place = worker.job.member_of if worker is not None else None
+        return place.gang_id if place is not None else fact.job_id
+
+    def _take_items(self, tracked: Tracked, fact: Input, said: mapping.ItemInput) -> None:
+        job = self._latest(tracked) or tracked.job
+        if job.spec.map is None or job.is_terminal:
+            return
+        worker = self.state.jobs.get(fact.job_id) if isinstance(said, mapping.ItemsSaid) else None
+        some = self._changes(job)
+        job, is_all = mapping.take_in(job, some, said, worker.job if worker else None, self.now, self.state.limits)
+        if not is_all:
+            self.deferred.append(fact)
+        self._draft(tracked, lifecycle.Change(job, JobEventName.ITEMS), fact.cause)
+        self.state.gangs.touch(job.id)
+
+    def _changes(self, job: Job) -> mapping.Changes:
+        if job.id not in self.items:
+            self.items[job.id] = mapping.changes(job, self.state.books[job.id], self.state.limits)
+        return self.items[job.id]
 
     def _wish(self, tracked: Tracked, wish: service.Wish, cause: str) -> None:
         change = service.decide(self._latest(tracked) or tracked.job, wish, self.now.at)
@@ -270,6 +320,7 @@ class _Turn:
             tracked = self.state.jobs.get(gang_id)
             if tracked is None or crew.is_parent(tracked.job):
                 self._follow_crew(tracked, changed)
+                self._let_end(gang_id)
                 continue
             for member in changed.values():
                 if not gang.belongs(member.member_of, self._latest(tracked)):
@@ -295,7 +346,7 @@ class _Turn:
         """Let a map job or a service become what has become of its members; stop those of one that is no more."""
         parent = self._latest(tracked)
         for member in changed.values():
-            if not crew.belongs(member, parent):
+            if not crew.belongs(member, parent) and not mapping.ends_by_itself(member, parent):
                 self._stop_member(member.id)
         if tracked is None or parent is None or parent.is_terminal or clocks.waits_for_needs(parent):
             return
@@ -310,25 +361,38 @@ class _Turn:
         for member_id in plan.stopped:
             self._stop_member(member_id)
 
+    def _let_end(self, gang_id: str) -> None:
+        """Tell the workers of a map job that has ended so: they end by themselves. What has not begun is stopped."""
+        if gang_id in self.state.jobs:
+            return
+        for member_id in self.state.gangs.members(gang_id):
+            member = self.state.jobs[member_id].job
+            if mapping.ends_by_itself(member, None):
+                self.state.let_be.setdefault(member_id, self.now.mono)
+                self.fetch.add(member.attempts[-1].node)
+            else:
+                self._stop_member(member_id)
+
     def _plan_crew(self, parent: Job, jobs: dict[str, Job], missing: frozenset[str]) -> crew.Plan:
         match parent.spec.kind:
             case "service":
                 return service.follow(parent, self._team(parent, jobs, missing), self.now.at, self.state.limits)
+            case "map":
+                self.to_share.add(parent.id)
+                workers = mapping.Crew(jobs, missing, self.state.jobs.keys())
+                return mapping.follow(parent, self._changes(parent), workers, self.now, self.state.limits)
             case _:
                 return crew.Plan()
 
     def _team(self, parent: Job, jobs: dict[str, Job], missing: frozenset[str]) -> service.Team:
         state = self.state
-        leaving = {one.job_id for one in parent.members if one.node in self._leaving_nodes()}
+        leaving = {one.job_id for one in parent.members if self._is_leaving(one.node)}
         used_at = state.uses.at(parent.id) or parent.used_at or parent.created_at
         return service.Team(jobs, missing, frozenset(leaving), used_at, state.jobs.keys())
 
-    def _leaving_nodes(self) -> frozenset[str]:
-        """Return the nodes that are being drained."""
-        records = ((node_id, self.state.roster.record(node_id)) for node_id in self.state.nodes)
-        return frozenset(
-            node_id for node_id, record in records if record is not None and record.duty is NodeDuty.DRAINING
-        )
+    def _is_leaving(self, node_id: str) -> bool:
+        record = self.state.roster.record(node_id)
+        return record is not None and record.duty is NodeDuty.DRAINING
 
     def _stop_member(self, job_id: str) -> None:
         member = self.state.jobs.get(job_id)
@@ -359,11 +423,17 @@ class _Turn:
         self.fetch |= self.members.watch()
         self._follow(watch.silent(state, now))
         self._follow(watch.disobeyed(state, now))
-        leaving = self._leaving_nodes()
         for gang_id in state.gangs.placed:
             state.gangs.doubt(state.jobs[gang_id].job, state.jobs)
-            if service.is_watched(state.jobs[gang_id].job, leaving):
+            if service.is_watched(state.jobs[gang_id].job, self._is_leaving):
                 state.gangs.touch(gang_id)
+            if (book := state.books.get(gang_id)) and mapping.is_restless(state.jobs[gang_id].job, book):
+                state.gangs.touch(gang_id)
+        for worker_id, since in tuple(state.let_be.items()):
+            if worker_id not in state.jobs:
+                del state.let_be[worker_id]
+            elif now.mono - since > limits.worker_close_s:
+                self._stop_member(worker_id)
         for node in tuple(state.nodes.values()):
             record = state.roster.record(node.id)
             is_over = now.mono - node.seen > limits.node_forgotten_s or (record is not None and record.forgotten)
@@ -372,6 +442,15 @@ class _Turn:
         if now.mono - state.retried >= limits.retry_all_s:
             state.retried = now.mono
             state.blocked.clear()
+
+    def share_items(self) -> None:
+        """Give items to workers, as far as that is believed which they are shared out by."""
+        for job_id in self.to_share & self.state.books.keys():
+            workers = {one: self.state.jobs[one].job for one in self.state.gangs.members(job_id)}
+            book, job = self.state.books[job_id], self.state.jobs[job_id].job
+            for worker_id in mapping.share(job, book, workers, self.now, self.state.limits):
+                if worker_id in workers:
+                    self.fetch.add(workers[worker_id].attempts[-1].node)
 
     def place(self) -> bool:
         """Place what fits, best first. Return whether there may be more to place at once.
@@ -411,13 +490,23 @@ class _Turn:
         job = tracked.job
         if job.spec.gang is not None:
             return self._place_gang(trial, tracked)
-        found = trial.place(tracked.need, job.spec.image, lifecycle.failed_nodes(job), inputs_of(job.spec))
+        failed, beside = lifecycle.failed_nodes(job), self._nodes_of_others(job)
+        found = trial.place(tracked.need, job.spec.image, failed, inputs_of(job.spec), beside=beside)
         if found is None:
             return False
         self.state.line.discard(job.id)
         self._step(tracked, lifecycle.Placed(found.node, found.gpus, found.score))
         self.fetch.add(found.node)
         return True
+
+    def _nodes_of_others(self, job: Job) -> tuple[str, ...]:
+        """Return where the other replicas of the same service are, those placed in this turn among them."""
+        parent = self.state.jobs.get(job.member_of.gang_id) if job.member_of is not None else None
+        if parent is None or parent.job.spec.service is None:
+            return ()
+        active = (self._latest(self.state.jobs.get(other)) for other in self.state.gangs.members(parent.job.id))
+        held = (one for one in active if one is not None and one.state in lifecycle.HOLDING and not one.is_terminal)
+        return tuple(one.attempts[-1].node for one in held if one.cancel_requested_at is None)
 
     def _place_gang(self, trial: Trial, tracked: Tracked) -> bool:
         """Place all members, or none."""
@@ -479,7 +568,7 @@ class _Turn:
             change = lifecycle.step(job, event, self.now.at, self.state.limits)
         if change is None:
             return False
-        if change.name is JobEventName.CANCELLING and change.job.spec.gang is None:
+        if change.name is JobEventName.CANCELLING and change.job.spec.kind == "run":
             self.fetch.add(change.job.attempts[-1].node)
         self._draft(tracked, change, cause)
         return True
@@ -487,7 +576,7 @@ class _Turn:
     def _draft(self, tracked: Tracked, change: lifecycle.Change, cause: str | None) -> None:
         draft = self.drafts.get(tracked.job.id)
         # A remark beside something that moves the job does not name what has happened.
-        name = draft.name if draft and change.name is JobEventName.REMARKED else change.name
+        name = draft.name if draft and change.name in _QUIET else change.name
         cause = cause or (draft.cause if draft else None)
         self.drafts[tracked.job.id] = _Draft(change.job, name, tracked.seq, cause)
 

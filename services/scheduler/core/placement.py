@@ -1,6 +1,6 @@
 """Which node runs a job: filter, then score. Says no with reasons, and by how much the closest node falls short."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -22,6 +22,7 @@ _LOAD_WEIGHT = 0.2
 _INPUTS_WEIGHT, _INPUTS_HALF_S = 4.0, 5.0
 _INPUT_BYTES_PER_S = 100e6  # at which a node brings what it does not have: assumed, for no link is known to be slower
 _SPARE_GPUS_WEIGHT = 1.0  # a job without GPUs goes to a GPU node only when there is no other
+_BESIDE_WEIGHT = 6.0  # replicas are spread: more than all but a failure
 _FAILED_WEIGHT = 10.0  # more than all the others together: any other node is better
 _NONE, _NOTHING = np.zeros(0, np.intp), np.zeros(0)
 _IMPOSSIBLE = np.float32(-1e30)  # a score that no other comes near; to add it is quicker than to choose
@@ -89,7 +90,13 @@ class Trial:
         return need.ucpus <= cpus and need.memory <= memory and need.disk <= disk
 
     def place(
-        self, need: Need, image: str | None, failed: frozenset[str], inputs: Inputs = (), only: Mask | None = None
+        self,
+        need: Need,
+        image: str | None,
+        failed: frozenset[str],
+        inputs: Inputs = (),
+        only: Mask | None = None,
+        beside: Collection[str] = (),
     ) -> Placement | None:
         """Return the best node for *need* and count it as taken, or None if no node will do.
 
@@ -99,14 +106,17 @@ class Trial:
             failed: nodes where the job came to nothing before; used only if no other will do.
             inputs: what the job reads; a node that has it need not bring it.
             only: the rows that may be used, where not all may.
+            beside: nodes that have another replica of the same; one that has none is better, once for each.
         """
         values = self._scored(need, image, inputs).values
         if only is not None:
             values = np.where(only, values, _IMPOSSIBLE)
         rows = [row for node in failed if (row := self._columns.slots.get(node)) is not None]
-        if rows:
+        others = [row for node in beside if (row := self._columns.slots.get(node)) is not None]
+        if rows or others:
             values = values.copy()
             values[rows] -= _FAILED_WEIGHT
+            np.subtract.at(values, others, np.float32(_BESIDE_WEIGHT))
         slot = int(values.argmax()) if values.size else 0
         if not values.size or values[slot] <= _IMPOSSIBLE / 2:
             if self._most_upto < len(self._touched):
@@ -114,7 +124,7 @@ class Trial:
             return None
         node = self._columns.nodes[slot]
         assert node is not None  # noqa: S101 - an empty row was never heard
-        parts = self._parts(slot, need, image, inputs, has_failed=slot in rows)
+        parts = self._parts(slot, need, image, inputs, has_failed=slot in rows, beside=others.count(slot))
         gpus = self._take(slot, need)
         return Placement(node.id, gpus, parts)
 
@@ -283,10 +293,14 @@ class Trial:
             parts["spares_gpus"] = -_SPARE_GPUS_WEIGHT
         return parts
 
-    def _parts(self, slot: int, need: Need, image: str | None, inputs: Inputs, *, has_failed: bool) -> dict[str, float]:
+    def _parts(
+        self, slot: int, need: Need, image: str | None, inputs: Inputs, *, has_failed: bool, beside: int
+    ) -> dict[str, float]:
         parts = self._raw_parts(slot, need, image, inputs)
         if has_failed:
             parts["failed_here"] = -_FAILED_WEIGHT
+        if beside:
+            parts["other_replicas"] = -_BESIDE_WEIGHT * beside
         told = {name: round(part, 4) for name, part in parts.items() if part}
         return told | {"total": round(sum(parts.values()), 4)}
 

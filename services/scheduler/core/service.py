@@ -6,7 +6,7 @@ row, `not_before` is when the next replica may be made. A new revision is rolled
 it has to run before one of the old revision is stopped, so one that never gets well takes nobody's place.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -52,11 +52,11 @@ class Team:
     known: Collection[str] = ()
 
 
-def is_watched(job: Job, leaving_nodes: Collection[str]) -> bool:
+def is_watched(job: Job, is_leaving: Callable[[str], bool]) -> bool:
     """Return whether time alone, or a node that is being drained, may change something for a service."""
     if job.spec.service is None:
         return False
-    return job.spec.service.idle is not None or any(one.node in leaving_nodes for one in job.members)
+    return job.spec.service.idle is not None or any(is_leaving(one.node) for one in job.members)
 
 
 def wanted(job: Job) -> int:

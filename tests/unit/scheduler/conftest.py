@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.scheduler.core import service
 from services.scheduler.core.facts import Input, LookedUp, Recorded
 from services.scheduler.core.fleet.invariants import check
 from services.scheduler.core.fleet.state import State
@@ -14,7 +15,15 @@ from services.scheduler.core.fleet_facts import FleetFact, NodeRecorded, Wish
 from services.scheduler.core.lifecycle import Cancel, Report
 from services.scheduler.core.limits import Limits, Now
 from services.scheduler.core.machine import Batch, Beat, Effects, handle
-from shared.events import AttemptFinished, AttemptFinishing, AttemptRunning, AttemptStarting, CancelRequested
+from shared.events import (
+    AttemptFinished,
+    AttemptFinishing,
+    AttemptRunning,
+    AttemptStarting,
+    CancelRequested,
+    ServiceAsked,
+    ServiceUpdated,
+)
 from shared.fleet import (
     PROTOCOL,
     Capacity,
@@ -131,6 +140,9 @@ class World:
 
     def cancel(self, job_id: str) -> Input:
         return self._append(lambda seq: Input(seq, job_id, Cancel("u1"), f"e{seq}"))
+
+    def wish_of(self, job_id: str, data: ServiceUpdated | ServiceAsked) -> Input:
+        return self._append(lambda seq: Input(seq, job_id, service.Wish(data), f"e{seq}"))
 
     def turn(self, *facts: Recorded | Input, beats: tuple[Heartbeat, ...] = (), **batch: Any) -> Effects:
         """Handle one batch, store and believe what was decided, and check that the state is sound."""

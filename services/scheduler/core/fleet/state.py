@@ -1,7 +1,7 @@
 """What the scheduler believes. Jobs change only by `assign`, with what the log holds; nodes by what they report."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,6 +13,7 @@ from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.roster import Roster
 from services.scheduler.core.fleet.share import Shares
 from services.scheduler.core.fleet.uses import Uses
+from services.scheduler.core.items import Book
 from services.scheduler.core.lifecycle import HOLDING
 from services.scheduler.core.limits import Limits, Now
 from services.scheduler.core.need import Need, need_of
@@ -20,7 +21,7 @@ from services.scheduler.core.needs import Needs
 from services.scheduler.core.nodes import THERE, empty_from, is_fit, is_open
 from services.scheduler.core.snapshot import Carried, HeadOfLine
 from shared.fleet import Heartbeat, NodeRecord, Quota
-from shared.job import Job
+from shared.job import Item, Job
 from shared.states import AttemptState, JobState
 
 _COLD = frozenset({AttemptState.PLACED, AttemptState.STARTING})
@@ -58,6 +59,8 @@ class State:
         needs: the queued jobs that are not in the line, because others have to end first.
         gangs: members by gang, map job and service, and those of them that are to be looked at.
         uses: when services were last asked.
+        books: the items of map jobs.
+        let_be: workers of map jobs that have ended, and since when in monotonic seconds: they end by themselves.
         stopping: jobs whose current attempt was to be stopped by now.
     """
 
@@ -72,6 +75,8 @@ class State:
         self.needs = Needs()
         self.gangs = Gangs()
         self.uses = Uses()
+        self.books: dict[str, Book] = {}
+        self.let_be: dict[str, float] = {}
         self.stopping: set[str] = set()
         self.position = 0
         self.written: set[int] = set()
@@ -88,8 +93,11 @@ class State:
 
     # --- jobs ------------------------------------------------------------------------------------------------------
 
-    def assign(self, job: Job, seq: int, now: Now) -> None:
-        """Believe what the log holds at *seq*. An older sequence than is known changes nothing."""
+    def assign(self, job: Job, seq: int, now: Now, items: Iterable[Item] = ()) -> None:
+        """Believe what the log holds at *seq*. An older sequence than is known changes nothing.
+
+        *items*: of a map job, those that the event changes.
+        """
         tracked = self.jobs.get(job.id)
         if tracked is not None:
             if seq <= tracked.seq:
@@ -104,7 +112,10 @@ class State:
             self.jobs.pop(job.id, None)
             self.line.discard(job.id)
             self.needs.ended(job.id, job.state)
+            self.books.pop(job.id, None)
             return
+        if job.spec.map is not None:
+            self.books.setdefault(job.id, Book()).believe(items)
         if tracked is None:
             tracked = self.jobs[job.id] = Tracked(job, seq, need_of(job.spec))
         tracked.job, tracked.seq = job, seq
@@ -123,6 +134,10 @@ class State:
             head = HeadOfLine(job_id=kept.job_id, priority=kept.priority, node=kept.node, since_s=kept.since_s)
         return Carried(at_s=at_s, lately=self.shares.carried(at_s), head=head)
 
+    def adopt(self, books: Mapping[str, Book]) -> None:
+        """Begin with what the log has told of items, before any job is believed."""
+        self.books.update(books)
+
     def restore(self, carried: Carried) -> None:
         """Begin with what a snapshot has kept, before any job is believed."""
         self.shares.restore(carried.lately, carried.at_s)
@@ -130,9 +145,9 @@ class State:
             head = carried.head
             self.reservation = Reservation(head.job_id, head.priority, head.node, head.since_s, head.since_s)
 
-    def believe(self, job: Job, seq: int, now: Now) -> None:
+    def believe(self, job: Job, seq: int, now: Now, items: Iterable[Item] = ()) -> None:
         """Believe an event that this scheduler itself has just recorded at *seq*."""
-        self.assign(job, seq, now)
+        self.assign(job, seq, now, items)
         self.written.add(seq)
 
     def due(self, now: Now) -> list[str]:
