@@ -32,6 +32,7 @@ from client.wherry.models import (
     Submitted,
     User,
 )
+from client.wherry.trainings import Training
 
 #: The same as in pyproject.toml, which is not there where the package is installed.
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ __all__ = [
     "SourceError",
     "Status",
     "Submitted",
+    "Training",
     "Unreachable",
     "User",
     "WaitTimeout",

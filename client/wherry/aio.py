@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import httpx
 import httpx_sse
 
-from client.wherry import datasets, models, protocol, scripts, transport
+from client.wherry import datasets, models, protocol, scripts, trainings, transport
 from client.wherry.effects import (
     Close,
     Effect,
@@ -32,6 +32,7 @@ from client.wherry.effects import (
 )
 from client.wherry.errors import WherryError
 from client.wherry.source import ProgressCallback
+from client.wherry.trainings import Training
 from client.wherry.uploads import Note
 
 T = TypeVar("T")
@@ -457,6 +458,41 @@ class AsyncClient:
     async def delete_dataset(self, ref: str) -> None:
         """Remove a dataset, or one version of it; refused while a job that has not ended needs it."""
         await self._driver.run(scripts.done(datasets.delete(ref), self._patience_s))
+
+    async def train(self, wish: Mapping[str, Any], *, key: str | None = None) -> Training:
+        """Hand in a training and return its id and status.
+
+        Args:
+            wish: `algorithm`, and where needed `preprocessing` and `helpers` (text of Python modules, or a `Path` to
+                one), `dataset`, `params`, `distributed` and more; see the server's documentation.
+            key: the idempotency key; one is made if none is given, so that a repeated try is the same training.
+
+        """
+        script = trainings.train(wish, key or secrets.token_urlsafe(24), self._patience_s)
+        return await self._driver.run(script)
+
+    def trainings(
+        self, *, statuses: Sequence[str] = (), name: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[Training]:
+        """Give trainings, newest first, at most `limit` of them; pages are fetched as they are needed."""
+        return self._driver.iterate(trainings.listed(statuses, name, limit, self._patience_s))
+
+    async def training(self, training_id: str) -> Training:
+        """Return a training: how far it is, what it measured, where its model is."""
+        request = trainings.show(training_id)
+        return await self._driver.run(scripts.ask(Training, request, self._patience_s))
+
+    async def terminate_training(self, training_id: str) -> Training:
+        """End a training and free its machines; return its status before. Safe to repeat."""
+        request = trainings.show(training_id, "DELETE")
+        return await self._driver.run(scripts.ask(Training, request, self._patience_s))
+
+    async def download_training(
+        self, training_id: str, folder: Path | str, *, progress: ProgressCallback | None = None
+    ) -> list[Path]:
+        """Bring what a training left to a folder; return the files. A download that broke goes on where it was."""
+        script = trainings.download(training_id, Path(folder), progress, self._patience_s)
+        return await self._driver.run(script)
 
     async def nodes(self) -> list[models.Node]:
         """Return every machine of the fleet, by name."""

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from client.wherry import __version__, config, models
-from client.wherry.cli import admin, artifacts, datasets, nodes, series, tables
+from client.wherry.cli import admin, artifacts, datasets, nodes, series, tables, trainings
 from client.wherry.cli.console import Output, as_json, now
 from client.wherry.cli.follow import follow
 from client.wherry.cli.session import LONG_PATIENCE_S, PATIENCE_S, connect
@@ -91,6 +91,8 @@ app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(admin.users, name="users")
 app.add_typer(admin.letters, name="dead-letters")
 app.command("retention")(admin.retention)
+app.command("train")(trainings.train)
+app.add_typer(trainings.app, name="trainings")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
 

@@ -148,7 +148,8 @@ class TrainingDocument(BaseModel):
     pending: list[views.PendingView]  # why it waits
     error: views.FailureView | None
     remarks: list[str]
-    download_url: str | None  # of a zip with what it left; once it is completed
+    output_job: str | None  # the job whose outputs are the training's: its own, or its first worker's
+    download_url: str | None  # of a zip with them, once it is completed
     logs_url: str
     metrics_url: str
 
@@ -275,6 +276,7 @@ def document(view: JobView, link: Callable[[str], str]) -> TrainingDocument:
         node=shown.node, members=shown.members, created_at=job.created_at, started_at=shown.started_at,
         ended_at=job.ended_at, termination_requested_at=job.cancel_requested_at, pending=shown.pending,
         error=shown.error, remarks=shown.remarks,
+        output_job=first,
         download_url=link(f"/v1/jobs/{first}/outputs") if job.state is JobState.SUCCEEDED and first else None,
         logs_url=link(f"/v1/jobs/{job.id}/logs"), metrics_url=link(f"/v1/jobs/{first or job.id}/metrics"),
     )  # fmt: skip
