@@ -1,9 +1,12 @@
 """What the gateway can be told by ``WHERRY_…`` variables."""
 
+from typing import Literal
+
 from pydantic import Field, SecretStr, field_validator
 
 from shared.guard import places
 from shared.settings import ServiceSettings
+from shared.spec import ImageRef
 
 
 class GatewaySettings(ServiceSettings):
@@ -38,9 +41,20 @@ class GatewaySettings(ServiceSettings):
     stream_backlog_bytes: int = Field(default=2 * 1024 * 1024, gt=0)
     heartbeat_s: float = Field(default=15.0, gt=0)
     drain_s: float = Field(default=10.0, ge=0)  # for open requests after SIGTERM
+    serve_bytes_max: int = Field(default=64 * 1024 * 1024, gt=0)  # of a request to a service
+    serve_at_once: int = Field(default=256, gt=0)  # requests to services; the rest waits, then is sent away
+    serve_wait_s: float = Field(default=60.0, gt=0)  # for a replica, where none runs
+    serving_image: str = "wherry/serving:latest"  # of deployments that name none
 
     #: What trainings run in that name no image.
     training_image: str = "wherry/training:latest"
+    #: What filters the images of workloads: this image, or (process, for machines without Docker) the package
+    #: images/filters, which has to be beside wherry on every node.
+    filters_image: ImageRef = "wherry/filters:latest"
+    filters_runtime: Literal["docker", "process"] = "docker"
+    filters_parallelism: int = Field(default=8, ge=1, le=1000)  # containers of one workload at a time
+    image_bytes_max: int = Field(default=256 * 1024**2, gt=0)
+
     #: host:port, separated by commas, as storage has it: inputs may come from there whatever their address.
     fetch_allow: str = ""
 

@@ -1,4 +1,4 @@
-"""A running gateway: its two connections, what it remembers for a minute, and its limits."""
+"""A running gateway: its connections, what it remembers for a minute, and its limits."""
 
 import asyncio
 from collections import OrderedDict
@@ -12,6 +12,7 @@ from services.gateway.adapters.zips import judge_stored
 from services.gateway.core import access
 from services.gateway.core.access import Action
 from services.gateway.settings import GatewaySettings
+from services.gateway.shell.serving import Serving
 from services.gateway.shell.waiting import Waiting
 from shared import observe
 from shared.blobs import BlobClient
@@ -72,12 +73,13 @@ class Gateway:
         stopping: set when open streams should end.
     """
 
-    def __init__(self, settings: GatewaySettings, bus: Bus, blob_bus: Bus, peer: str) -> None:
+    def __init__(self, settings: GatewaySettings, bus: Bus, blob_bus: Bus, serve_bus: Bus, peer: str) -> None:
         self.settings = settings
         self.bus = bus
         self.blobs = BlobClient(blob_bus, "gateway", peer)
         self.resumables = ResumableClient(blob_bus)
-        self._blob_bus = blob_bus
+        self.serving = Serving(bus, serve_bus, settings.serve_wait_s)
+        self._buses = (bus, blob_bus, serve_bus)
         self.key = bytes.fromhex(settings.gateway_key.get_secret_value())
         self.tokens = Tokens(self._verify, lifetime_s=settings.token_cache_s, size=settings.token_cache_max)
         self.uploads = Places(settings.uploads_max, settings.transfer_wait_s, "uploads")
@@ -182,8 +184,8 @@ class Gateway:
             inbox.wake()
 
     async def until_closed(self) -> None:
-        """Return when one of the two connections is closed for good."""
-        watches = [asyncio.create_task(bus.closed.wait()) for bus in (self.bus, self._blob_bus)]
+        """Return when one of the connections is closed for good."""
+        watches = [asyncio.create_task(bus.closed.wait()) for bus in self._buses]
         try:
             await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -224,11 +226,13 @@ async def running(settings: GatewaySettings) -> AsyncGenerator[Gateway, None]:
     async with (
         Bus.connect(settings, Service.GATEWAY, peer=peer) as bus,
         Bus.connect(settings, Service.GATEWAY, peer=peer, purpose="blob") as blob_bus,
+        Bus.connect(settings, Service.GATEWAY, peer=peer, purpose="serve") as serve_bus,
     ):
-        gateway = Gateway(settings, bus, blob_bus, peer)
+        gateway = Gateway(settings, bus, blob_bus, serve_bus, peer)
         revocations = await bus.listen(TOKEN_REVOKED, gateway.forget_token)
         _log.info("gateway_connected", gateway_id=peer)
         try:
             yield gateway
         finally:
+            await gateway.serving.close()
             await revocations.stop()

@@ -30,8 +30,8 @@ _PROBE_S = 5.0
 _BODIES = 4
 _STEPS_MAX = 2048  # under way at once
 _PAUSE_S = 2.0
-#: Of the grace of a stop, what is left for the program itself to end.
-_TERM_SHARE = 0.25
+#: Of the grace of a stop, what is left for the program itself to end: at most so many seconds, and such a part.
+_TERM_S, _TERM_SHARE = 5.0, 0.25
 _log = observe.logger("serving")
 
 
@@ -135,7 +135,7 @@ class Serving:
         began = monotonic()
         replica.door.is_draining = True
         with suppress(TimeoutError):
-            async with asyncio.timeout(grace_s * (1 - _TERM_SHARE)):
+            async with asyncio.timeout(grace_s - min(_TERM_S, grace_s * _TERM_SHARE)):
                 while self._has_work(key.job_id, replica.door):
                     replica.stirred.clear()
                     await replica.stirred.wait()

@@ -1,0 +1,113 @@
+"""Which replica of a service is asked next, and what follows from its answer."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from shared.job import Job
+from shared.states import JOB_TERMINAL, JobState
+
+#: Seconds for which a replica that has sent a request away is asked only after all others: it has too many, or it goes.
+BUSY_PAUSE_S, GONE_PAUSE_S = 0.1, 1.0
+_BUSY = "replica_busy"
+#: What says that this replica does not answer, which says nothing about the others.
+_ELSEWHERE = frozenset({"replica_draining", "replica_gone", "replica_starting", "unavailable", _BUSY})
+#: The request may have been worked on.
+LOST = "replica_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A replica that runs: the job that it is, and its node."""
+
+    job_id: str
+    node: str
+
+
+@dataclass(slots=True)
+class Board:
+    """A service's replicas as one gateway sees them.
+
+    Attributes:
+        replicas: those that run.
+        asked: requests that this gateway waits for, by replica.
+        turns: when each replica was asked last, as a count of all requests.
+        avoided: until when, in seconds of a steady clock, a replica is left alone.
+    """
+
+    replicas: tuple[Replica, ...] = ()
+    asked: dict[str, int] = field(default_factory=dict[str, int])
+    turns: dict[str, int] = field(default_factory=dict[str, int])
+    count: int = 0
+    avoided: dict[str, float] = field(default_factory=dict[str, float])
+
+    def update(self, replicas: tuple[Replica, ...]) -> None:
+        """Take in which replicas run now; what was known of others is forgotten."""
+        self.replicas = replicas
+        known = {one.job_id for one in replicas}
+        for counts in (self.asked, self.turns):
+            for job_id in [one for one in counts if one not in known]:
+                del counts[job_id]
+        self.avoided = {job_id: until for job_id, until in self.avoided.items() if job_id in known}
+
+    def choose(self, now: float) -> Replica | None:
+        """Return the replica with the fewest open requests, of those the one that was asked longest ago."""
+        there = [one for one in self.replicas if self.avoided.get(one.job_id, 0.0) <= now]
+        return min(there, key=self._load, default=None)
+
+    def free_at(self) -> float | None:
+        """Return when the first of the avoided replicas may be asked again; None if there are no replicas."""
+        return min((self.avoided.get(one.job_id, 0.0) for one in self.replicas), default=None)
+
+    def begin(self, replica: Replica) -> None:
+        """Count a request that is sent."""
+        self.asked[replica.job_id] = self.asked.get(replica.job_id, 0) + 1
+        self.count += 1
+        self.turns[replica.job_id] = self.count
+
+    def end(self, replica: Replica) -> None:
+        """Count a request that has come back, with or without an answer."""
+        if replica.job_id in self.asked:
+            self.asked[replica.job_id] -= 1
+
+    def avoid(self, replica: Replica, code: str, now: float) -> None:
+        """Leave *replica* alone for a while, because it answered *code*."""
+        self.avoided[replica.job_id] = now + (BUSY_PAUSE_S if code == _BUSY else GONE_PAUSE_S)
+
+    def _load(self, replica: Replica) -> tuple[int, int, str]:
+        return self.asked.get(replica.job_id, 0), self.turns.get(replica.job_id, 0), replica.job_id
+
+
+class Lack(StrEnum):
+    """Why a service has no replica that could be asked."""
+
+    ENDED = "ended"
+    STOPPED = "stopped"  # somebody wants none
+    ASLEEP = "asleep"  # none is kept while nobody asks: a request brings them back
+    COMING = "coming"
+
+
+def replicas_of(job: Job) -> tuple[Replica, ...]:
+    """Return the replicas of a service that can be asked."""
+    return tuple(Replica(one.job_id, one.node) for one in job.members if one.state is JobState.RUNNING and one.node)
+
+
+def lack_of(job: Job) -> Lack:
+    """Return why none of a service's replicas runs."""
+    service = job.spec.service
+    if service is None or job.state in JOB_TERMINAL:
+        return Lack.ENDED
+    if (service.replicas if job.replicas is None else job.replicas) > 0:
+        return Lack.COMING
+    return Lack.STOPPED if service.idle is None else Lack.ASLEEP
+
+
+def is_elsewhere(code: str, *, is_safe: bool) -> bool:
+    """Return whether another replica may be asked after one answered *code*. *is_safe*: it may be done twice."""
+    return code in _ELSEWHERE or (is_safe and code == LOST)
+
+
+def why_waiting(job: Job) -> str:
+    """Return a sentence on why no replica runs yet."""
+    failed = next((one.error.message for one in job.members if one.error is not None), "")
+    told = "; ".join(one.message for one in job.pending) or failed or next(iter(job.remarks[-1:]), "")
+    return f"No replica of it runs yet{f': {told}' if told else '.'}"
