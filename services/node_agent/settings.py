@@ -34,6 +34,7 @@ class AgentSettings(ServiceSettings):
     node_agent_metrics_port: int | None = Field(None, ge=0, le=65535)
 
     pids_limit: int = Field(256, ge=8, le=65536)
+    relay_image: str = "wherry/python-base"  # of the relays of network api: any image with python3
     engine_timeout_s: float = Field(60, gt=0, le=3600)
     engine_threads: int = Field(16, ge=2, le=256)
     log_bytes_max: int = Field(64 * MIB, ge=1024)  # of each attempt
@@ -42,6 +43,9 @@ class AgentSettings(ServiceSettings):
     disk_interval_s: float = Field(5, gt=0, le=3600)  # between two looks at what programs have written
     #: What inputs of jobs may take of the disk, kept for the next job too; default: a fifth. Attempts have the rest.
     inputs_disk: Bytes | None = None
+    serve_bytes_max: int = Field(64 * MIB, ge=1024)  # of a request to a replica, and of its answer
+    address: str = ""  # where other nodes reach this one; default: its own end of the way to the controller
+    host_network: bool = False  # containers of connected gangs may have this machine's own network
     upload_patience_s: float = Field(600, gt=0)
     stray_age_s: float = Field(60, ge=0)  # what is ours and unknown is removed only when it is older
 

@@ -71,4 +71,4 @@ class DiskWatch:
                 self._post(m.OverDisk(key, used[key]))
 
     def _running_on(self, name: str) -> list[m.Held]:
-        return [one for one in self._running() if one.order.spec.runtime == name and one.phase is m.Phase.RUNNING]
+        return [one for one in self._running() if one.order.spec.runtime == name and one.phase in m.STARTED]

@@ -23,7 +23,7 @@ LOOK_S = 600.0
 _PATIENCE_S = 30.0
 #: A file may shrink while it is being read, which breaks an engine's archive.
 _TRIES = 3
-_VISIBLE = frozenset({m.Phase.RUNNING, m.Phase.FINISHING})
+_VISIBLE = m.STARTED | {m.Phase.FINISHING}
 _log = observe.logger("live")
 
 
