@@ -15,14 +15,18 @@ from starlette.types import Receive, Scope, Send
 
 from services.gateway.adapters.access_log import AccessLog
 from services.gateway.adapters.edge import Edge, problem_answer
-from services.gateway.core import problems, tus, views
+from services.gateway.core import models as model_views
+from services.gateway.core import problems, tus, views, views_mapping
 from services.gateway.core.trainings import NewTraining
 from services.gateway.routes import (
     datasets,
     files,
     health,
+    images,
+    items,
     jobs,
     letters,
+    models,
     nodes,
     people,
     quotas,
@@ -42,7 +46,9 @@ from shared.spec import JobSpec
 _SENT: tuple[type[BaseModel], ...] = (
     JobSpec, views.Credentials, views.NewUser, views.UserChanges, views.NewPassword, problems.Problem,
     views.NodeOrder, views.DrainOrder, views.QuotaLimits, views.NewDataset, views.DatasetChanges,
-    views.PrefetchOrder, NewTraining,
+    views.PrefetchOrder, model_views.NewModel, model_views.ModelChanges, model_views.SyncOrder, model_views.ModelRun,
+    model_views.NewEvaluation, model_views.NewFineTune, model_views.Decline,
+    views_mapping.NewItems, views_mapping.RetriedItems, views_mapping.NewWorkload, NewTraining,
 )  # fmt: skip
 _SCHEMAS = "#/components/schemas/{model}"
 _log = observe.logger("gateway")
@@ -87,10 +93,11 @@ def _add_routes(app: FastAPI) -> None:
     """Add all routes in one flat list: FastAPI searches routers within routers twice for every request (measured)."""
     routers = (jobs.router, session.router("/v1"), streams.router, files.router, nodes.router, people.router)
     more = (uploads.router, datasets.router, quotas.router, letters.router, retention.router, health.router)
-    for router in (*routers, *more, trainings.router):
+    for router in (*routers, *more, trainings.router, models.router, items.router, images.router("/v1"), images.more):
         app.router.routes.extend(router.routes)
     # The image-processing seed's paths stand at the root as it lists them.
-    app.router.routes.extend(session.router("", in_document=False).routes)
+    for at_root in (session.router("", in_document=False), images.router("", in_document=False)):
+        app.router.routes.extend(at_root.routes)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import io
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import BinaryIO, cast
 
 from shared import zipguard
@@ -126,12 +126,42 @@ class PassingZip:
         self.judged = not self._missed
 
 
+async def files_of(blobs: BlobClient, blob: BlobRef) -> list[str]:
+    """Return the paths of the files in a zip that storage holds. Of a large one only the directory is read.
+
+    Raises:
+        WherryError: ``bad_source``: it is no zip, or one that must not be unpacked.
+    """
+    fetch, read_at = _reading(blobs, blob)
+    _check_head(await fetch(0, min(blob.size, len(_LOCAL_HEADER))))
+    file = io.BufferedReader(_Window(blob.size, read_at), CHUNK_BYTES)
+
+    def paths() -> list[str]:
+        return [entry.path for entry in zipguard.inspect(cast("BinaryIO", file), headers=False) if not entry.is_dir]
+
+    async with _one_at_a_time:
+        return await asyncio.to_thread(paths)
+
+
 async def judge_stored(blobs: BlobClient, blob: BlobRef) -> None:
     """Judge a zip that storage holds.
 
     Raises:
         WherryError: ``bad_source``.
     """
+    fetch, read_at = _reading(blobs, blob)
+    _check_head(await fetch(0, min(blob.size, len(_LOCAL_HEADER))))
+    if blob.size > TAIL_BYTES:
+        await _inspect(blob.size, read_at, is_whole=False)
+        return
+    content = await fetch(0, blob.size)
+    await _inspect(len(content), lambda first, end: content[first:end], is_whole=True)
+
+
+def _reading(
+    blobs: BlobClient, blob: BlobRef
+) -> tuple[Callable[[int, int], Awaitable[bytes]], Callable[[int, int], bytes]]:
+    """Return what gives bytes of a stored blob: here, and in another thread."""
     loop = asyncio.get_running_loop()
 
     async def fetch(first: int, end: int) -> bytes:
@@ -140,12 +170,7 @@ async def judge_stored(blobs: BlobClient, blob: BlobRef) -> None:
     def read_at(first: int, end: int) -> bytes:
         return asyncio.run_coroutine_threadsafe(fetch(first, end), loop).result()
 
-    _check_head(await fetch(0, min(blob.size, len(_LOCAL_HEADER))))
-    if blob.size > TAIL_BYTES:
-        await _inspect(blob.size, read_at, is_whole=False)
-        return
-    content = await fetch(0, blob.size)
-    await _inspect(len(content), lambda first, end: content[first:end], is_whole=True)
+    return fetch, read_at
 
 
 async def _inspect(size: int, read_at: Callable[[int, int], bytes], *, is_whole: bool) -> None:

@@ -32,6 +32,10 @@ _KNOWN: Mapping[str, tuple[int, str]] = {
     "not_a_file": (422, "Not a file"),
     "not_ended": (409, "The job has not ended"),
     "not_running": (409, "The job does not run"),
+    "closed": (409, "It is closed"),
+    "not_ready": (409, "It is not ready"),
+    "item_failed": (409, "It has failed"),
+    "not_an_image": (422, "Not an image"),
     "offset_mismatch": (409, "The upload stands somewhere else"),
     "in_use": (409, "Something needs it"),
     "own_account": (409, "That is your own account"),
@@ -47,6 +51,8 @@ _KNOWN: Mapping[str, tuple[int, str]] = {
     "internal": (500, "Internal error"),
     "corrupt": (500, "Stored data is damaged"),
     "bus_forbidden": (500, "Internal error"),
+    "registry_failed": (502, "The registry could not be read"),
+    "registry_refused": (422, "Not a registry that may be asked"),
     "busy": (503, "Busy"),
     "unavailable": (503, "Not available right now"),
 }
@@ -111,7 +117,7 @@ def status_of(error: WherryError) -> int:
 
 def retry_after_s(error: WherryError) -> int | None:
     """Return how many seconds to wait before the same request may succeed, or None if waiting does not help."""
-    return {429: 10, 503: 2}.get(status_of(error))
+    return 1 if error.code == "not_ready" else {429: 10, 503: 2}.get(status_of(error))
 
 
 def from_status(status: int, detail: str) -> WherryError:

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from services.gateway.core import mapping
 from services.gateway.core.access import Action, may
 from services.gateway.core.problems import invalid
 from shared.errors import FieldProblem, WherryError
@@ -26,12 +26,34 @@ def effective_key(header: str | None, spec: JobSpec) -> str | None:
     """
     if header is None:
         return spec.idempotency_key
-    if not 0 < len(header) <= KEY_LENGTH_MAX:
-        raise invalid([FieldProblem(field="Idempotency-Key", message=f"Give 1 to {KEY_LENGTH_MAX} characters")])
+    check_key(header)
     if spec.idempotency_key not in (None, header):
         message = "Not the same as the Idempotency-Key header; send one of the two"
         raise invalid([FieldProblem(field="idempotency_key", message=message)])
     return header
+
+
+def check_key(header: str | None) -> None:
+    """Check an Idempotency-Key header.
+
+    Raises:
+        WherryError: ``invalid``: it is empty or too long.
+    """
+    if header is not None and not 0 < len(header) <= KEY_LENGTH_MAX:
+        raise invalid([FieldProblem(field="Idempotency-Key", message=f"Give 1 to {KEY_LENGTH_MAX} characters")])
+
+
+def check_sent(spec: JobSpec) -> JobSpec:
+    """Return a spec that came from a user, if it has only what is for users.
+
+    Raises:
+        WherryError: ``invalid``.
+    """
+    if spec.view != "job":
+        raise invalid([FieldProblem(field="view", message="There is no such field")])
+    if wrong := mapping.unusable(spec):
+        raise invalid(wrong)
+    return spec
 
 
 def check(spec: JobSpec, principal: Principal, sent_bytes: int) -> None:
@@ -41,12 +63,17 @@ def check(spec: JobSpec, principal: Principal, sent_bytes: int) -> None:
         WherryError: ``too_large``, ``invalid`` or ``forbidden_address``.
     """
     # A spec as it travels is at most a little longer than it was sent: measure only where it could matter.
-    if sent_bytes > SPEC_BYTES_MAX // 2 and len(spec.model_dump_json(exclude_defaults=True)) > SPEC_BYTES_MAX:
+    if sent_bytes > SPEC_BYTES_MAX // 2 and _recorded_bytes(spec) > SPEC_BYTES_MAX:
         raise WherryError("too_large", f"A job spec may have {SPEC_BYTES_MAX} bytes; send large things as artifacts.")
-    if spec.params:
-        _check_params(spec.params)
+    if wrong := mapping.not_json(spec.params, "params"):
+        raise invalid(wrong)
     for index, notify in enumerate(spec.notify):
         _check_notify(index, notify, principal)
+
+
+def _recorded_bytes(spec: JobSpec) -> int:
+    """Return how long the spec is as it travels: a map job's items travel by themselves."""
+    return len(mapping.without_items(spec).model_dump_json(exclude_defaults=True))
 
 
 def digest(spec: JobSpec, source_sha256: str | None) -> str:
@@ -66,8 +93,8 @@ def secrets_given(spec: JobSpec) -> Iterator[tuple[int, str]]:
 
 
 def completed(spec: JobSpec, principal: Principal, secret_refs: Mapping[int, str], source: str | None) -> JobSpec:
-    """Return the spec as it is recorded: without key or secrets, with the owner's own address if none is named."""
-    changes: dict[str, Any] = {}
+    """Return the spec as it is recorded: without key, secrets and items, notifying the owner if nobody else."""
+    spec, changes = mapping.without_items(spec), dict[str, Any]()
     if spec.idempotency_key is not None:
         changes["idempotency_key"] = None
     if source is not None:
@@ -99,23 +126,6 @@ def same_request(existing: Job, spec_digest: str) -> None:
         raise WherryError(
             "idempotency_conflict", f"This key was used for job {existing.id} with another spec. Use a new key."
         )
-
-
-def _check_params(params: Mapping[str, Any]) -> None:
-    for path, value in _leaves(params, "params"):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise invalid([FieldProblem(field=path, message="JSON knows no NaN and no infinity")])
-
-
-def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}")
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}.{index}")
-    else:
-        yield path, value
 
 
 def _check_notify(index: int, notify: Notify, principal: Principal) -> None:

@@ -44,10 +44,10 @@ def me(principal: Principal) -> views.Me:
     return views.Me(id=principal.user_id, user=principal.name, role=principal.role, email=principal.email)
 
 
-def status(counts: Counts, system_name: str, now: datetime) -> views.StatusView:
+def status(counts: Counts, workloads: Sequence[str], system_name: str, now: datetime) -> views.StatusView:
     """Return the system at a glance."""
     return views.StatusView(
-        system_name=system_name, server_time=now, active_workloads=[],
+        system_name=system_name, server_time=now, active_workloads=list(workloads),
         jobs=views.JobCounts(total=sum(counts.jobs.values()), by_state=counts.jobs),
         nodes=views.NodeCounts(
             total=counts.nodes_total, online=counts.nodes_online,

@@ -10,11 +10,11 @@ from python_multipart.multipart import parse_options_header
 from services.gateway.core import ranges, translate, views
 from services.gateway.core.problems import invalid
 from services.gateway.routes.http import Caller, Door, Stream, answer, bearer, gateway_of, uploaded, wants_json
-from services.gateway.shell import files, live
+from services.gateway.shell import files, live, mapping
 from services.gateway.shell.gateway import Gateway
 from shared.channels import ARTIFACT_LIST
 from shared.errors import FieldProblem, WherryError
-from shared.job import BlobRef
+from shared.job import BlobRef, Job
 from shared.requests import ArtifactListQuery
 
 router = APIRouter(prefix="/v1", tags=["files"])
@@ -31,7 +31,7 @@ _UPLOAD: dict[str, Any] = {
     ],
 }  # fmt: skip
 FILE = {200: {"content": {"*/*": _BYTES}}, 206: {"content": {"*/*": _BYTES}}, 304: {"description": "Unchanged"}}
-_ZIP = {200: {"content": {"application/zip": _BYTES}}}
+ZIP = {200: {"content": {"application/zip": _BYTES}}}
 
 
 # Served by `app` without FastAPI's routing; this entry is what the OpenAPI document is made from.
@@ -81,7 +81,7 @@ async def get_artifact(artifact_id: str, request: Request, gateway: Door, princi
     return await file_answer(request, gateway, artifact.blob, artifact.name or artifact_id, artifact.media_type)
 
 
-@router.get("/jobs/{job_id}/outputs", response_model=views.OutputsDocument, responses=_ZIP)  # pyright: ignore[reportArgumentType]
+@router.get("/jobs/{job_id}/outputs", response_model=views.OutputsDocument, responses=ZIP)  # pyright: ignore[reportArgumentType]
 async def outputs(  # noqa: PLR0913, PLR0917 - what is asked for
     job_id: str,
     request: Request,
@@ -95,9 +95,14 @@ async def outputs(  # noqa: PLR0913, PLR0917 - what is asked for
 ) -> Response:
     """Give all that the job left as one zip, or (by `list` or Accept) the entries.
 
-    With `live` the entries are what a running job has left so far, marked as partial.
+    With `live` the entries are what a running job has left so far, marked as partial. A map job's are what its items
+    have left, at any time: `<job_id>/0001-<name>` and so on, in the order of the items.
     """
     job = (await gateway.job(principal, job_id)).job
+    if job.spec.map is not None:
+        if as_list or wants_json(request):
+            return answer(translate.entries(await mapping.listing(gateway, job, cursor, limit)))
+        return await outputs_of_items(gateway, job)
     if live_ is not None:
         look, seen = await live.look(gateway, job, live_, path=path, cursor=cursor, limit=limit)
         return answer(translate.seen(look, seen), headers=_partial(look))
@@ -115,6 +120,14 @@ async def outputs(  # noqa: PLR0913, PLR0917 - what is asked for
     return Stream(content, held, 200, headers, "application/zip")
 
 
+async def outputs_of_items(gateway: Gateway, job: Job) -> Response:
+    """Return what a map job's items have left so far as one zip; a header says whether more may come."""
+    held = AsyncExitStack()
+    await held.enter_async_context(gateway.downloads.taken())
+    headers = _download_headers(f"{job.id}.zip") | ({} if job.is_terminal else {live.PARTIAL_HEADER: "true"})
+    return Stream(mapping.zip_of(gateway, job), held, 200, headers, "application/zip")
+
+
 @router.head("/jobs/{job_id}/outputs/{path:path}", include_in_schema=False)
 @router.get("/jobs/{job_id}/outputs/{path:path}", response_class=Response, responses=FILE)  # pyright: ignore[reportArgumentType]
 async def output(
@@ -122,6 +135,9 @@ async def output(
 ) -> Response:
     """Give one file that the job left, or a range of it. With `live` as it is now, or as a look has seen it."""
     job = (await gateway.job(principal, job_id)).job
+    if job.spec.map is not None:
+        blob = await mapping.output(gateway, job, path)
+        return await file_answer(request, gateway, blob, path, ranges.media_type(path))
     if live_ is not None:
         look, blob = await live.one(gateway, job, live_, path)
         found = await file_answer(request, gateway, blob, path, ranges.media_type(path))

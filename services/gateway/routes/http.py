@@ -104,7 +104,7 @@ async def json_of(request: Request, model: type[M]) -> M:
     Raises:
         WherryError: ``too_large``, ``invalid_json``, ``invalid``.
     """
-    return _parsed(await body_of(request, gateway_of(request).settings.form_bytes_max), model)
+    return parsed(await body_of(request, gateway_of(request).settings.form_bytes_max), model)
 
 
 async def json_or_default(request: Request, model: type[M]) -> M:
@@ -114,10 +114,15 @@ async def json_or_default(request: Request, model: type[M]) -> M:
         WherryError: as `json_of`.
     """
     body = await body_of(request, gateway_of(request).settings.form_bytes_max)
-    return _parsed(body, model) if body.strip() else model()
+    return parsed(body, model) if body.strip() else model()
 
 
-def _parsed(body: bytes, model: type[M]) -> M:
+def parsed(body: bytes, model: type[M]) -> M:
+    """Return JSON as a *model*.
+
+    Raises:
+        WherryError: ``invalid_json``, ``invalid``.
+    """
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

@@ -162,9 +162,16 @@ async def cancel(job_id: str, gateway: Door, principal: Caller) -> Response:
 
 
 @router.post("/jobs/{job_id}/rerun", status_code=202, response_model=views.Accepted)
-async def rerun(job_id: str, gateway: Door, principal: Caller, idempotency_key: Key = None) -> Response:
-    """Hand in the same spec once more, as a new job."""
-    return _accepted(await submission.rerun(gateway, principal, job_id, idempotency_key))
+async def rerun(
+    job_id: str,
+    gateway: Door,
+    principal: Caller,
+    idempotency_key: Key = None,
+    everything: Annotated[bool, Query(alias="all", description="Of a map job: all items.")] = False,  # noqa: FBT002
+) -> Response:
+    """Hand in the same spec once more, as a new job. Of a map job that has ended: the items without a result."""
+    again = await submission.rerun(gateway, principal, job_id, idempotency_key, everything=everything)
+    return _accepted(again)
 
 
 @router.get("/jobs/{job_id}/metrics", response_model=views.MetricsDocument)

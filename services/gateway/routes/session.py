@@ -1,5 +1,6 @@
 """Login, logout and the system at a glance: at the root and under /v1."""
 
+import asyncio
 import base64
 import binascii
 
@@ -10,6 +11,7 @@ from services.gateway.adapters.form import parts
 from services.gateway.core import problems, translate, views
 from services.gateway.core.views import Credentials
 from services.gateway.routes.http import JSON, Caller, Door, answer, bearer, body_of, json_body, json_of
+from services.gateway.shell import workloads
 from services.gateway.shell.gateway import Gateway
 from shared.channels import COUNTS, LOGIN, LOGOUT
 from shared.clock import utc_now
@@ -53,10 +55,10 @@ async def logout(request: Request, gateway: Door, principal: Caller) -> Response
     return answer(views.LogoutView(logout_message=f"Goodbye, {principal.name}."))
 
 
-async def status(gateway: Door, _: Caller) -> Response:
-    """Show the system's name and time, and how many nodes and jobs there are."""
-    counts = await gateway.ask(COUNTS, Empty())
-    return answer(translate.status(counts, gateway.settings.system_name, utc_now()))
+async def status(gateway: Door, principal: Caller) -> Response:
+    """Show the system's name and time, how many nodes and jobs there are, and the caller's workloads that go on."""
+    counts, active = await asyncio.gather(gateway.ask(COUNTS, Empty()), workloads.active(gateway, principal))
+    return answer(translate.status(counts, active, gateway.settings.system_name, utc_now()))
 
 
 async def _login(gateway: Gateway, request: Request, credentials: Credentials) -> Response:
@@ -83,7 +85,7 @@ async def _sent(request: Request) -> Credentials:
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind == _FORM:
         body = await body_of(request, 8192)
-        return _from_fields(_urlencoded(body))
+        return _from_fields(urlencoded(body))
     if kind == _MULTIPART:
         bytes_max = 8192
         fields = {
@@ -94,7 +96,8 @@ async def _sent(request: Request) -> Credentials:
     return await json_of(request, Credentials)
 
 
-def _urlencoded(body: bytes) -> dict[str, str]:
+def urlencoded(body: bytes) -> dict[str, str]:
+    """Return the fields of a form as browsers and ``curl -d`` send it."""
     fields: dict[str, str] = {}
     name = value = b""
 

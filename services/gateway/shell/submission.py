@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,6 +11,8 @@ from services.gateway.adapters.form import Part, parts
 from services.gateway.adapters.zips import PassingZip, judge_stored
 from services.gateway.core import needs, problems, submission
 from services.gateway.core.access import Action
+from services.gateway.core.mapping import with_over
+from services.gateway.shell import mapping, models
 from services.gateway.shell.gateway import Gateway
 from services.gateway.shell.inputs import Inputs
 from shared.bus import Record, job_filter
@@ -31,7 +34,7 @@ def parse_spec(body: bytes | str) -> JobSpec:
         WherryError: ``invalid_json`` or ``invalid``.
     """
     try:
-        return JobSpec.model_validate_json(body)
+        return submission.check_sent(JobSpec.model_validate_json(body))
     except ValidationError as error:
         raise problems.from_validation(error, JobSpec) from None
 
@@ -56,6 +59,7 @@ async def submit(
     """
     key = submission.effective_key(key_header, spec)
     recorded, source = await check(gateway, principal, spec, size, uploaded, inputs)
+    items = await mapping.of_spec(gateway, principal, spec, recorded)
     # Only a repeat under a key is ever compared: a random id that is there already is this very request's. It counts as
     # it was sent: a dataset's next version makes no other request of it.
     digest = submission.digest(spec, source.blob.sha256 if source else None) if key else ""
@@ -65,11 +69,17 @@ async def submit(
             secrets = submission.secrets_given(spec)
             refs = {index: await _put_away(gateway, principal, secret) for index, secret in secrets}
             final = submission.completed(recorded, principal, refs, source.id if source else None)
-            await _record(gateway, submission.new_job(job_id, final, submission.owner_of(principal), digest, utc_now()))
+            owner = submission.owner_of(principal)
+            job = await _record(gateway, submission.new_job(job_id, final, owner, digest, utc_now()))
     except WherryError as error:
         # A repeat of what was let in before is no more than it was: whoever lost the answer must get it.
-        if error.code != "quota_queued" or not key or not await _is_there(gateway, job_id, digest):
+        there = await _found(gateway, job_id, digest) if error.code == "quota_queued" and key else None
+        if there is None:
             raise
+        job = there
+    if job.spec.inputs != recorded.inputs:  # a repeat, and a dataset has another version by now
+        items = await mapping.of_spec(gateway, principal, spec, job.spec)
+    await mapping.begin(gateway, job, items, by=principal.user_id)
     return job_id
 
 
@@ -88,7 +98,8 @@ async def check(
     submission.check(spec, principal, size)
     if spec.needs or spec.inputs:
         await _check_needs(gateway, principal, spec)
-    recorded = await (inputs or Inputs(gateway, principal)).recorded(spec)
+    spec = await models.resolved(gateway, spec)
+    recorded = await (inputs or Inputs(gateway, principal)).recorded(with_over(spec))
     if uploaded is None and spec.source is not None:
         uploaded = await gateway.source(principal, spec.source)
     return recorded, uploaded
@@ -100,7 +111,7 @@ async def submit_batch(gateway: Gateway, principal: Principal, specs: Sequence[A
 
     async def one(raw: Any) -> str | WherryError:
         try:
-            spec = JobSpec.model_validate(raw)
+            spec = submission.check_sent(JobSpec.model_validate(raw))
             size = len(spec.model_dump_json(exclude_defaults=True))
             return await submit(gateway, principal, spec, size, None, inputs=inputs)
         except ValidationError as error:
@@ -153,26 +164,31 @@ async def cancel(gateway: Gateway, principal: Principal, job_id: str) -> JobStat
     return job.state
 
 
-async def rerun(gateway: Gateway, principal: Principal, job_id: str, key: str | None) -> str:
+async def rerun(
+    gateway: Gateway, principal: Principal, job_id: str, key: str | None, *, everything: bool = False
+) -> str:
     """Record a new job with the spec and the owner of another; return its id.
 
+    Of a map job, which must have ended, it has the items without a result, or *everything*.
+
     Raises:
-        WherryError: ``not_found``, ``unavailable``.
+        WherryError: ``not_found``, ``unavailable``; of a map job ``not_ended``, and ``conflict``: nothing is left.
     """
     job = (await gateway.job(principal, job_id, Action.CHANGE)).job
+    items = await mapping.left_over(gateway, job, everything=everything) if job.spec.map else []
     mine = principal.user_id == job.owner.id
     owner: Owner = submission.owner_of(principal) if mine else job.owner
     again = keyed_id("j", gateway.key, owner.id, f"rerun {job_id}", key) if key else new_id("j")
     once_more = submission.new_job(again, job.spec, owner, job.spec_digest, utc_now())
-    if not mine:  # an administrator does it: the owner's limit is not theirs
-        await _record(gateway, once_more)
-        return again
     try:
-        async with gateway.waiting.place(principal):
-            await _record(gateway, once_more)
+        async with gateway.waiting.place(principal) if mine else nullcontext():  # the limit is the owner's own
+            recorded = await _record(gateway, once_more)
     except WherryError as error:
-        if error.code != "quota_queued" or not key or not await _is_there(gateway, again, job.spec_digest):
+        there = await _found(gateway, again, job.spec_digest) if error.code == "quota_queued" and key else None
+        if there is None:
             raise
+        recorded = there
+    await mapping.begin_again(gateway, recorded, items, by=principal.user_id)
     return again
 
 
@@ -207,8 +223,8 @@ async def _check_needs(gateway: Gateway, principal: Principal, spec: JobSpec) ->
         raise problems.invalid(missing)
 
 
-async def _is_there(gateway: Gateway, job_id: str, digest: str) -> bool:
-    """Return whether the same request has been recorded before.
+async def _found(gateway: Gateway, job_id: str, digest: str) -> Job | None:
+    """Return what the same request has recorded before, if it has.
 
     Raises:
         WherryError: ``idempotency_conflict``: another one has, under the same key.
@@ -216,12 +232,13 @@ async def _is_there(gateway: Gateway, job_id: str, digest: str) -> bool:
     try:
         existing = await gateway.ask(JOB_GET, JobQuery(job_id=job_id))
     except NotFound:
-        return False
+        return None
     submission.same_request(existing.job, digest)
-    return True
+    return existing.job
 
 
-async def _record(gateway: Gateway, job: Job) -> None:
+async def _record(gateway: Gateway, job: Job) -> Job:
+    """Record *job*, and return it as it is recorded: the same request may have done so before."""
     event = gateway.bus.event(JOB_CREATED, JobChanged(job=job), subject=job.id)
     params = {"owner": job.owner.id, "job_id": job.id}
     try:
@@ -229,6 +246,8 @@ async def _record(gateway: Gateway, job: Job) -> None:
     except Conflict:
         existing = await gateway.ask(JOB_GET, JobQuery(job_id=job.id))
         submission.same_request(existing.job, job.spec_digest)
+        return existing.job
+    return job
 
 
 async def _put_away(gateway: Gateway, principal: Principal, secret: str) -> str:

@@ -113,7 +113,7 @@ def items_filter(query: ItemListQuery) -> Filter:
     wanted = {"job_id": {"$eq": query.job_id}} | _in_states(query.states, ItemState)
     match cursor_after(query.cursor):
         case None:
-            return wanted
+            return wanted | {"index": {"$gt": query.after}}
         case [int(index)]:
             return wanted | {"index": {"$gt": index}}
         case _:
