@@ -165,6 +165,7 @@ InputText = Annotated[
     ),
 ]
 InputName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ModelRef = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}(@[1-9][0-9]{0,8})?$")]
 RoleName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 
 #: In the OpenAPI document: shown and never sent.
@@ -349,6 +350,9 @@ class JobSpec(Frozen):
     view: View = Field(default="job", json_schema_extra=_READ_ONLY)
     runtime: Literal["docker", "process"] = "docker"
     image: ImageRef | None = None
+    #: One of the catalogue, instead of an image: ``name`` (its newest version) or ``name@version``. `params` have to fit
+    #: its schema.
+    model: ModelRef | None = None
     #: Text runs in ``sh -c``, a list as it is; absent, the image's own command runs.
     command: Arg | Annotated[tuple[Arg, ...], Field(min_length=1, max_length=4096)] | None = None
     source: ArtifactId | None = None  # a zip, unpacked into the working directory
@@ -378,8 +382,8 @@ class JobSpec(Frozen):
     @model_validator(mode="after")
     def _runtime_fits(self) -> "JobSpec":
         for member in self.members() if self.gang else (self,):
-            if self.runtime == "docker" and member.image is None:
-                raise ValueError("a container job needs an image")
+            if self.runtime == "docker" and member.image is None and self.model is None:
+                raise ValueError("a container job needs an image or a model")
             if self.runtime == "process" and member.image is not None:
                 raise ValueError("runtime process runs on the bare machine and takes no image")
             if self.runtime == "process" and member.command is None:
@@ -391,6 +395,12 @@ class JobSpec(Frozen):
         for kind, field in (("gang", self.gang), ("map", self.map), ("service", self.service)):
             if (self.kind == kind) != (field is not None):
                 raise ValueError(f"kind {kind} and the field {kind} go together")
+        return self
+
+    @model_validator(mode="after")
+    def _network_fits(self) -> "JobSpec":
+        if self.network != "none" and self.gang is not None and self.gang.connected:
+            raise ValueError("members of a connected gang have the gang's network alone: network must be none")
         return self
 
     @model_validator(mode="after")

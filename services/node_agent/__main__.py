@@ -48,6 +48,11 @@ CapacityOption = Annotated[
     str | None, typer.Option(help="The share that is offered: cpus=2,memory=4GiB,disk=50GiB,gpus=1.")
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Where the journal and files of attempts are.")]
+Address = Annotated[str | None, typer.Option(help="Where other nodes reach this one, for gangs that span several.")]
+HostNetwork = Annotated[
+    bool | None,
+    typer.Option("--host-network/--no-host-network", help="Members of such gangs may have this machine's own network."),
+]
 Config = Annotated[Path | None, typer.Option(help="A file with the controller's address.")]
 
 
@@ -62,6 +67,8 @@ def start(  # noqa: PLR0913, PLR0917 - the options
     image_store_token: ImageStoreToken = None,
     capacity: CapacityOption = None,
     data_dir: DataDir = None,
+    address: Address = None,
+    host_network: HostNetwork = None,
     config: Config = None,
 ) -> None:
     """Run the agent, unless a command is given. Options win over WHERRY_… variables."""
@@ -74,6 +81,8 @@ def start(  # noqa: PLR0913, PLR0917 - the options
         "image_store_token": image_store_token,
         "capacity": capacity,
         "data_dir": data_dir,
+        "address": address,
+        "host_network": host_network,
         "controller_file": config,
     }
     try:
@@ -185,9 +194,11 @@ def runtimes(settings: AgentSettings) -> list[Runtime]:
                         Place(settings.stack_id, settings.node),
                         endpoints(os.environ, Path.home(), os.getuid()),
                         pids_limit=settings.pids_limit,
+                        relay_image=settings.relay_image,
                         timeout_s=settings.engine_timeout_s,
                         threads=settings.engine_threads,
                         starts=2 * (os.cpu_count() or 1),
+                        host_network=settings.host_network,
                     )
                 )
             case "process":
