@@ -57,10 +57,16 @@ class Snapshots:
         self._bus = bus
         self._next = 0
 
-    async def save(self, position: int, jobs: list[tuple[Job, int]], carried: snapshot.Carried) -> None:
+    async def save(
+        self,
+        position: int,
+        jobs: list[tuple[Job, int]],
+        carried: snapshot.Carried,
+        items: dict[str, list[bytes]] | None = None,
+    ) -> None:
         """Keep a snapshot in place of the older one. The head goes last: without it the parts are nothing."""
         slot = _SLOTS[self._next]
-        head, parts = await asyncio.to_thread(snapshot.encode, position, jobs, carried)
+        head, parts = await asyncio.to_thread(snapshot.encode, position, jobs, carried, items)
         for number, part in enumerate(parts):
             await self._bus.put(_part(slot, number), part, deadline_s=15)
         await self._bus.put(_head(slot), head, deadline_s=15)
@@ -122,7 +128,7 @@ class Standby:
             jobs = {job.id: (job, seq) for job, seq in found.jobs}
             for job_id in self._quarantine.jobs & jobs.keys():
                 self._quarantine.pass_over(*jobs.pop(job_id))
-            self._replayed = Replay(found.position, jobs)
+            self._replayed = Replay(found.position, jobs, books=found.books)
         self._seen = self._replayed.position
         async for messages in self._bus.follow(JOBS, LOG, start_seq=self._seen + 1):
             if not messages:

@@ -185,6 +185,7 @@ class _Term:
         state = self._state = State(self._settings.limits(), _now())
         state.position = self._position = replayed.position
         state.restore(carried)
+        state.adopt(replayed.books)
         metrics.LEADER.set(1)
         metrics.EPOCH.set(self._lease.epoch)
         crew.start(self._read(self.standby.rest()), "read")
@@ -223,7 +224,8 @@ class _Term:
         jobs += [kept for job_id, kept in self._quarantine.passed.items() if job_id not in self._state.jobs]
         try:
             carried = self._state.carried(_now()).model_copy(update={"epoch": self._lease.epoch})
-            await self.standby.snapshots.save(self._position, jobs, carried)
+            items = {job_id: book.lines() for job_id, book in self._state.books.items()}
+            await self.standby.snapshots.save(self._position, jobs, carried, items)
         except WherryError as problem:
             _log.warning("snapshot_failed", error=problem.message)
 
@@ -317,6 +319,7 @@ class _Term:
             self._answer(state, batch.beats, answers)
             self._questions.answer(state, _now())
             self._looked_up = tuple(await asyncio.gather(*map(self._look_up, effects.lookups)))
+            self._retry += effects.deferred
             for seq, why in effects.broken:
                 await self._bury(seq, why)
         if not self._retry:
@@ -352,7 +355,7 @@ class _Term:
         for decision, outcome in zip(decisions, outcomes, strict=True):
             if isinstance(outcome, Stored):
                 with taking_in("job", decision.job.id, outcome.seq):
-                    state.believe(decision.job, outcome.seq, now)
+                    state.believe(decision.job, outcome.seq, now, decision.items)
                 metrics.DECISIONS.labels(decision.name.value).inc()
                 self._events += 1
             elif isinstance(outcome, Conflict):
@@ -378,7 +381,11 @@ class _Term:
         job = decision.job
         params = {"owner": job.owner.id, "job_id": job.id, "event": decision.name.value}
         event = self._bus.event(
-            JOB_CHANGED, JobChanged(job=job, epoch=self._lease.epoch), subject=job.id, causedby=decision.cause, **params
+            JOB_CHANGED,
+            JobChanged(job=job, epoch=self._lease.epoch, items=decision.items),
+            subject=job.id,
+            causedby=decision.cause,
+            **params,
         )
         return Record(JOB_CHANGED, params, event, expect=(job_filter(job.id), decision.expect_seq))
 
@@ -389,6 +396,8 @@ class _Term:
         found = read_fact(last.subject, last.seq, last.event) if last is not None and last.event is not None else None
         _log.warning("conflict", job_id=job_id, seq=last.seq if last else 0)
         if isinstance(found, Recorded):
+            if found.job.spec.map is not None:
+                raise DeposedError("somebody else has written about items: they are read anew")
             if found.epoch > self._lease.epoch:
                 self._lease.claim(found.epoch)
                 raise DeposedError(f"epoch {found.epoch} has written")

@@ -1,6 +1,6 @@
 """What should be on a node: the answer to its heartbeat."""
 
-from services.scheduler.core import crew, gang_wiring, service
+from services.scheduler.core import crew, gang_wiring, mapping, service
 from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.lifecycle import pinned_image
@@ -26,6 +26,7 @@ def desired_state(state: State, node_id: str, epoch: int, now: Now, session: str
         is_there = node.former[session] > 1
         return DesiredState(epoch=epoch, lease_s=lease_s, protocol=PROTOCOL, evicted=is_there, more=not is_there)
     assignments, more = _assignments(state, node, now)
+    assignments = _with_items(state, assignments)
     record = state.roster.record(node_id)
     return DesiredState(
         epoch=epoch,
@@ -59,6 +60,24 @@ def _assignments(state: State, node: Node, now: Now) -> tuple[tuple[Assignment, 
                 return tuple(found), True
             found.append(start)
     return tuple(found), False
+
+
+def _with_items(state: State, assignments: tuple[Assignment, ...]) -> tuple[Assignment, ...]:
+    """Return *assignments* with what workers are to have, as far as there is room: the smallest hands first."""
+    room = state.limits.items_answer_bytes_max
+    found: dict[int, Assignment] = {}
+    workers: list[tuple[int, int, mapping.Given]] = []
+    for index, one in enumerate(assignments):
+        tracked = state.jobs.get(one.job_id) if one.action in ("start", "keep") else None
+        place = tracked.job.member_of if tracked is not None and mapping.is_worker(tracked.job) else None
+        if place is not None:
+            given = mapping.given(one.job_id, state.books.get(place.gang_id))
+            workers.append((given.size, index, given))
+    for size, index, given in sorted(workers, key=lambda one: one[:2]):
+        room -= size
+        items = given.items if room >= 0 else None
+        found[index] = assignments[index].model_copy(update={"items": items, "close": given.close})
+    return tuple(found.get(index, one) for index, one in enumerate(assignments))
 
 
 def _of_held(state: State, node: Node, key: Key, held: HeldAttempt, now: Now) -> Assignment:
@@ -101,7 +120,7 @@ def _order(state: State, tracked: Tracked) -> Order:
         seq=tracked.seq,
         image_digest=pinned_image(job),
         parent=parent.id if parent is not None else None,
-        map=parent.spec.map if parent is not None else None,
+        map=mapping.for_worker(parent.spec) if parent is not None else None,
         service=parent.spec.service if parent is not None else None,
         wiring=gang_wiring.wiring(state, job),
     )

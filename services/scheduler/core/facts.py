@@ -1,6 +1,8 @@
 """What the log says, as the core takes it in: job events, and inputs that wait for a decision."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from services.scheduler.core.lifecycle import Cancel, Report
 from services.scheduler.core.mapping import ItemInput, ItemsSaid
@@ -73,21 +75,8 @@ def read_fact(subject: str, seq: int, event: Event[Message]) -> Fact | None:
             if params["event"] == "created" and not _is_new(job):
                 return None
             return Recorded(seq, job, epoch, items)
-        case CancelRequested():
-            params = channels.CANCEL_REQUESTED.parse(subject)
-            return Input(seq, params["job_id"], Cancel(data.by), event.id) if params else None
-        case ServiceUpdated():
-            params = channels.SERVICE_UPDATED.parse(subject)
-            return Input(seq, params["job_id"], Wish(data), event.id) if params else None
-        case ServiceAsked():
-            params = channels.SERVICE_ASKED.parse(subject)
-            return Input(seq, params["job_id"], Wish(data), event.id) if params else None
-        case ItemsAdded():
-            params = channels.ITEMS_ADDED.parse(subject)
-            return Input(seq, params["job_id"], data, event.id) if params else None
-        case ItemsRetried():
-            params = channels.ITEMS_RETRIED.parse(subject)
-            return Input(seq, params["job_id"], data, event.id) if params else None
+        case CancelRequested() | ServiceUpdated() | ServiceAsked() | ItemsAdded() | ItemsRetried():
+            return _request(subject, seq, event.id, data)
         case AttemptItems():
             params = channels.ATTEMPT_ITEMS.parse(subject)
             return Input(seq, params["job_id"], ItemsSaid(params["node_id"], data), event.id) if params else None
@@ -96,6 +85,31 @@ def read_fact(subject: str, seq: int, event: Event[Message]) -> Fact | None:
             return Input(seq, job_id, Report(node_id, data), event.id)
         case _:
             return None
+
+
+_Request = CancelRequested | ServiceUpdated | ServiceAsked | ItemsAdded | ItemsRetried
+
+
+def _request(subject: str, seq: int, cause: str, data: _Request) -> Input | None:
+    params = _REQUESTS[type(data)].parse(subject)
+    if params is None:
+        return None
+    match data:
+        case CancelRequested():
+            return Input(seq, params["job_id"], Cancel(data.by), cause)
+        case ServiceUpdated() | ServiceAsked():
+            return Input(seq, params["job_id"], Wish(data), cause)
+        case _:
+            return Input(seq, params["job_id"], data, cause)
+
+
+_REQUESTS: Mapping[type[Message], channels.Channel[Any, Any]] = {
+    CancelRequested: channels.CANCEL_REQUESTED,
+    ServiceUpdated: channels.SERVICE_UPDATED,
+    ServiceAsked: channels.SERVICE_ASKED,
+    ItemsAdded: channels.ITEMS_ADDED,
+    ItemsRetried: channels.ITEMS_RETRIED,
+}
 
 
 def _is_new(job: Job) -> bool:

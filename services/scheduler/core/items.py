@@ -168,20 +168,21 @@ class Book:
             self._put_first(item_id)
         return tuple(hand.items)
 
-    def share(self, ahead: Mapping[str, int], begun: Iterable[str], mono: float) -> set[str]:
+    def share(self, ahead: Mapping[str, int], begun: Iterable[str], mono: float, most_bytes: int) -> set[str]:
         """Give the waiting items to workers, those that have least first; return the workers that have others now.
 
         Args:
             ahead: how many each worker is to have, by worker; others have nothing any more.
             begun: those of them that work already: the first that such a one has is never taken from it.
             mono: the time, in seconds that never jump.
+            most_bytes: that a worker may have and be given another item.
         """
         for worker in self._hands.keys() - ahead.keys():
             self.drop(worker)
         for worker in ahead:
             if worker not in self._hands:
                 self._hands[worker] = Hand(mono)
-        changed = self._deal(ahead)
+        changed = self._deal(ahead, most_bytes)
         changed |= self._even_out(ahead, frozenset(begun))
         for hand in self._hands.values():
             if hand.items:
@@ -190,7 +191,7 @@ class Book:
                 hand.empty_since = mono
         return changed
 
-    def _deal(self, ahead: Mapping[str, int]) -> set[str]:
+    def _deal(self, ahead: Mapping[str, int], most_bytes: int) -> set[str]:
         """Fill up the workers that have half of their number or less: not one message for each item."""
         if not self._waiting:
             return set()
@@ -200,7 +201,7 @@ class Book:
         changed: set[str] = set()
         while room and self._waiting:
             count, worker = heapq.heappop(room)
-            if count >= ahead[worker]:
+            if count >= ahead[worker] or self._hands[worker].size > most_bytes:
                 continue
             item_id, _ = self._waiting.popitem(last=False)
             self._take(worker, item_id)

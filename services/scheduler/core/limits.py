@@ -71,6 +71,8 @@ class Limits:
     gang_ports: tuple[int, int] = (20_000, 29_999)  # the first and the last of those for gangs on nodes' own networks
     item_bytes_max: int = 64 * 1024  # an item as it is given, as JSON
     items_event_bytes_max: int = 700_000  # one event about items, with the job that it is about
+    items_hand_bytes_max: int = 64 * 1024  # what a worker has, as JSON, but for one item
+    items_answer_bytes_max: int = 300_000  # items in one heartbeat's answer, beside the orders
     items_ahead_s: float = 1.0  # work that a worker has ahead of it, so that it need not wait for more
     items_ahead_first: int = 4  # items that it has, before it is known how long one takes
     items_ahead_min: int = 2

@@ -427,13 +427,7 @@ class _Turn:
             state.gangs.doubt(state.jobs[gang_id].job, state.jobs)
             if service.is_watched(state.jobs[gang_id].job, self._is_leaving):
                 state.gangs.touch(gang_id)
-            if (book := state.books.get(gang_id)) and mapping.is_restless(state.jobs[gang_id].job, book):
-                state.gangs.touch(gang_id)
-        for worker_id, since in tuple(state.let_be.items()):
-            if worker_id not in state.jobs:
-                del state.let_be[worker_id]
-            elif now.mono - since > limits.worker_close_s:
-                self._stop_member(worker_id)
+        self._watch_workers()
         for node in tuple(state.nodes.values()):
             record = state.roster.record(node.id)
             is_over = now.mono - node.seen > limits.node_forgotten_s or (record is not None and record.forgotten)
@@ -442,6 +436,18 @@ class _Turn:
         if now.mono - state.retried >= limits.retry_all_s:
             state.retried = now.mono
             state.blocked.clear()
+
+    def _watch_workers(self) -> None:
+        """Look at the map jobs in which time alone may change something, and stop workers that do not end."""
+        state = self.state
+        for job_id, book in state.books.items():
+            if mapping.is_restless(state.jobs[job_id].job, book):
+                state.gangs.touch(job_id)
+        for worker_id, since in tuple(state.let_be.items()):
+            if worker_id not in state.jobs:
+                del state.let_be[worker_id]
+            elif self.now.mono - since > state.limits.worker_close_s:
+                self._stop_member(worker_id)
 
     def share_items(self) -> None:
         """Give items to workers, as far as that is believed which they are shared out by."""

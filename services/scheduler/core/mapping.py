@@ -15,7 +15,7 @@ from services.scheduler.core.words import count
 from shared.events import AttemptItems, ItemEnd, ItemsAdded, ItemsRetried
 from shared.fleet import ItemOrder
 from shared.job import BlobRef, Failure, GangMember, Item, ItemCounts, ItemFile, Job, PendingReason
-from shared.spec import ITEMS_MAX, ItemSpec, Map
+from shared.spec import ITEMS_MAX, ItemSpec, JobSpec, Map
 from shared.states import INFRASTRUCTURE_REASONS, EndReason, ItemState, JobEventName, JobState, PendingCode
 
 ROLE = "worker"
@@ -86,7 +86,7 @@ def changes(job: Job, book: Book, limits: Limits) -> Changes:
     return Changes(book, job.items or ItemCounts(), room)
 
 
-# --- what the log says about items -------------------------------------------------------------------------------------
+# --- what the log says about items -----------------------------------------------------------------------------------
 
 
 def take_in(job: Job, some: Changes, said: ItemInput, worker: Job | None, now: Now, limits: Limits) -> tuple[Job, bool]:
@@ -187,7 +187,7 @@ def _ended(item: Item, end: ItemEnd, node: str, worker: Job, tries_max: int, now
 def _came_to_nothing(
     item: Item, error: Failure, tries_max: int, at: datetime, files: tuple[ItemFile, ...] = ()
 ) -> Item:
-    """Return an item after a try (`tries` counts it) that failed; one that was asked for again has as many once more."""
+    """Return an item after a try that failed, which `tries` counts; one that is retried has as many tries once more."""
     if item.tries % tries_max:
         return item.model_copy(update={"error": error})
     return item.model_copy(update={"state": ItemState.FAILED, "error": error, "ended_at": at, "files": files})
@@ -197,7 +197,18 @@ def _tries_max(job: Job) -> int:
     return job.spec.map.item_attempts if job.spec.map is not None else 1
 
 
-# --- what follows for the job and its workers --------------------------------------------------------------------------
+def is_worker(job: Job) -> bool:
+    """Return whether *job* is a worker of a map job, and not of a gang in which a role is called so."""
+    return job.member_of is not None and not job.member_of.size and job.member_of.role == ROLE
+
+
+def ends_by_itself(member: Job, parent: Job | None) -> bool:
+    """Return whether *member* is a worker of a job that has ended, and ends as soon as it is told so."""
+    is_alone = parent is None or parent.is_terminal
+    return is_alone and is_worker(member) and member.state in (JobState.STARTING, JobState.RUNNING, JobState.FINISHING)
+
+
+# --- what follows for the job and its workers ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +234,15 @@ def follow(job: Job, some: Changes, workers: Crew, now: Now, limits: Limits) -> 
     job = job.model_copy(update={"items": some.counts, "updated_at": now.at})
     there = tuple(one.job_id for one in seen.members)
     if clocks.is_unwanted(job, now.at):
-        return crew.Plan(_news(before, job, some), stopped=there) if there else crew.Plan(lifecycle.stopped(job, now.at))
+        return (
+            crew.Plan(_news(before, job, some), stopped=there) if there else crew.Plan(lifecycle.stopped(job, now.at))
+        )
     if failure is not None and _is_given_up(job, limits):
         return crew.Plan(lifecycle.end(job, JobState.FAILED, failure, now.at), stopped=there)
     if some.counts.closed and some.counts.ended == some.counts.total:
         return crew.Plan(_over(job, some, now.at))  # its workers are at their end anyway, and are let be
     job, hired, stopped = _staffed(job, some, workers, now, limits)
+    stopped += _overstayed(job, some.book, now.mono, limits)
     state, _ = crew.follow_state(job, job.members)
     waits = state is JobState.QUEUED
     pending = _pending(job, some, workers, now.at) if waits else ()
@@ -236,9 +250,7 @@ def follow(job: Job, some: Changes, workers: Crew, now: Now, limits: Limits) -> 
     return crew.Plan(_news(before, job, some), hired, stopped)
 
 
-def _after_ends(
-    job: Job, some: Changes, seen: crew.Seen, now: Now, limits: Limits
-) -> tuple[Job, Failure | None]:
+def _after_ends(job: Job, some: Changes, seen: crew.Seen, now: Now, limits: Limits) -> tuple[Job, Failure | None]:
     """Return a job charged for the workers that have ended, with why the last one did that came to nothing."""
     failure: Failure | None = None
     tries, losses = 0, 0
@@ -316,6 +328,13 @@ def _staffed(
     return job, (), tuple(queued[max(0, len(queued) + short) :])
 
 
+def _overstayed(job: Job, book: Book, mono: float, limits: Limits) -> tuple[str, ...]:
+    """Return the workers that were to end by themselves long ago."""
+    hands = ((one.job_id, book.hand(one.job_id)) for one in job.members)
+    closing = ((worker, hand.closing_since) for worker, hand in hands if hand is not None)
+    return tuple(worker for worker, since in closing if since is not None and mono - since > limits.worker_close_s)
+
+
 def _is_at_work(member: GangMember, book: Book) -> bool:
     hand = book.hand(member.job_id)
     return member.state is not JobState.FINISHING and (hand is None or hand.closing_since is None)
@@ -333,7 +352,8 @@ def _pending(job: Job, some: Changes, workers: Crew, now: datetime) -> tuple[Pen
     if some.counts.ended == some.counts.total:
         return (PendingReason(code=PendingCode.NO_ITEMS, nodes=0, message="it waits for items"),)
     if job.not_before is not None and job.not_before > now and not job.members:
-        return (PendingReason(code=PendingCode.BACKOFF, nodes=0, message="its last worker failed; another is tried soon"),)
+        text = "its last worker failed; another is tried soon"
+        return (PendingReason(code=PendingCode.BACKOFF, nodes=0, message=text),)
     return crew.pending_of(job.members, workers.jobs)
 
 
@@ -365,7 +385,7 @@ def _map(job: Job) -> Map:
     return job.spec.map
 
 
-# --- who has what ------------------------------------------------------------------------------------------------------
+# --- who has what ----------------------------------------------------------------------------------------------------
 
 
 def share(job: Job, book: Book, jobs: Mapping[str, Job], now: Now, limits: Limits) -> set[str]:
@@ -388,7 +408,7 @@ def share(job: Job, book: Book, jobs: Mapping[str, Job], now: Now, limits: Limit
             # A worker that has not begun yet may take long to: it is given one item, so that it begins with that.
             ahead[one.id] = 0 if is_leaving or is_closing else count_each if one.state is JobState.RUNNING else 1
     if not clocks.is_unwanted(job, now.at):
-        changed = book.share(ahead, begun, now.mono)
+        changed = book.share(ahead, begun, now.mono, limits.items_hand_bytes_max)
     else:
         changed = set[str]()
     return changed | {worker for worker in begun if _is_to_close(job, book, book.hand(worker), now.mono, limits)}
@@ -418,15 +438,25 @@ def is_restless(job: Job, book: Book) -> bool:
     return bool(job.members) or job.not_before is not None or bool(book.hands())
 
 
-def given(worker: Job, book: Book | None, room: int) -> tuple[tuple[ItemOrder, ...] | None, bool]:
-    """Return the items that *worker* is to have, or None where *room* (bytes) is too small; and whether it is to end.
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a worker is to have, in bytes of JSON too, and whether it is to end after it. None: there is no news."""
 
-    *book*: of its job; None where that has ended.
-    """
-    hand = book.hand(worker.id) if book is not None else None
+    items: tuple[ItemOrder, ...] | None
+    size: int
+    close: bool
+
+
+def given(worker: str, book: Book | None) -> Given:
+    """Return what a worker is to have. *book*: of its job; None where that has ended."""
     if book is None:
-        return (), True
+        return Given((), 0, close=True)
+    hand = book.hand(worker)
     if hand is None:
-        return (), False
-    items = tuple(hand.items.values()) if hand.size <= room else None
-    return items, hand.closing_since is not None
+        return Given(None, 0, close=False)
+    return Given(tuple(hand.items.values()), hand.size, hand.closing_since is not None)
+
+
+def for_worker(spec: JobSpec) -> Map | None:
+    """Return what a worker is told of its map job: not which items it has."""
+    return spec.map.model_copy(update={"items": ()}) if spec.map is not None else None
