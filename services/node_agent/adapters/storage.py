@@ -62,6 +62,18 @@ class Storage:
                 reason, f"The source {order.spec.source} could not be fetched: {error.message}"
             ) from error
 
+    def pieces(self, wanted: BlobRead, *, patience_s: float) -> AsyncGenerator[bytes, None]:
+        """Give the bytes of something that an attempt of this node may read.
+
+        Raises:
+            WherryError: storage refused, or (retryable) stayed away for *patience_s*.
+        """
+        return self._blobs.read(wanted, patience_s=patience_s)
+
+    async def size(self, wanted: BlobRead, *, patience_s: float) -> int:
+        """Return how many bytes it has; raises as `pieces`."""
+        return await self._blobs.size(wanted, patience_s=patience_s)
+
     async def input_pages(self, order: Order, name: str) -> AsyncGenerator[tuple[Entry, ...], None]:
         """Give what an input consists of.
 

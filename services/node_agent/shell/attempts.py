@@ -17,6 +17,7 @@ from services.node_agent.core.ending import Outcome, failure_from
 from services.node_agent.core.shelf import Given
 from services.node_agent.core.use import GpuUse, Use, points
 from services.node_agent.ports import Image, Runtime
+from services.node_agent.shell.api import Api
 from services.node_agent.shell.collect import collect, until_done
 from services.node_agent.shell.inputs import Inputs
 from services.node_agent.shell.output import OutputPump, final_batches, series_in
@@ -94,6 +95,7 @@ class Attempts:
         self._tasks: dict[tuple[Key, str], asyncio.Task[None]] = {}
         self._unwanted: set[Key] = set()  # not to be started any more
         self._pumps: set[OutputPump] = set()
+        self._api = Api(doing.storage, doing.runtimes, self.folder)
 
     def act(self, effect: m.Effect) -> None:
         """Begin to carry out *effect*."""
@@ -128,6 +130,7 @@ class Attempts:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._api.close()
 
     # --- tasks ---
 
@@ -169,9 +172,9 @@ class Attempts:
                 self._do.post(m.ImageMissing(key))
                 image = await self._pull(runtime, order)
             self._do.post(m.ImageFound(key, image.digest))
-            handle = await runtime.stage(
-                order, image, partial(self._source, order), partial(self._inputs, order, runtime, image)
-            )
+            inputs = partial(self._inputs, order, runtime, image)
+            access = await self._api.admit(order)
+            handle = await runtime.stage(order, image, partial(self._source, order), inputs, access)
             self._do.post(m.Staged(key, handle))
         except WherryError as error:
             _log.warning("prepare_failed", job_id=key.job_id, attempt=key.attempt, error=error.message)
@@ -244,6 +247,7 @@ class Attempts:
                 self._do.post(m.Failed(held.key, failure))
                 return
             try:
+                await self._api.open(held)
                 await runtime.start(held.key, handle)
                 break
             except Unavailable as error:
@@ -283,6 +287,7 @@ class Attempts:
             _log.error("following_broke", job_id=held.key.job_id, attempt=held.key.attempt, error=repr(error))
 
         await until_done(follow, note)
+        await self._api.shut(held)
         self._do.post(m.Exited(held.key, outcomes[0]))
 
     async def _follow_once(self, held: m.Held) -> Outcome:
@@ -296,6 +301,8 @@ class Attempts:
             listener=(worker := self._worker(held)),
         )
         self._pumps.add(pump)
+        await self._api.keep(held)
+        self._api.hear(key, pump)
         beside = [asyncio.create_task(pump.run()), asyncio.create_task(self._measure(runtime, held, pump))]
         if worker is not None:
             beside.append(asyncio.create_task(worker.run(held.handle)))
@@ -316,6 +323,7 @@ class Attempts:
             await until_done(read, judge)
             await pump.finish()
         finally:
+            self._api.hear(key, None)
             pump.close()
             self._pumps.discard(pump)
             for task in beside:
@@ -413,7 +421,8 @@ class Attempts:
             outputs, remarks = await collect(
                 runtime, self._do.storage, key, held.handle, self.folder(key), self._kept_most(held)
             )
-            self._do.post(m.Collected(key, outputs, remarks, peaks=series.peaks()))
+            said = await asyncio.to_thread(self._api.remarks, key)
+            self._do.post(m.Collected(key, outputs, (*said, *remarks), peaks=series.peaks()))
 
         def judge(error: Exception) -> None:
             nonlocal refusals
@@ -459,6 +468,7 @@ class Attempts:
         def note(error: Exception) -> None:
             _log.warning("clear_failed", job_id=key.job_id, attempt=key.attempt, error=repr(error))
 
+        await self._api.shut(held)
         if runtime is not None:
             await until_done(partial(runtime.clear, key), note)
         await self._do.inputs.release(key)

@@ -159,6 +159,12 @@ class OutputPump:
             self._held.metrics += self._series.take(points)
         self._notify(is_full=False)
 
+    def progress(self, progress: Progress) -> None:
+        """Take how far the program says it is, otherwise than by printing it."""
+        with self._room:
+            self._held.progress = progress
+        self._notify(is_full=False)
+
     async def run(self) -> None:
         """Publish until `finish`."""
         while not self._is_finished:
