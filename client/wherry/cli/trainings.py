@@ -31,7 +31,9 @@ def train(  # noqa: PLR0913 - each option of the command is one
         Path | None, typer.Option(help="One with prepare(dataset, params), which gives the data.")
     ] = None,
     helpers: Annotated[Path | None, typer.Option(help="One that the others import.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="NAME[@VERSION], an artifact's id, or a URL.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set, NAME or NAME@VERSION; an artifact's id; or a URL.")
+    ] = None,
     param: Annotated[list[str] | None, typer.Option(help="A parameter, NAME=VALUE, the value JSON or text.")] = None,
     distributed: Annotated[
         str | None, typer.Option(help="Over several machines: ps=1,workers=2.", show_default=False)

@@ -135,7 +135,7 @@ def facts(driver: Driver, device: int) -> Dict[str, Any]:  # noqa: UP006
     return {"name": name.value.decode(), "memory": memory.value, "compute_capability": f"{major}.{minor}"}
 
 
-def add_vectors(driver: Driver, device: int, count: int = COUNT) -> float:
+def add_vectors(driver: Driver, device: int, count: int) -> float:
     """Add two vectors of *count* numbers on a GPU, compare all sums, and return the seconds that it computed.
 
     Raises:
@@ -195,7 +195,7 @@ def examine(driver: Driver) -> Dict[str, Any]:  # noqa: UP006
     version = driver.number("cuDriverGetVersion")
     for index, device in enumerate(handles):
         one = facts(driver, device)
-        one["seconds"] = add_vectors(driver, device)
+        one["seconds"] = add_vectors(driver, device, COUNT)
         found.append(one)
         print(f"::progress {(index + 1) / len(handles):.2f}::{one['name']} computes", flush=True)
     return {"driver": f"{version // 1000}.{version % 1000 // 10}", "gpus": found}
