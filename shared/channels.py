@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from shared import catalogue, fleet, requests
 from shared import events as e
-from shared import fleet, requests
 from shared.ids import TOKEN
 from shared.model import Message
 
@@ -394,7 +394,7 @@ DELIVERY_REQUESTED = Channel(
     "deliveryRequested",
     "wherry.delivery.{owner}.{job_id}.requested",
     e.DeliveryRequested,
-    _by(_N),
+    _by(_N, _T),
     _by(_N, _T),
     "A notification that must reach its target.",
     stream=NOTIFY,
@@ -499,6 +499,36 @@ DATASET_DELETE = _ask(
     requests.DatasetRemove,
     requests.Empty,
     "Remove a dataset or a version of it, unless a job that has not ended needs it.",
+)
+MODEL_PUT = _ask("modelPut", "models.put", catalogue.ModelPut, catalogue.ModelStored, "A new version of a model.")
+MODEL_GET = _ask("modelGet", "models.get", catalogue.ModelQuery, catalogue.Model, "One model.")
+MODEL_LIST = _ask("modelList", "models.list", catalogue.ModelListQuery, catalogue.ModelList, "A page of models.")
+MODEL_UPDATE = _ask("modelUpdate", "models.update", catalogue.ModelUpdate, catalogue.Model, "Describe a model.")
+MODEL_DELETE = _ask(
+    "modelDelete", "models.delete", catalogue.ModelRemove, requests.Empty, "Remove a model or a version of it."
+)
+MODEL_SYNC = _ask(
+    "modelSync", "models.sync", catalogue.SyncAsk, catalogue.SyncRun, "Begin to register what a registry has."
+)
+MODEL_SYNC_GET = _ask("modelSyncGet", "models.synced", catalogue.SyncQuery, catalogue.SyncRun, "How far that is.")
+MODEL_EVALUATE = _ask(
+    "modelEvaluate", "models.evaluate", catalogue.EvaluationPut, catalogue.Evaluation, "A version was measured."
+)
+MODEL_EVALUATIONS = _ask(
+    "modelEvaluations",
+    "models.evaluations",
+    catalogue.EvaluationQuery,
+    catalogue.EvaluationList,
+    "What a model was measured to be worth.",
+)
+FINE_TUNE_ASK = _ask(
+    "fineTuneAsk", "models.finetune", catalogue.FineTunePut, catalogue.FineTune, "A request to a model's experts."
+)
+FINE_TUNE_DECLINE = _ask(
+    "fineTuneDecline", "models.decline", catalogue.FineTuneDecline, catalogue.FineTune, "The experts say no."
+)
+FINE_TUNE_LIST = _ask(
+    "fineTuneList", "models.requests", catalogue.FineTuneQuery, catalogue.FineTuneList, "Requests to experts."
 )
 NODE_LIST = _ask("nodeList", "nodes.list", requests.NodeListQuery, requests.NodeList, "A page of nodes.")
 NODE_GET = _ask("nodeGet", "nodes.get", requests.NodeQuery, requests.NodeView, "One node.")

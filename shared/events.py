@@ -179,8 +179,16 @@ class JobSummary(Message):
     ended_at: AwareDatetime | None = None
 
 
+class Notice(Message):
+    """What a notification tells that is about no job's end. `topic` is the event's type: ``io.wherry.<topic>.v1``."""
+
+    title: Annotated[str, Field(max_length=300)]
+    text: Annotated[str, Field(max_length=20_000)]
+    topic: str
+
+
 class DeliveryRequested(Message):
-    """One notification to one target about one job's end."""
+    """One notification to one target: about a job's end, or with a `notice` about something else of the id `job_id`."""
 
     delivery_id: str
     job_id: str
@@ -192,6 +200,7 @@ class DeliveryRequested(Message):
     secret_ref: str | None = None
     at: AwareDatetime
     job: JobSummary | None = None
+    notice: Notice | None = None
 
 
 class DeliveryTried(Message):
@@ -290,6 +299,7 @@ __all__ = [
     "LogLine",
     "LostLines",
     "MetricPoint",
+    "Notice",
     "OutputBatch",
     "Progress",
     "SeriesPart",

@@ -2,11 +2,13 @@
 
 from datetime import timedelta
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, TypeAdapter
 
 from services.storage.core.retention import Policy
 from shared.guard import places
 from shared.settings import ServiceSettings
+
+_LOGINS = TypeAdapter(dict[str, str])
 
 
 class StorageSettings(ServiceSettings):
@@ -32,6 +34,9 @@ class StorageSettings(ServiceSettings):
     retention_interval_h: float = Field(default=24.0, gt=0)  # between two runs
     #: host:port, separated by commas: inputs may come from there whatever their address, by http too.
     fetch_allow: str = ""
+    #: host:port, separated by commas: registries that are asked by http, whatever their address.
+    registries: str = ""
+    registry_logins: SecretStr = SecretStr("{}")  # JSON: "user:password" by host:port
     fetch_bytes_max: int = Field(default=64 * 1024**3, gt=0)  # of one file from the web
     fetch_timeout_s: float = Field(default=6 * 3600.0, gt=0)  # for the whole of one
     fetch_idle_s: float = Field(default=30.0, gt=0)  # the longest silence of a server
@@ -41,6 +46,16 @@ class StorageSettings(ServiceSettings):
     def fetch_places(self) -> frozenset[str]:
         """Return the places of `fetch_allow`."""
         return places(self.fetch_allow)
+
+    @property
+    def registry_places(self) -> frozenset[str]:
+        """Return the places of `registries`."""
+        return places(self.registries)
+
+    @property
+    def logins(self) -> dict[str, str]:
+        """Return the logins of `registry_logins`."""
+        return _LOGINS.validate_json(self.registry_logins.get_secret_value())
 
     @property
     def retention(self) -> Policy:

@@ -18,15 +18,17 @@ class Action(StrEnum):
     MANAGE_NODES = "manage_nodes"  # drain, cordon, forget
     MANAGE_QUOTAS = "manage_quotas"  # set anybody's; see others'
     MANAGE_RETENTION = "manage_retention"  # list and remove what is kept no longer, whoever's it is
+    MANAGE_MODELS = "manage_models"  # release, describe, measure; ask and answer as an expert
     MANAGE_LETTERS = "manage_letters"  # read dead letters, which may be anybody's, and replay them
 
 
+_EXPERTS_TOO = frozenset({Action.MANAGE_MODELS})
 _OWNERS_TOO = frozenset({Action.SEE, Action.CHANGE})
 
 
 def may(principal: Principal, action: Action, owner_id: str | None = None) -> bool:
     """Return whether *principal* may do *action* to what belongs to *owner_id*."""
-    if principal.role == "admin":
+    if principal.role == "admin" or (principal.role == "expert" and action in _EXPERTS_TOO):
         return True
     return action in _OWNERS_TOO and owner_id is not None and principal.user_id == owner_id
 
@@ -38,7 +40,8 @@ def require(principal: Principal, action: Action) -> None:
         WherryError: ``forbidden``.
     """
     if not may(principal, action):
-        raise WherryError("forbidden", "Only an administrator may do this.")
+        who = "Only an expert or an administrator" if action in _EXPERTS_TOO else "Only an administrator"
+        raise WherryError("forbidden", f"{who} may do this.")
 
 
 def require_owned(principal: Principal, action: Action, owner_id: str, what: str) -> None:

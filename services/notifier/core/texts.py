@@ -3,6 +3,7 @@
 import json
 import re
 from datetime import datetime
+from typing import Any
 
 from shared.events import DeliveryRequested, JobSummary
 
@@ -20,6 +21,8 @@ def one_line(text: str, longest: int) -> str:
 
 def subject(request: DeliveryRequested) -> str:
     """Return a mail's subject: one line, whatever the job is called."""
+    if request.notice:
+        return f"[wherry] {one_line(request.notice.title, SUBJECT_CHARS_MAX)}"
     ended = _WORDS.get(request.event, request.event)
     name = request.job.name if request.job else request.job_id
     return f"[wherry] {one_line(name, SUBJECT_CHARS_MAX)} {ended}"
@@ -27,6 +30,9 @@ def subject(request: DeliveryRequested) -> str:
 
 def mail(request: DeliveryRequested, public_url: str) -> str:
     """Return a mail's text: what ended how, why, what it left, and how to get that."""
+    if request.notice:
+        where = f"\n\nDashboard:   {public_url.rstrip('/')}/dashboard" if public_url else ""
+        return f"{request.notice.text}{where}\n"
     job = request.job
     ended = _WORDS.get(request.event, request.event)
     name = one_line(job.name, SUBJECT_CHARS_MAX) if job else request.job_id
@@ -61,6 +67,9 @@ def _details(job: JobSummary) -> list[str]:
 
 def payload(request: DeliveryRequested, public_url: str) -> bytes:
     """Return a webhook's body: a CloudEvents 1.0 event in JSON, the same bytes at every try, below 20 KB."""
+    if request.notice:
+        said = {"title": request.notice.title, "text": request.notice.text[:ERROR_CHARS_MAX], "id": request.job_id}
+        return _event(request, f"io.wherry.{request.notice.topic}.v1", request.at, said)
     job = request.job
     data = {
         "job_id": request.job_id,
@@ -74,12 +83,16 @@ def payload(request: DeliveryRequested, public_url: str) -> bytes:
         "ended_at": _time(job.ended_at) if job else None,
         "url": job_url(public_url, request.job_id) if public_url else None,
     }
+    return _event(request, f"io.wherry.job.{request.event}.v1", (job.ended_at if job else None) or request.at, data)
+
+
+def _event(request: DeliveryRequested, kind: str, at: datetime, data: dict[str, Any]) -> bytes:
     event = {
         "specversion": "1.0",
         "id": request.event_id,
         "source": "/wherry/notifier",
-        "type": f"io.wherry.job.{request.event}.v1",
-        "time": _time((job.ended_at if job else None) or request.at),
+        "type": kind,
+        "time": _time(at),
         "subject": request.job_id,
         "datacontenttype": "application/json",
         "data": data,

@@ -41,9 +41,13 @@ class ItemStore:
         return [_item(document) async for document in found]
 
     async def held(self, items: Sequence[Item]) -> list[Item]:
-        """Return *items* with only those files whose bytes their own worker's attempt has stored."""
-        scopes = {one.id: attempt_ref(one.worker, one.attempt) for one in items if one.files}
-        digests = {file.blob.sha256 for one in items for file in one.files}
+        """Return *items* with only those files whose bytes their own worker's attempt has stored.
+
+        A result that was given is the item's own artifact, which the gateway has looked up.
+        """
+        made = [one for one in items if one.files and not one.spec.given]
+        scopes = {one.id: attempt_ref(one.worker, one.attempt) for one in made}
+        digests = {file.blob.sha256 for one in made for file in one.files}
         wanted = {"scope": {"$in": sorted(set(scopes.values()))}, "sha256": {"$in": sorted(digests)}}
         found = self._refs.find(wanted, {"_id": 0, "scope": 1, "sha256": 1}) if digests else None
         held = {(ref["scope"], ref["sha256"]) async for ref in found} if found else set[tuple[str, str]]()
@@ -51,7 +55,7 @@ class ItemStore:
             one.model_copy(
                 update={"files": tuple(file for file in one.files if (scopes[one.id], file.blob.sha256) in held)}
             )
-            if one.files
+            if one.id in scopes
             else one
             for one in items
         ]

@@ -115,7 +115,7 @@ class RetentionStore:
     # --- artifacts -------------------------------------------------------------------------------------------------
 
     async def used_artifacts(self, but: Collection[str]) -> set[str]:
-        """Return every artifact that a dataset has, or that stands in any job except *but*."""
+        """Return every artifact that a dataset or a model has, or that stands in any job except *but*."""
         used: set[str] = set()
         async for one in self._mongo["jobs"].find({}, {"job": 1}):
             if one["_id"] not in but:
@@ -124,6 +124,9 @@ class RetentionStore:
             used |= {one["artifact"]} if one["job_id"] not in but else set()
         async for one in self._mongo["datasets"].find({}, {"versions.artifact_id": 1}):
             used |= {version["artifact_id"] for version in one.get("versions", ())}
+        for name in ("model_versions", "fine_tunes"):
+            async for one in self._mongo[name].find({"artifact_id": {"$gt": ""}}, {"artifact_id": 1}):
+                used.add(one["artifact_id"])
         async for one in self._mongo["fetches"].find({"artifact_id": {"$ne": None}}, {"artifact_id": 1, "job_id": 1}):
             used |= {one["artifact_id"]} if one.get("job_id") not in but else set()
         return used

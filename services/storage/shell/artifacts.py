@@ -10,11 +10,27 @@ from services.storage.adapters.upload_store import UploadStore
 from services.storage.core.projections import microseconds
 from services.storage.core.queries import ARTIFACTS_MOST, artifacts_filter, bounded, cursor_text
 from services.storage.shell.jobs import Jobs
-from shared.errors import NotFound, WherryError
+from shared.clock import utc_now
+from shared.errors import NotFound, Unavailable, WherryError
 from shared.requests import Artifact, ArtifactList, ArtifactListQuery
 
 #: Tells who needs an artifact, as a sentence's subject ("Job j1"), or None.
 NeededBy = Callable[[Artifact], Awaitable[str | None]]
+
+
+async def refer(store: UploadStore, gridfs: GridFs, scope: str, sha256: str) -> None:
+    """Let *scope* hold stored bytes.
+
+    Raises:
+        NotFound: there are none of this digest.
+        Unavailable: they are being removed.
+    """
+    file = await gridfs.find(sha256)
+    if file is None:
+        raise NotFound("There are no such bytes any more.")
+    await store.add_refs([(scope, sha256, file.id)], utc_now())
+    if not await store.pardon({file.id}):  # it was about to be collected as nobody's
+        raise Unavailable("Those bytes are being removed, as nothing needed them: ask again or store them anew.")
 
 
 class Artifacts:

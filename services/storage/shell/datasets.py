@@ -8,10 +8,11 @@ from services.storage.core import queries as q
 from services.storage.core.access import artifact_ref
 from services.storage.core.outputs import one
 from services.storage.core.projections import Document, microseconds
+from services.storage.shell.artifacts import refer
 from services.storage.shell.jobs import Jobs
 from services.storage.shell.outputs import Outputs
 from shared.clock import utc_now
-from shared.errors import NotFound, Unavailable, WherryError
+from shared.errors import NotFound, WherryError
 from shared.ids import new_id
 from shared.requests import (
     Artifact,
@@ -84,7 +85,7 @@ class Datasets:
             message = f"Dataset {put.name!r} has {d.VERSIONS_MOST} versions, which is the most: delete some first."
             raise WherryError("too_many_versions", message)
         # First the reference: as soon as the version can be seen, its bytes are held. One too many is harmless.
-        await self._refer(d.dataset_ref(put.name, number), artifact.blob.sha256)
+        await refer(self._uploads, self._gridfs, d.dataset_ref(put.name, number), artifact.blob.sha256)
         version = d.version_document(number, artifact, now_us)
         if document is None:
             whole = before | fields | {"last": number, "versions": [version]}
@@ -169,17 +170,9 @@ class Datasets:
             name=path.rpartition("/")[2],
             created_at=utc_now(),
         )
-        await self._refer(artifact_ref(artifact.id), blob.sha256)
+        await refer(self._uploads, self._gridfs, artifact_ref(artifact.id), blob.sha256)
         await self._uploads.add_artifacts([artifact])
         return artifact
-
-    async def _refer(self, scope: str, sha256: str) -> None:
-        file = await self._gridfs.find(sha256)
-        if file is None:
-            raise NotFound("There are no such bytes any more.")
-        await self._uploads.add_refs([(scope, sha256, file.id)], utc_now())
-        if not await self._uploads.pardon({file.id}):  # it was about to be collected as nobody's
-            raise Unavailable("Those bytes are being removed, as nothing needed them: ask again or store them anew.")
 
 
 def _check_theirs(document: Document | None, put: DatasetPut) -> None:

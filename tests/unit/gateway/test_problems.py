@@ -39,7 +39,7 @@ def test_what_is_no_json_is_a_400_with_the_position() -> None:
 
 def test_a_rule_over_several_fields_is_said_without_a_field() -> None:
     (field,) = refusal(b'{"command": "true"}').fields
-    assert (field.field, field.message) == ("", "a container job needs an image")
+    assert (field.field, field.message) == ("", "a container job needs an image or a model")
 
 
 @pytest.mark.parametrize(

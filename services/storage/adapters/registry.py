@@ -1,0 +1,219 @@
+"""Docker registries (the Registry v2 interface): lists, manifests and configurations. No image is pulled or run."""
+
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, cast
+
+import aiohttp
+from yarl import URL
+
+from services.storage.core import registry as r
+from shared.errors import NotFound, Unavailable, WherryError
+from shared.outbound import BlockedAddressError, WayOut
+
+TIMEOUT_S = 20.0
+ANSWER_BYTES_MAX = 8 * 1024 * 1024
+_PAGE = 500
+_REDIRECTS_MAX = 5
+_OURS = {"User-Agent": "wherry", "Accept-Encoding": "identity"}
+_HOPS = frozenset({301, 302, 303, 307, 308})
+
+
+class Registry:
+    """Asks registries.
+
+    Args:
+        way: the way out.
+        plain: ``host:port`` of registries that are asked by http.
+        logins: ``user:password`` by host.
+    """
+
+    def __init__(self, way: WayOut, plain: frozenset[str], logins: Mapping[str, str]) -> None:
+        self._way = way
+        self._plain = plain
+        self._logins = logins
+        self._tokens: dict[tuple[str, str], str] = {}
+
+    async def repositories(self, host: str) -> AsyncIterator[str]:
+        """Give the names of all repositories.
+
+        Raises:
+            WherryError: ``registry_failed``: it does not list them, or gives no sense.
+            Unavailable: it does not answer.
+        """
+        path: str | None = f"/v2/_catalog?n={_PAGE}"
+        while path is not None:
+            body, headers = await self._get(host, path, "registry:catalog:*")
+            listed = _json(body, host).get("repositories")
+            for name in cast("list[Any]", listed) if isinstance(listed, list) else ():
+                if isinstance(name, str):
+                    yield name
+            path = r.next_page(headers.get("Link"))
+
+    async def tags(self, host: str, repository: str) -> list[str]:
+        """Return a repository's tags.
+
+        Raises:
+            WherryError: as `repositories`.
+        """
+        found: list[str] = []
+        path: str | None = f"/v2/{repository}/tags/list?n={_PAGE}"
+        while path is not None:
+            body, headers = await self._get(host, path, f"repository:{repository}:pull")
+            listed = _json(body, host).get("tags")
+            found += (
+                [tag for tag in cast("list[Any]", listed) if isinstance(tag, str)] if isinstance(listed, list) else []
+            )
+            path = r.next_page(headers.get("Link"))
+        return found
+
+    async def image(self, reference: r.Reference) -> r.ImageFacts:
+        """Return what an image says of itself. Its digest is that of what the reference names, an index too.
+
+        Raises:
+            NotFound: there is no such image.
+            WherryError: ``registry_failed``.
+            Unavailable: the registry does not answer.
+        """
+        manifest, digest = await self._manifest(reference, reference.what)
+        if "manifests" in manifest:
+            inner = r.chosen_manifest(manifest)
+            if inner is None:
+                raise _failed(reference.host, f"{reference.repository} is an index without an image")
+            manifest, _ = await self._manifest(reference, inner)
+        config = r.config_of(manifest)
+        if config is None:
+            raise _failed(reference.host, f"{reference.repository} has a manifest without a configuration")
+        scope = f"repository:{reference.repository}:pull"
+        path = f"/v2/{reference.repository}/blobs/{config[0]}"
+        body, _ = await self._get(reference.api_host, path, scope)
+        _check_digest(reference.host, body, config[0])
+        return r.ImageFacts(digest, config[1], r.labels_of(_json(body, reference.host)))
+
+    async def _manifest(self, reference: r.Reference, what: str) -> tuple[dict[str, Any], str]:
+        path, scope = f"/v2/{reference.repository}/manifests/{what}", f"repository:{reference.repository}:pull"
+        body, _ = await self._get(reference.api_host, path, scope, accept=", ".join((*r.MANIFESTS, *r.INDEXES)))
+        if what.startswith("sha256:"):
+            _check_digest(reference.host, body, what)
+        return _json(body, reference.host), f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+    async def _get(
+        self, host: str, path: str, scope: str, *, accept: str = "application/json"
+    ) -> tuple[bytes, Mapping[str, str]]:
+        scheme = "http" if host in self._plain else "https"
+        try:
+            root = URL(f"{scheme}://{host}")
+            url = root.join(URL(path, encoded=True))
+        except ValueError:
+            raise _failed(host, "it names an address that is none") from None
+        if url.host != root.host:
+            raise _failed(host, "it leads to another host")
+        headers = {"Accept": accept, **_OURS}
+        key = (host, scope)
+        for is_second in (False, True):
+            known = self._tokens.get(key)
+            answer = await self._call(host, url, headers | ({"Authorization": known} if known else {}))
+            if answer.status == 401 and not is_second and (header := answer.headers.get("WWW-Authenticate")):
+                self._tokens[key] = await self._authorized(host, header, scope)
+                continue
+            return answer.body, answer.checked(host, url.path).headers
+        raise RuntimeError("unreachable")
+
+    async def _authorized(self, host: str, header: str, scope: str) -> str:
+        """Return what a registry wants to see, by the way that it names."""
+        login = self._logins.get(host)
+        basic = f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
+        scheme, named = r.challenge(header)
+        if scheme == "basic" and basic:
+            return basic
+        if scheme != "bearer" or "realm" not in named:
+            raise _failed(host, "it wants a login: give one with WHERRY_REGISTRY_LOGINS")
+        try:
+            realm = URL(named["realm"]).update_query(
+                {"scope": named.get("scope", scope), "service": named.get("service", "")}
+            )
+        except ValueError:
+            raise _failed(host, "it names an address for tokens that is none") from None
+        # The password goes where this registry's operator has said; never to whom an answer names in plain http.
+        may_know = basic is not None and (realm.scheme == "https" or realm.host == URL(f"http://{host}").host)
+        answer = await self._call(host, realm, _OURS | ({"Authorization": basic} if basic and may_know else {}))
+        answer.checked(host, realm.path)
+        said = _json(answer.body, host)
+        token = said.get("token") or said.get("access_token")
+        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+            raise _failed(host, "its token service gives no token")
+        return f"Bearer {token}"
+
+    async def _call(self, host: str, url: URL, headers: dict[str, str]) -> "_Answer":
+        try:
+            for _ in range(_REDIRECTS_MAX + 1):
+                if why := self._way.refusal(str(url)):
+                    raise WherryError("registry_refused", f"Registry {host} may not be asked: {why}.")
+                async with self._way.session(url).get(url, headers=headers, allow_redirects=False) as answer:
+                    place = answer.headers.get("Location")
+                    if answer.status not in _HOPS or not place:
+                        return _Answer(answer.status, await _body(answer, host), dict(answer.headers))
+                    target = url.join(URL(place))
+                    if target.host != url.host:  # whoever stores the bytes needs no login of ours
+                        headers = {name: value for name, value in headers.items() if name != "Authorization"}
+                    url = target
+        except aiohttp.ClientConnectorError as error:
+            blocked: Any = error.os_error
+            if isinstance(blocked, BlockedAddressError):
+                raise WherryError("registry_refused", f"Registry {host} may not be asked: {blocked}.") from None
+            raise Unavailable(f"Registry {host} cannot be reached: {error.strerror or 'no connection'}.") from None
+        except TimeoutError:
+            raise Unavailable(f"Registry {host} gave no answer in {TIMEOUT_S:g} s.") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unavailable(f"The connection to registry {host} broke ({type(error).__name__}).") from None
+        except ValueError:
+            raise _failed(host, "its answer cannot be understood") from None
+        raise _failed(host, "it leads on and on")
+
+
+class _Answer:
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        self.status = status
+        self.body = body
+        self.headers = headers
+
+    def checked(self, host: str, path: str) -> "_Answer":
+        if self.status == 200:
+            return self
+        if self.status == 404:
+            raise NotFound(f"Registry {host} has nothing at {path}.")
+        if self.status in (401, 403):
+            raise _failed(host, f"it refuses {path} ({self.status}): give a login with WHERRY_REGISTRY_LOGINS")
+        if self.status == 429 or self.status >= 500:
+            raise Unavailable(f"Registry {host} answers {self.status}; try again later.")
+        raise _failed(host, f"it answers {self.status} to {path}")
+
+
+async def _body(answer: aiohttp.ClientResponse, host: str) -> bytes:
+    held = bytearray()
+    async for piece in answer.content.iter_chunked(64 * 1024):
+        held += piece
+        if len(held) > ANSWER_BYTES_MAX:
+            raise _failed(host, f"an answer has more than {ANSWER_BYTES_MAX} bytes")
+    return bytes(held)
+
+
+def _json(body: bytes, host: str) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise _failed(host, "it answers with something else than JSON: is it a registry?")
+    return cast("dict[str, Any]", found)
+
+
+def _check_digest(host: str, body: bytes, digest: str) -> None:
+    if f"sha256:{hashlib.sha256(body).hexdigest()}" != digest:
+        raise _failed(host, f"what it gives for {digest} is something else")
+
+
+def _failed(host: str, why: str) -> WherryError:
+    return WherryError("registry_failed", f"Registry {host} could not be read: {why}.")
