@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from infra.local import control
-from infra.local.home import Home, identity, nodes
+from infra.local.home import Home, identity, known_nodes
 from shared.permissions import accounts_config
 
 SETTINGS = """\
@@ -23,6 +23,9 @@ environment:
                           a mail server of your own; without it mail becomes files under WHERRY_HOME/inbox
   WHERRY_RUNTIMES         what the node offers (docker,process where Docker answers, else process)
   WHERRY_MORE_NODES       ids of more nodes on this machine, separated by commas: each is an agent of its own
+  WHERRY_OTHER_NODES      ids of nodes whose agents you run yourself, wherever: each has an account, and its password
+                          is in WHERRY_HOME/nats/passwords.json
+  WHERRY_NATS_HOST        the address that the stack's NATS listens on (127.0.0.1); 0.0.0.0 lets such nodes in
   WHERRY_RESTART_DELAY_MAX_S
                           the longest wait before what dies again and again is started again (5)
   WHERRY_SEEDS            0: what is started again reads its code anew, which takes a second (1: it is forked)
@@ -80,7 +83,7 @@ def _run(asked: argparse.Namespace, home: Home) -> int:
 
             return supervise(home)
         case "accounts":
-            print(accounts_config(identity(home).nats, nodes()), end="")
+            print(accounts_config(identity(home).nats, known_nodes()), end="")
         case _:
             control.logs(home, asked.names, follow=asked.follow)
     return 0

@@ -80,6 +80,12 @@ def nodes(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     return tuple(dict.fromkeys((NODE, *(name for name in more if name))))
 
 
+def known_nodes(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return the ids of all nodes that have an account: the stack's own, and those of WHERRY_OTHER_NODES."""
+    others = (name.strip() for name in env.get("WHERRY_OTHER_NODES", "").split(","))
+    return tuple(dict.fromkeys((*nodes(env), *(name for name in others if name))))
+
+
 def port(env: Mapping[str, str] = os.environ) -> int:
     """Return the port that the gateway serves.
 
@@ -103,7 +109,7 @@ def identity(home: Home, env: Mapping[str, str] = os.environ) -> Identity:
     home.root.mkdir(parents=True, exist_ok=True)
     stack = _kept(home.root / "stack.json", lambda: {"id": new_id("s"), "gateway_key": secrets.token_hex(32)})
     nats = _kept(home.root / "nats" / "passwords.json", dict)
-    names = [user.name for user in users(nodes(env))]
+    names = [user.name for user in users(known_nodes(env))]
     if missing := [name for name in names if name not in nats]:
         nats |= {name: env.get(password_variable(name)) or secrets.token_urlsafe(24) for name in missing}
         _write(home.root / "nats" / "passwords.json", nats)

@@ -1,6 +1,7 @@
 """NATS and MongoDB on this machine: from wheels, from PATH when new enough, or as containers.
 
-Both bind to the loopback, keep their data, port and log under one folder, and come back with all three.
+Both bind to the loopback, unless NATS is told otherwise. They keep their data, port and log under one folder, and come
+back with all three.
 
     with NatsServer(Path("/tmp/x")) as nats, MongoServer(Path("/tmp/x"), cache_gb=0.25, oplog_mb=64) as mongo:
         print(nats.url, mongo.url)
@@ -156,27 +157,35 @@ class NatsServer(Server):
         home: the folder of data, port and log.
         accounts: configuration text with accounts and users (`shared.permissions`); None lets everybody in.
         sync_always: False is for tests of things other than durability.
+        host: the address to listen on; 0.0.0.0 is all that the machine has.
 
     """
 
     name = "nats"
 
-    def __init__(self, home: Path, accounts: str | None = None, *, sync_always: bool = True) -> None:
+    def __init__(
+        self, home: Path, accounts: str | None = None, *, sync_always: bool = True, host: str = LOOPBACK
+    ) -> None:
         super().__init__(home)
+        self.host = host
         self.accounts = accounts
         self.sync_always = sync_always
 
     @property
     def url(self) -> str:
-        """Where clients connect, without a user."""
-        return f"nats://{LOOPBACK}:{self.port}"
+        """Where clients on this machine connect, without a user."""
+        return f"nats://{self._here}:{self.port}"
+
+    @property
+    def _here(self) -> str:
+        return LOOPBACK if self.host == "0.0.0.0" else self.host  # noqa: S104 - compared, not bound
 
     def config(self) -> str:
         """Return the text of the server's configuration."""
         data = self.home / "nats"
         sync = "sync_interval: always" if self.sync_always else ""
         return (
-            f"listen: {LOOPBACK}:{self.port}\n{SERVER_LIMITS}"
+            f"listen: {self.host}:{self.port}\n{SERVER_LIMITS}"
             f'jetstream {{ store_dir: "{data}"\n  {sync} }}\n'
             f"{self.accounts or ''}"
         )
@@ -190,11 +199,12 @@ class NatsServer(Server):
         data.mkdir(parents=True, exist_ok=True)
         image = os.environ.get("WHERRY_NATS_IMAGE", "nats:2.14")
         mounts = ["-v", f"{file}:{file}:ro", "-v", f"{data}:{data}", "--user", f"{os.getuid()}:{os.getgid()}"]
-        return _container("nats", self.port, mounts, image, ["-c", str(file), "-a", "0.0.0.0"])  # noqa: S104 - in its container
+        command = ["-c", str(file), "-a", "0.0.0.0"]  # noqa: S104 - in its container
+        return _container("nats", self.port, mounts, image, command, self.host)
 
     def answers(self) -> bool:
         try:
-            with socket.create_connection((LOOPBACK, self.port), 1) as client:
+            with socket.create_connection((self._here, self.port), 1) as client:
                 client.settimeout(1)
                 return client.recv(5) == b"INFO "
         except OSError:
@@ -388,7 +398,9 @@ def _version(program: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _container(kind: str, port: int, mounts: list[str], image: str, command: list[str]) -> list[str]:
+def _container(
+    kind: str, port: int, mounts: list[str], image: str, command: list[str], host: str = LOOPBACK
+) -> list[str]:
     """Return a `docker run` that lives and dies as the server itself would."""
     docker = shutil.which("docker")
     if docker is None:
@@ -397,7 +409,7 @@ def _container(kind: str, port: int, mounts: list[str], image: str, command: lis
             f"nor Docker to run {image}; set WHERRY_{kind.upper()}_URL to one that runs elsewhere"
         )
     name = ["--name", f"wherry-{kind}-{port}"]
-    published = ["-p", f"{LOOPBACK}:{port}:{port}"]
+    published = ["-p", f"{host}:{port}:{port}"]
     return [docker, "run", "--rm", "--init", *name, *published, *mounts, image, *command]
 
 

@@ -20,8 +20,8 @@ import psutil
 
 from infra.local import programs
 from infra.local.engine import engine
-from infra.local.home import Home, Identity, address, identity, nodes, port
-from infra.local.ports import kept_port, write_whole
+from infra.local.home import Home, Identity, address, identity, known_nodes, port
+from infra.local.ports import LOOPBACK, kept_port, write_whole
 from infra.local.processes import ROOT, born_at, end, is_zombie
 from infra.local.programs import Addresses, Program
 from infra.local.seed import Forked, Seed, SeedError
@@ -163,7 +163,8 @@ class Supervisor:
     def _servers(self) -> Addresses:
         env, root, ports = os.environ, self.home.root, self.home.ports
         if not env.get("WHERRY_NATS_URL"):
-            self.nats = NatsServer(root, accounts_config(self.who.nats, nodes()))
+            accounts = accounts_config(self.who.nats, known_nodes())
+            self.nats = NatsServer(root, accounts, host=env.get("WHERRY_NATS_HOST") or LOOPBACK)
         if not env.get("WHERRY_MONGO_URL"):
             cache, oplog = env.get("WHERRY_MONGO_CACHE_GB", "1"), env.get("WHERRY_MONGO_OPLOG_MB", "1024")
             self.mongo = MongoServer(root, cache_gb=float(cache), oplog_mb=int(oplog))
