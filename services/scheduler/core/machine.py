@@ -452,6 +452,8 @@ class _Turn:
     def share_items(self) -> None:
         """Give items to workers, as far as that is believed which they are shared out by."""
         for job_id in self.to_share & self.state.books.keys():
+            if job_id in self.items and self.items[job_id].items:
+                continue  # once those are believed
             workers = {one: self.state.jobs[one].job for one in self.state.gangs.members(job_id)}
             book, job = self.state.books[job_id], self.state.jobs[job_id].job
             for worker_id in mapping.share(job, book, workers, self.now, self.state.limits):

@@ -170,15 +170,16 @@ def _end(job: Job, some: Changes, said: ItemsSaid, worker: Job | None, now: date
 def _ended(item: Item, end: ItemEnd, node: str, worker: Job, tries_max: int, now: datetime) -> Item | None:
     # The node's clock may be wrong: how long it took is kept, and within what we know to be true.
     at = min(max(end.at, item.added_at), now)
+    started_at = at - max(end.at - end.started_at, timedelta())
+    if (item.worker, item.attempt, item.started_at) == (worker.id, worker.attempt, started_at):
+        return None  # the same try once more
     tried = {
         "tries": item.tries + 1,
-        "started_at": at - max(end.at - end.started_at, timedelta()),
+        "started_at": started_at,
         "node": node,
         "worker": worker.id,
         "attempt": worker.attempt,
     }
-    if tried.items() <= dict(item).items() | {"tries": item.tries + 1}.items():
-        return None  # the same try once more
     if end.error is None:
         return item.model_copy(update=tried | {"state": ItemState.SUCCEEDED, "ended_at": at, "files": end.files})
     return _came_to_nothing(item.model_copy(update=tried), end.error, tries_max, at, end.files)
@@ -362,7 +363,7 @@ def _news(before: Job, job: Job, some: Changes) -> lifecycle.Change | None:
     if job.state is not before.state:
         _, name = crew.follow_state(before, job.members)
         return lifecycle.Change(job, name)
-    if some.items or job.items != before.items:
+    if some.items or job.items != (before.items or ItemCounts()):
         return lifecycle.Change(job, JobEventName.ITEMS)
     if _codes(job) != _codes(before):
         return lifecycle.Change(job, JobEventName.PENDING)

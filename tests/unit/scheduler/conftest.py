@@ -15,6 +15,7 @@ from services.scheduler.core.fleet_facts import FleetFact, NodeRecorded, Wish
 from services.scheduler.core.lifecycle import Cancel, Report
 from services.scheduler.core.limits import Limits, Now
 from services.scheduler.core.machine import Batch, Beat, Effects, handle
+from services.scheduler.core.mapping import ItemInput
 from shared.events import (
     AttemptFinished,
     AttemptFinishing,
@@ -131,6 +132,7 @@ class World:
         self.beats = 0
         self.fleet: list[FleetFact] = []
         self.looked_up: tuple[LookedUp, ...] = ()
+        self.deferred: tuple[Input, ...] = ()
 
     def create(self, job: Job) -> Recorded:
         return self._append(lambda seq: Recorded(seq, job, 0))
@@ -144,11 +146,15 @@ class World:
     def wish_of(self, job_id: str, data: ServiceUpdated | ServiceAsked) -> Input:
         return self._append(lambda seq: Input(seq, job_id, service.Wish(data), f"e{seq}"))
 
+    def about_items(self, job_id: str, said: ItemInput) -> Input:
+        return self._append(lambda seq: Input(seq, job_id, said, f"e{seq}"))
+
     def turn(self, *facts: Recorded | Input, beats: tuple[Heartbeat, ...] = (), **batch: Any) -> Effects:
         """Handle one batch, store and believe what was decided, and check that the state is sound."""
         heard = tuple(Beat(beat.node.id, beat) for beat in beats)
         batch = {"looked_up": self.looked_up} | batch
-        effects = handle(self.state, Batch(facts=facts, beats=heard, **batch), at(self.now))
+        effects = handle(self.state, Batch(facts=(*self.deferred, *facts), beats=heard, **batch), at(self.now))
+        self.deferred = effects.deferred
         self.looked_up = tuple(LookedUp(job_id, self.latest.get(job_id)) for job_id in effects.lookups)
         conflicts: list[str] = []
         for decision in effects.records:
@@ -159,8 +165,8 @@ class World:
             # Only a gang's member begins with what the scheduler records.
             assert decision.expect_seq == (tracked.seq if tracked else 0)
             assert tracked is not None or decision.job.member_of is not None
-            record = self._append(lambda seq, job=decision.job: Recorded(seq, job, 1))
-            self.state.believe(decision.job, record.seq, at(self.now))
+            record = self._append(lambda seq, one=decision: Recorded(seq, one.job, 1, one.items))
+            self.state.believe(decision.job, record.seq, at(self.now), decision.items)
             self.events.append((decision.job.id, decision.name.value))
         for job_id in conflicts:  # as the shell does: believe what the log holds
             self.state.assign(self.latest[job_id], self.seqs[job_id], at(self.now))

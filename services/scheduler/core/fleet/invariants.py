@@ -3,6 +3,7 @@
 from services.scheduler.core.clocks import waits_for_needs
 from services.scheduler.core.fleet.state import State
 from services.scheduler.core.lifecycle import HOLDING
+from shared.job import ItemCounts
 from shared.states import AttemptState, JobState
 
 _COLD = (AttemptState.PLACED, AttemptState.STARTING)
@@ -10,7 +11,7 @@ _COLD = (AttemptState.PLACED, AttemptState.STARTING)
 
 def check(state: State) -> list[str]:
     """Return every broken rule; an empty list is a sound state."""
-    return [*_jobs(state), *_nodes(state)]
+    return [*_jobs(state), *_nodes(state), *_books(state)]
 
 
 def _jobs(state: State) -> list[str]:
@@ -33,6 +34,18 @@ def _jobs(state: State) -> list[str]:
         is_due = job.state is JobState.QUEUED and job.not_before is None and is_lined_up
         if is_due and not waits and job_id not in state.needs:
             wrong.append(f"{job_id} is queued and not in the queue")
+    return wrong
+
+
+def _books(state: State) -> list[str]:
+    wrong: list[str] = []
+    for job_id, book in state.books.items():
+        told = state.jobs[job_id].job.items if job_id in state.jobs else None
+        if job_id not in state.jobs:
+            wrong.append(f"{job_id} has ended, and its items are kept")
+        elif (told or ItemCounts()) != book.counts(closed=told is not None and told.closed):
+            wrong.append(f"{job_id} tells of {told}, its items are {book.counts(closed=False)}")
+        wrong += [f"{job_id}: {broken}" for broken in book.check()]
     return wrong
 
 
