@@ -3,6 +3,7 @@
 from client.wherry.aio import AsyncClient
 from client.wherry.client import Client
 from client.wherry.errors import Corrupt, FieldProblem, SourceError, Unreachable, WaitTimeout, WherryError
+from client.wherry.mapping import Image, Item, Workload
 from client.wherry.models import (
     Artifact,
     Attempt,
@@ -53,6 +54,8 @@ __all__ = [
     "FieldProblem",
     "Gap",
     "Identity",
+    "Image",
+    "Item",
     "Job",
     "JobOutput",
     "Limits",
@@ -74,5 +77,6 @@ __all__ = [
     "User",
     "WaitTimeout",
     "WherryError",
+    "Workload",
     "__version__",
 ]

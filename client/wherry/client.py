@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import httpx
 import httpx_sse
 
-from client.wherry import datasets, models, protocol, scripts, trainings, transport
+from client.wherry import catalogue, datasets, mapping, models, protocol, scripts, trainings, transport
 from client.wherry.effects import (
     Close,
     Effect,
@@ -30,6 +30,7 @@ from client.wherry.effects import (
     Work,
 )
 from client.wherry.errors import WherryError
+from client.wherry.mapping import Image, Item, Workload
 from client.wherry.source import ProgressCallback
 from client.wherry.trainings import Training
 from client.wherry.uploads import Note
@@ -245,11 +246,10 @@ class Client:
         """Ask for a job to stop. Safe to repeat; returns at once, see `wait`."""
         return self._driver.run(scripts.ask(models.Submitted, protocol.cancel(job_id), self._patience_s))
 
-    def rerun(self, job_id: str, *, key: str | None = None) -> models.Submitted:
-        """Hand in the same job again; returns the new one."""
-        return self._driver.run(
-            scripts.ask(models.Submitted, protocol.rerun(job_id, key or secrets.token_urlsafe(24)), self._patience_s)
-        )
+    def rerun(self, job_id: str, *, everything: bool = False, key: str | None = None) -> models.Submitted:
+        """Hand in the same job again; returns the new one. Of a map job: what has no result, or *everything*."""
+        request = mapping.rerun(job_id, key or secrets.token_urlsafe(24), everything=everything)
+        return self._driver.run(scripts.ask(models.Submitted, request, self._patience_s))
 
     def wait(self, job_id: str, timeout_s: float | None = None) -> models.Job:
         """Return the job once it has ended.
@@ -448,6 +448,76 @@ class Client:
         """Remove a dataset, or one version of it; refused while a job that has not ended needs it."""
         self._driver.run(scripts.done(datasets.delete(ref), self._patience_s))
 
+    def items(self, job_id: str, *, states: Sequence[str] = (), limit: int | None = None) -> Iterator[Item]:
+        """Give a map job's items in order (``waiting``, ``succeeded`` or ``failed`` ones alone, if asked so)."""
+        return self._driver.iterate(mapping.items(job_id, states, limit, self._patience_s))
+
+    def add_items(
+        self, job_id: str, items: Sequence[str | Mapping[str, Any]], *, close: bool = False, key: str | None = None
+    ) -> mapping.AddedItems:
+        """Add items to an open map job: names, or objects with `name`, `params`, `artifact` or `path`."""
+        request = mapping.add(job_id, items, key or secrets.token_urlsafe(24), close=close)
+        return self._driver.run(scripts.ask(mapping.AddedItems, request, self._patience_s))
+
+    def retry_items(self, job_id: str, items: Sequence[str] = ()) -> models.Submitted:
+        """Have failed items of a map job tried again that has not ended: these, or all."""
+        return self._driver.run(scripts.ask(models.Submitted, mapping.retry(job_id, items), self._patience_s))
+
+    def close_job(self, job_id: str) -> models.Submitted:
+        """Let a map job take no more items; it ends once it has done those that it has. Safe to repeat."""
+        return self._driver.run(scripts.ask(models.Submitted, mapping.close(job_id), self._patience_s))
+
+    def download_item(self, job_id: str, item_id: str, path: str, target: Path | str) -> Path:
+        """Bring a file that an item has left to the file *target*."""
+        script = mapping.get_item_file(job_id, item_id, path, Path(target), None, self._patience_s)
+        return self._driver.run(script)
+
+    def create_workload(
+        self,
+        filter_: str = "grayscale",
+        *,
+        name: str | None = None,
+        key: str | None = None,
+    ) -> Workload:
+        """Make an image workload; `put_image` gives it images."""
+        request = mapping.create(filter_, name, key or secrets.token_urlsafe(24))
+        return self._driver.run(scripts.ask(Workload, request, self._patience_s))
+
+    def workload(self, workload_id: str) -> Workload:
+        """Return a workload: how far it is, which images are filtered, and which have failed."""
+        return self._driver.run(scripts.ask(Workload, mapping.workload(workload_id), self._patience_s))
+
+    def workloads(self, *, limit: int | None = None) -> Iterator[Workload]:
+        """Give workloads, newest first, at most `limit` of them, without the ids of their images."""
+        return self._driver.iterate(mapping.workloads(limit, self._patience_s))
+
+    def end_workload(self, workload_id: str) -> Workload:
+        """Let a workload take no more images and drop those that wait; what is filtered stays. Safe to repeat."""
+        request = mapping.workload(workload_id, "DELETE")
+        return self._driver.run(scripts.ask(Workload, request, self._patience_s))
+
+    def rerun_workload(self, workload_id: str, *, key: str | None = None) -> Workload:
+        """Have failed images filtered again: in the same workload, or in a new one where it has ended."""
+        request = mapping.rerun_workload(workload_id, key or secrets.token_urlsafe(24))
+        return self._driver.run(scripts.ask(Workload, request, self._patience_s))
+
+    def put_image(
+        self,
+        workload_id: str,
+        path: Path | str,
+        *,
+        type: str = "original",  # noqa: A002
+        key: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Image:
+        """Give a workload an image to filter, or (``type="filtered"``) one that is a result already."""
+        key = key or secrets.token_urlsafe(24)
+        return self._driver.run(mapping.put_image(workload_id, Path(path), type, key, progress, self._patience_s))
+
+    def get_image(self, image_id: str, target: Path | str, *, type: str | None = None) -> Path:  # noqa: A002
+        """Bring an image to the file *target*: itself, or the `original` or `filtered` one of its pair."""
+        return self._driver.run(mapping.get_image(image_id, Path(target), type, None, self._patience_s))
+
     def train(self, wish: Mapping[str, Any], *, key: str | None = None) -> Training:
         """Hand in a training and return its id and status.
 
@@ -490,6 +560,61 @@ class Client:
     def node(self, node: str) -> models.Node:
         """Return a machine by its id or name."""
         return self._driver.run(scripts.ask(models.Node, protocol.node(node), self._patience_s))
+
+    # --- the catalogue -------------------------------------------------------------------------------------------
+
+    def models(self, *, search: str = "", limit: int | None = None) -> Iterator[catalogue.Model]:
+        """Give models by name, each with its newest version; `search`: words in name or description."""
+        return self._driver.iterate(catalogue.listed(search, limit, self._patience_s))
+
+    def model(self, ref: str) -> catalogue.Model:
+        """Return a model as of ``name`` (its newest version) or ``name@version``, with all its versions."""
+        return self._driver.run(scripts.ask(*catalogue.Questions.show(ref), self._patience_s))
+
+    def release_model(self, wish: Mapping[str, Any]) -> catalogue.Model:
+        """Make a model or its next version: `name`, and `image`, `job_id` or `artifact_id` (experts)."""
+        return self._driver.run(scripts.ask(*catalogue.Questions.release(wish), self._patience_s))
+
+    def update_model(self, name: str, changes: Mapping[str, Any]) -> catalogue.Model:
+        """Change `description`, `experts` or `quality` of a model (experts)."""
+        return self._driver.run(scripts.ask(*catalogue.Questions.update(name, changes), self._patience_s))
+
+    def delete_model(self, ref: str) -> None:
+        """Remove a model with all that is about it, or one version (experts)."""
+        self._driver.run(scripts.done(Request("DELETE", catalogue.path(ref)), self._patience_s))
+
+    def run_model(self, ref: str, wish: Mapping[str, Any] | None = None, *, key: str | None = None) -> models.Submitted:
+        """Run a model with `dataset`, `params` and more; return the job. Repeated under one key, it is one job."""
+        question = catalogue.Questions.run(ref, wish or {}, key or secrets.token_hex(16))
+        return self._driver.run(scripts.ask(*question, self._patience_s))
+
+    def sync_models(self, order: Mapping[str, Any]) -> catalogue.Sync:
+        """Register what a `registry` (host:port) has, and wait for the end of it (experts)."""
+        return self._driver.run(catalogue.sync(order, self._patience_s))
+
+    def evaluate_model(self, name: str, wish: Mapping[str, Any]) -> catalogue.Evaluation:
+        """Keep the `metrics` of a model's version; the answer says whether it has become worse (experts)."""
+        return self._driver.run(scripts.ask(*catalogue.Questions.evaluate(name, wish), self._patience_s))
+
+    def model_evaluations(
+        self, name: str, *, version: int | None = None, limit: int = 100
+    ) -> catalogue.EvaluationPage:
+        """Return what a model was measured to be worth, the newest first."""
+        question = catalogue.Questions.evaluations(name, version, limit)
+        return self._driver.run(scripts.ask(*question, self._patience_s))
+
+    def ask_experts(self, name: str, wish: Mapping[str, Any]) -> catalogue.FineTune:
+        """Ask a model's experts to make it better: `message`, and the data as `dataset` or `artifact_id`."""
+        return self._driver.run(scripts.ask(*catalogue.Questions.ask_experts(name, wish), self._patience_s))
+
+    def fine_tune_requests(self, name: str, *, state: str | None = None) -> list[catalogue.FineTune]:
+        """Return the requests to a model's experts, the newest first."""
+        page = self._driver.run(scripts.ask(*catalogue.Questions.requests(name, state), self._patience_s))
+        return page.requests
+
+    def decline_request(self, name: str, request_id: str, why: str) -> catalogue.FineTune:
+        """Say no to a request, and why (experts)."""
+        return self._driver.run(scripts.ask(*catalogue.Questions.decline(name, request_id, why), self._patience_s))
 
     def clusters(self) -> list[models.Cluster]:
         """Return every cluster with its machines and what they offer together."""

@@ -104,6 +104,15 @@ class Member(Answer):
     error: Failure | None = None
 
 
+class ItemCounts(Answer):
+    """How far a map job is. Those that are neither succeeded nor failed wait or are being worked on."""
+
+    total: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    closed: bool = False
+
+
 class Job(Answer):
     """A job and all that has become of it."""
 
@@ -122,6 +131,7 @@ class Job(Answer):
     cancel_requested_at: datetime | None = None
     needs: tuple[Need, ...] = ()
     members: tuple[Member, ...] = ()
+    items: ItemCounts | None = None  # of a map job
     pending: tuple[Pending, ...] = ()
     outputs: Totals | None = None
     error: Failure | None = None

@@ -223,11 +223,6 @@ def cancel(job_id: str) -> Request:
     return Request("POST", f"/jobs/{_segment(job_id)}/cancel")
 
 
-def rerun(job_id: str, key: str) -> Request:
-    """Hand in the same job again; the key makes it safe to repeat."""
-    return Request("POST", f"/jobs/{_segment(job_id)}/rerun", headers={"Idempotency-Key": key})
-
-
 @dataclass(frozen=True, slots=True)
 class LogChoice:
     """Which lines of a log: of one stream, the last `tail`, from a line's number or a time on, of one attempt."""

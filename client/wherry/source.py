@@ -4,7 +4,7 @@ import json
 import secrets
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,32 +134,57 @@ def submission_body(spec: dict[str, Any], source: Path, progress: ProgressCallba
         files = list_folder(source)
         if not files:
             raise SourceError(f"{source} has no files to send")
-        return _multipart(spec, f"{source.resolve().name or 'source'}.zip", lambda: zip_folder(files, progress), None)
+        name = f"{source.resolve().name or 'source'}.zip"
+        return _with_spec(spec, File("source", name, "application/zip", lambda: zip_folder(files, progress), None))
     if not source.is_file():
         raise SourceError(f"{source} does not exist: give a folder or a zip")
     if not zipfile.is_zipfile(source):
         raise SourceError(f"{source} is neither a folder nor a zip")
-    return _multipart(spec, source.name, lambda: read_file(source, progress), source.stat().st_size)
+    size = source.stat().st_size
+    return _with_spec(spec, File("source", source.name, "application/zip", lambda: read_file(source, progress), size))
 
 
-def _multipart(spec: dict[str, Any], filename: str, content: Callable[[], Iterator[bytes]], size: int | None) -> Body:
+@dataclass(frozen=True, slots=True)
+class File:
+    """The file of a form: its field, name and media type, what makes its bytes afresh, and their number if known."""
+
+    field: str
+    name: str
+    media_type: str
+    content: Callable[[], Iterator[bytes]]
+    size: int | None
+
+
+def form_body(fields: Mapping[str, tuple[str, str]], file: File) -> Body:
+    """Return a multipart body: fields (media type and text) and then a file, which is read while it is sent."""
     boundary = f"wherry-{secrets.token_hex(16)}"
-    safe_name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in filename)
+    named = "".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\nContent-Type: {kind}\r\n\r\n{text}\r\n'
+        for name, (kind, text) in fields.items()
+    )
     head = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="spec"\r\nContent-Type: application/json\r\n\r\n'
-        f"{json.dumps(spec)}\r\n"
-        f'--{boundary}\r\nContent-Disposition: form-data; name="source"; filename="{safe_name}"\r\n'
-        "Content-Type: application/zip\r\n\r\n"
+        f'{named}--{boundary}\r\nContent-Disposition: form-data; name="{file.field}"; '
+        f'filename="{_safe(file.name)}"\r\nContent-Type: {file.media_type}\r\n\r\n'
     ).encode()
     tail = f"\r\n--{boundary}--\r\n".encode()
 
     def chunks() -> Iterator[bytes]:
         yield head
-        yield from regroup(content())
+        yield from regroup(file.content())
         yield tail
 
-    length = None if size is None else len(head) + size + len(tail)
-    return Body(chunks, length, f"multipart/form-data; boundary={boundary}")
+    return Body(
+        chunks, None if file.size is None else len(head) + file.size + len(tail),
+        f"multipart/form-data; boundary={boundary}",
+    )  # fmt: skip
+
+
+def _with_spec(spec: dict[str, Any], file: File) -> Body:
+    return form_body({"spec": ("application/json", json.dumps(spec))}, file)
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
 
 
 def regroup(chunks: Iterator[bytes], size: int = CHUNK_BYTES) -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """Plays the scheduler and a worker's node for map jobs, where a test has a gateway and a storage alone."""
 
+from datetime import datetime
 from typing import Any, ClassVar
 
 from shared.blobs import BlobClient
@@ -8,9 +9,9 @@ from shared.channels import JOB_CHANGED, JOBS
 from shared.clock import utc_now
 from shared.events import ItemsAdded, ItemsRetried, JobChanged
 from shared.ids import new_id
-from shared.job import Attempt, Failure, GangMember, GangPlace, Item, ItemCounts, ItemFile, Job
+from shared.job import Attempt, BlobRef, Failure, GangMember, GangPlace, Item, ItemCounts, ItemFile, Job
 from shared.requests import BlobScope
-from shared.spec import JobSpec
+from shared.spec import ItemSpec, JobSpec
 from shared.states import AttemptState, EndReason, ItemState, JobState
 from tests.integration.gateway_stack import NODE, Scheduler
 
@@ -38,10 +39,7 @@ class MapScheduler(Scheduler):
             if isinstance(asked.data, ItemsAdded):
                 for spec in asked.data.items:
                     if spec.id and spec.id not in items:
-                        state = ItemState.SUCCEEDED if spec.given else ItemState.WAITING
-                        items[spec.id] = Item(
-                            id=spec.id, index=len(items), spec=spec, state=state, added_at=asked.data.at
-                        )
+                        items[spec.id] = _new(spec, spec.id, len(items), asked.data.at)
                         changed.append(items[spec.id])
                 await self.change(job_id, changed, input_seq=seq, closed=asked.data.close)
             elif isinstance(asked.data, ItemsRetried):
@@ -109,6 +107,14 @@ class MapScheduler(Scheduler):
         tried = {"tries": one.tries + 1, "node": NODE, "started_at": now, "ended_at": now}
         items[item_id] = one.model_copy(update=tried | changes)
         await self.change(job_id, [items[item_id]])
+
+
+def _new(spec: ItemSpec, item_id: str, index: int, at: datetime) -> Item:
+    item = Item(id=item_id, index=index, spec=spec, added_at=at)
+    if not spec.given or spec.sha256 is None:
+        return item
+    given = ItemFile(path=spec.name, blob=BlobRef(sha256=spec.sha256, size=spec.size or 0))
+    return item.model_copy(update={"state": ItemState.SUCCEEDED, "files": (given,), "ended_at": at})
 
 
 async def _pieces(body: bytes):

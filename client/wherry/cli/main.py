@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from client.wherry import __version__, config, models
-from client.wherry.cli import admin, artifacts, datasets, nodes, series, tables, trainings
+from client.wherry.cli import admin, artifacts, catalogue, datasets, mapping, nodes, series, tables, trainings
 from client.wherry.cli.console import Output, as_json, now
 from client.wherry.cli.follow import follow
 from client.wherry.cli.session import LONG_PATIENCE_S, PATIENCE_S, connect
@@ -93,6 +93,10 @@ app.add_typer(admin.letters, name="dead-letters")
 app.command("retention")(admin.retention)
 app.command("train")(trainings.train)
 app.add_typer(trainings.app, name="trainings")
+app.add_typer(catalogue.app, name="models")
+app.command("map")(mapping.map_files)
+app.command("items")(mapping.items)
+app.command("filter")(mapping.filter_images)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
 
@@ -458,11 +462,12 @@ def rerun(
     job: JobId,
     *,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Watch it until it has ended.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Of a map job: all items.")] = False,
 ) -> None:
-    """Hand in the same job again, as a new one."""
+    """Hand in the same job again, as a new one; of a map job that has ended, the items without a result."""
     output: Output = ctx.obj
     with connect() as client:
-        submitted = client.rerun(job)
+        submitted = client.rerun(job, everything=everything)
     _submitted(output, submitted)
     if follow_it:
         _follow_to_end(output, submitted.job_id)

@@ -117,6 +117,9 @@ def _facts(job: models.Job, now: datetime) -> list[tuple[str, str | Text]]:
     facts += [("waits for", _reason(reason)) for reason in job.pending]
     if job.progress:
         facts.append(("progress", f"{job.progress.fraction:.0%} {job.progress.message}".strip()))
+    if job.items:
+        left = job.items.total - job.items.succeeded - job.items.failed
+        facts.append(("items", f"{job.items.succeeded} succeeded, {job.items.failed} failed, {left} left"))
     facts += [("owner", job.owner), ("node", job.node or "")]
     facts += [("created", ago(job.created_at, now)), ("ended", ago(job.ended_at, now))]
     facts.append(("took", between(job.created_at, job.ended_at)))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from services.gateway.core import views
 from shared.events import LogLine, MetricPoint, Progress
-from shared.job import Attempt, Failure, GangMember, GangPlace, Job, OutputsRef, PendingReason
+from shared.job import Attempt, Failure, GangMember, GangPlace, ItemCounts, Job, OutputsRef, PendingReason
 from shared.manifest import Entry
 from shared.requests import (
     Artifact,
@@ -69,10 +69,19 @@ def job(view: JobView, *, with_spec: bool) -> views.JobDocument:
         not_before=item.not_before, cancel_requested_at=item.cancel_requested_at,
         needs=[views.NeedView(job=one.job, on=one.on) for one in item.spec.needed()],
         members=[member(one) for one in item.members], member_of=member_of(item.member_of),
-        pending=pending(item.pending),
+        pending=pending(item.pending), items=item_counts(item.items),
         outputs=outputs(item.outputs), error=failure(item.error), remarks=list(item.remarks),
         labels=list(item.spec.labels), spec=without_secrets(item.spec) if with_spec else None,
     )  # fmt: skip
+
+
+def item_counts(counts: ItemCounts | None) -> views.ItemCountsView | None:
+    """Return how far a map job is."""
+    if counts is None:
+        return None
+    return views.ItemCountsView(
+        total=counts.total, succeeded=counts.succeeded, failed=counts.failed, closed=counts.closed
+    )
 
 
 def member(item: GangMember) -> views.MemberView:

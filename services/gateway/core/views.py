@@ -156,6 +156,15 @@ class MemberOfView(BaseModel):
     round: int
 
 
+class ItemCountsView(BaseModel):
+    """How far a map job is. Those that are neither succeeded nor failed wait or are being worked on."""
+
+    total: int
+    succeeded: int
+    failed: int
+    closed: bool  # no more will come
+
+
 class JobDocument(BaseModel):
     """A job and all that has become of it. `spec` is left out in lists."""
 
@@ -177,7 +186,8 @@ class JobDocument(BaseModel):
     not_before: datetime | None
     cancel_requested_at: datetime | None
     needs: list[NeedView]
-    members: list[MemberView]  # of a gang: those of its last round, by rank
+    members: list[MemberView]  # of a gang: those of its last round, by rank; of a map job: its workers
+    items: ItemCountsView | None  # of a map job
     member_of: MemberOfView | None
     pending: list[PendingView]
     outputs: OutputsView | None
