@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import PurePosixPath
 
 from services.node_agent.core import archive
 from services.node_agent.core.output import Answer
@@ -24,7 +23,7 @@ ITEMS = ".items"
 #: is not begun can still go to another worker.
 _AHEAD, _QUICK_S = 8, 0.5
 #: Bytes of a file's name that are kept of an item's.
-_NAME_BYTES_MAX = 200
+_NAME_BYTES_MAX, _ENDING_MAX = 200, 20
 #: What was said to a program is said again after so many seconds, and then ever more rarely: it may not have heard it.
 _AGAIN_S, _AGAIN_MAX_S = 5.0, 900.0
 
@@ -100,7 +99,7 @@ class Items:
         return dropped, over
 
     def to_stage(self, most: int, bytes_max: int) -> list[ItemOrder]:
-        """Return the next items to be put into the workspace, as long as few wait there: at least one, if there is any."""
+        """Return the next items to be put into the workspace, as long as few wait there; at least one, if any does."""
         if len(self.staged) >= most:
             return []
         found: list[ItemOrder] = []
@@ -230,10 +229,11 @@ def file_name(name: str) -> str:
     last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     if last in ("", ".", ".."):
         return "item"
-    path = PurePosixPath(last)
-    ending = path.suffix.encode()[:20]
-    stem = path.stem.encode()[: _NAME_BYTES_MAX - len(ending)]
-    return (stem + ending).decode("utf-8", "ignore")
+    stem, dot, ending = last.rpartition(".")
+    if not stem or len(ending) > _ENDING_MAX:
+        stem, dot, ending = last, "", ""
+    kept = stem.encode()[: _NAME_BYTES_MAX - 4 * len(ending)].decode("utf-8", "ignore")
+    return f"{kept}{dot}{ending}"
 
 
 def is_plain(path: str) -> bool:

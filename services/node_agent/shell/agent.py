@@ -150,7 +150,7 @@ class Agent:
                 report=lambda key, ends: items_event(bus, settings.node, key, ends),
                 send=self._outbox.add,
                 post=self._facts.put_nowait,
-                folder=lambda key: self._attempts.folder(key),
+                folder=lambda key: self._attempts.folder(key),  # noqa: PLW0108 - there are none yet
             ),
             kept.items,
             {one.key for one in kept.outbox if one.name is AttemptEventName.ITEMS},
@@ -413,6 +413,7 @@ class Agent:
             os=self._host.os,
             agent_version=_version(),
             runtimes=tuple(there),
+            api=self._watch.with_doors,
             engine_id=docker.engine_id if docker else "",
             address=settings.address or self._address,
             host_network=settings.host_network and docker is not None,
