@@ -21,7 +21,6 @@ from shared.spec import (
     Gang,
     GangRole,
     ImageRef,
-    Input,
     JobSpec,
     Label,
     Notify,
@@ -202,7 +201,7 @@ def spec_of(wish: NewTraining, image: str, command: tuple[str, ...]) -> JobSpec:
             "gang": gang,
             "image": (wish.image or image) if wish.runtime == "docker" else wish.image,
             "command": command,
-            "inputs": {} if wish.dataset is None else {DATASET: Input(source=source_of(wish.dataset))},
+            "inputs": {} if wish.dataset is None else {DATASET: {"source": source_of(wish.dataset)}},
         }
     )
 

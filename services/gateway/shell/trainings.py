@@ -36,21 +36,26 @@ async def submit(gateway: Gateway, principal: Principal, body: bytes, key: str |
         wish = trainings.NewTraining.model_validate_json(body)
     except ValidationError as error:
         raise problems.from_validation(error, trainings.NewTraining) from None
-    modules = wish.modules()
-    await asyncio.to_thread(trainings.check_modules, modules)
+    await asyncio.to_thread(trainings.check_modules, wish.modules())
+    try:
+        return await _submit(gateway, principal, wish, len(body), key)
+    except WherryError as error:
+        if error.code != "invalid":
+            raise
+        raise problems.invalid([trainings.field_of(one) for one in error.fields]) from None
+
+
+async def _submit(
+    gateway: Gateway, principal: Principal, wish: trainings.NewTraining, size: int, key: str | None
+) -> str:
     try:
         spec = trainings.spec_of(wish, gateway.settings.training_image, COMMAND)
     except ValidationError as error:
         raise problems.from_validation(error, JobSpec) from None
     inputs = Inputs(gateway, principal)
-    try:
-        await submission.check(gateway, principal, spec, len(body), inputs=inputs)
-        source = await _stored(gateway, principal, zip_of(modules))
-        return await submission.submit(gateway, principal, spec, len(body), key, source, inputs)
-    except WherryError as error:
-        if error.code != "invalid":
-            raise
-        raise problems.invalid([trainings.field_of(one) for one in error.fields]) from None
+    await submission.check(gateway, principal, spec, size, inputs=inputs)
+    source = await _stored(gateway, principal, zip_of(wish.modules()))
+    return await submission.submit(gateway, principal, spec, size, key, source, inputs)
 
 
 async def find(gateway: Gateway, principal: Principal, training_id: str, action: Action = Action.SEE) -> JobView:

@@ -1,3 +1,4 @@
+# ruff: noqa: N802, ARG002 - calls of the driver are named and made as its manual has them
 """The GPU self-test against a stand-in for the driver's library, which does what CUDA's manual says of each call."""
 
 import ctypes
