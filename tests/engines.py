@@ -47,7 +47,7 @@ class Engine:
         self.name = f"e{number}"
         self.home = home / self.name
         self.space = f"wherry-{tag}-{number}"
-        self.address = f"{network}.{number + 1}"
+        self.address, self.gateway = f"{network}.{number + 1}", f"{network}.1"
         self._outside, self._inside = f"wh{tag}{number}", f"wi{tag}{number}"
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -64,7 +64,7 @@ class Engine:
 
     # --- the machine -----------------------------------------------------------------------------------------------
 
-    def plug(self, bridge: str, gateway: str) -> None:
+    def plug(self, bridge: str) -> None:
         """Make the namespace, and connect it."""
         _run("ip", "netns", "add", self.space)
         _run("ip", "link", "add", self._outside, "type", "veth", "peer", "name", self._inside, "netns", self.space)
@@ -73,7 +73,7 @@ class Engine:
             ("addr", "add", f"{self.address}/24", "dev", self._inside),
             ("link", "set", "lo", "up"),
             ("link", "set", self._inside, "up"),
-            ("route", "add", "default", "via", gateway),
+            ("route", "add", "default", "via", self.gateway),
         ):
             _run("ip", "-n", self.space, *words)
 
@@ -194,7 +194,7 @@ class Engines:
             if shutil.which("iptables"):  # the machine's own engine lets nothing through that it does not know
                 _run("iptables", "-I", "FORWARD", *self._through)
             for one in self._engines:
-                one.plug(self._bridge, self.gateway)
+                one.plug(self._bridge)
                 one.start()
             for one in self._engines:
                 one.wait()

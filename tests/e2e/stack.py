@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from shared.permissions import node_user
+from tests.engines import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "scheduler", "storage", "notifier", "node_agent")
@@ -69,10 +72,23 @@ class Stack:
     image: str | None
     env: dict[str, str]
     http: httpx.Client
+    agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)  # of engines that joined
 
     @classmethod
-    def start(cls, home: Path, *, runtime: str, image: str | None, env: Mapping[str, str] | None = None) -> "Stack":
+    def start(
+        cls,
+        home: Path,
+        *,
+        runtime: str,
+        image: str | None,
+        env: Mapping[str, str] | None = None,
+        engines: Sequence[Engine] = (),
+    ) -> "Stack":
+        """Start it, with a node on each of *engines* beside its own: `join` starts their agents."""
         port = free_port()
+        if engines:
+            names = ",".join(engine.name for engine in engines)
+            env = {"WHERRY_OTHER_NODES": names, "WHERRY_NATS_HOST": "0.0.0.0", **(env or {})}
         small = {"WHERRY_MONGO_OPLOG_MB": "256"}  # the disk of CI is
         full = {**os.environ, **small, "WHERRY_HOME": str(home), "WHERRY_PORT": str(port), **(env or {})}
         done = subprocess.run(
@@ -88,8 +104,39 @@ class Stack:
         )
         return cls(home, port, runtime, image, full, http)
 
+    def join(self, engine: Engine, **env: str) -> None:
+        """Start the agent of *engine*, on its machine, and wait until its node is there. The node has its name."""
+        user = node_user(engine.name)
+        ports = json.loads((self.home / "ports.json").read_text())
+        passwords = json.loads((self.home / "nats" / "passwords.json").read_text())
+        ours = {
+            "WHERRY_NATS_URL": f"nats://{engine.gateway}:{ports['nats']}",
+            "WHERRY_NATS_USER": user,
+            "WHERRY_NATS_PASSWORD": passwords[user],
+            "WHERRY_NODE_ID": engine.name,
+            "WHERRY_DATA_DIR": str(self.home / f"node-{engine.name}"),
+            "WHERRY_STACK_ID": json.loads((self.home / "run.json").read_text())["stack_id"],
+            "WHERRY_RUNTIMES": "docker",
+            "WHERRY_TAGS": "engine",
+        }
+        with (self.home / "logs" / f"node_agent@{engine.name}.log").open("ab") as log:
+            self.agents[engine.name] = engine.popen(
+                [sys.executable, "-m", "services.node_agent"], {**self.env, **engine.env, **ours, **env},
+                cwd=ROOT, stdout=log, stderr=log,
+            )  # fmt: skip
+        until(lambda: self.node(engine.name).get("condition") == "online", f"node {engine.name} is there")
+
+    def node(self, node_id: str) -> dict[str, Any]:
+        """Return what is told of a node; nothing where there is none."""
+        answer = self.http.get(f"/nodes/{node_id}")
+        return answer.json() if answer.status_code == 200 else {}
+
     def stop(self) -> None:
         self.http.close()
+        for agent in self.agents.values():
+            agent.terminate()
+        for agent in self.agents.values():
+            agent.wait(30)
         stack_id = json.loads((self.home / "run.json").read_text())["stack_id"]
         subprocess.run([sys.executable, "-m", "infra.local", "down"], cwd=ROOT, env=self.env, check=True)
         if docker_answers():  # the inputs that its node kept
