@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.words import count
-from shared.job import GangMember, Job
+from shared.job import GangMember, ItemCounts, Job
 from shared.requests import Explanation
 from shared.states import JobState
 
@@ -32,6 +32,16 @@ def explain_crew(state: State, job: Job, explain: Callable[[Tracked], Explanatio
 
 def _how_they_are(state: State, job: Job) -> str:
     kind = "replica" if job.spec.service is not None else "worker"
+    items = f"{_progress(job.items)} " if job.items is not None else ""
+    return items + _at_work(state, job, kind)
+
+
+def _progress(items: ItemCounts) -> str:
+    failed = f", {items.failed} of them without a result" if items.failed else ""
+    return f"Of its {count(items.total, 'item')} {items.ended} {'has' if items.ended == 1 else 'have'} ended{failed}."
+
+
+def _at_work(state: State, job: Job, kind: str) -> str:
     if not job.members:
         return f"It has no {kind}."
     runs = [one for one in job.members if one.state is JobState.RUNNING]

@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import pytest
 
+from services.scheduler.core import snapshot
 from services.scheduler.core.desired import desired_state
 from services.scheduler.core.explain import explain
 from services.scheduler.core.limits import Limits
 from services.scheduler.core.mapping import ItemsSaid
 from services.scheduler.core.replay import Replay
-from services.scheduler.core import snapshot
 from shared.events import AttemptItems, ItemEnd, ItemsAdded, ItemsRetried
 from shared.job import BlobRef, Failure, Item, ItemCounts, ItemFile
 from shared.spec import ITEMS_MAX, ItemSpec
@@ -477,6 +477,7 @@ def test_a_job_waits_as_its_workers_do(maps) -> None:
     assert [reason.code for reason in world.job.pending] == [PendingCode.CPUS]
     found = explain(world.world.state, world.world.state.jobs["jm"], world.make.at(world.world.now))
     assert "cpus" in found.text
+    assert found.text.startswith("Of its 1 item 0 have ended. Of its 1 worker none runs.")
 
 
 def test_items_may_come_before_what_the_job_needs_has_ended(maps) -> None:
