@@ -17,9 +17,12 @@ from services.gateway.adapters.access_log import AccessLog
 from services.gateway.adapters.edge import Edge, problem_answer
 from services.gateway.core import models as model_views
 from services.gateway.core import problems, tus, views, views_mapping
+from services.gateway.core.deployments import DeploymentChanges, NewDeployment
+from services.gateway.core.predictions import PredictOrder, QuickPredict
 from services.gateway.core.trainings import NewTraining
 from services.gateway.routes import (
     datasets,
+    deployments,
     files,
     health,
     images,
@@ -49,6 +52,7 @@ _SENT: tuple[type[BaseModel], ...] = (
     views.PrefetchOrder, model_views.NewModel, model_views.ModelChanges, model_views.SyncOrder, model_views.ModelRun,
     model_views.NewEvaluation, model_views.NewFineTune, model_views.Decline,
     views_mapping.NewItems, views_mapping.RetriedItems, views_mapping.NewWorkload, NewTraining,
+    NewDeployment, DeploymentChanges, PredictOrder, QuickPredict,
 )  # fmt: skip
 _SCHEMAS = "#/components/schemas/{model}"
 _log = observe.logger("gateway")
@@ -93,7 +97,8 @@ def _add_routes(app: FastAPI) -> None:
     """Add all routes in one flat list: FastAPI searches routers within routers twice for every request (measured)."""
     routers = (jobs.router, session.router("/v1"), streams.router, files.router, nodes.router, people.router)
     more = (uploads.router, datasets.router, quotas.router, letters.router, retention.router, health.router)
-    for router in (*routers, *more, trainings.router, models.router, items.router, images.router("/v1"), images.more):
+    seeds = (trainings.router, models.router, items.router, images.router("/v1"), images.more)
+    for router in (*routers, *more, *seeds, deployments.router, deployments.v2):
         app.router.routes.extend(router.routes)
     # The image-processing seed's paths stand at the root as it lists them.
     for at_root in (session.router("", in_document=False), images.router("", in_document=False)):

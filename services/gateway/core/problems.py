@@ -53,6 +53,11 @@ _KNOWN: Mapping[str, tuple[int, str]] = {
     "bus_forbidden": (500, "Internal error"),
     "registry_failed": (502, "The registry could not be read"),
     "registry_refused": (422, "Not a registry that may be asked"),
+    "model_refused": (422, "The model does not take it"),
+    "model_failed": (502, "The model failed"),
+    "replica_lost": (502, "The answer was lost"),
+    "answer_too_large": (502, "The answer is too large"),
+    "replica_timeout": (504, "No answer in time"),
     "busy": (503, "Busy"),
     "unavailable": (503, "Not available right now"),
 }

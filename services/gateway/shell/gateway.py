@@ -79,6 +79,8 @@ class Gateway:
         self.blobs = BlobClient(blob_bus, "gateway", peer)
         self.resumables = ResumableClient(blob_bus)
         self.serving = Serving(bus, serve_bus, settings.serve_wait_s)
+        self.serve_places = Places(settings.serve_at_once, settings.transfer_wait_s, "requests to services")
+        self.deployments: dict[tuple[str, str], str] = {}  # by owner and name, as found last
         self._buses = (bus, blob_bus, serve_bus)
         self.key = bytes.fromhex(settings.gateway_key.get_secret_value())
         self.tokens = Tokens(self._verify, lifetime_s=settings.token_cache_s, size=settings.token_cache_max)

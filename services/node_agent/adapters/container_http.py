@@ -53,7 +53,7 @@ class ContainerHttp:
         Raises:
             WherryError: ``replica_lost``: it does not answer, or broke off; ``replica_timeout``; ``answer_too_large``.
         """
-        sent = passed_on(headers)
+        sent = [_encoded(name, value) for name, value in passed_on(headers)]
         try:
             async with asyncio.timeout(timeout_s):
                 try:
@@ -77,7 +77,7 @@ class ContainerHttp:
         await self._client.aclose()
 
     async def _ask(
-        self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, bytes_max: int
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, bytes_max: int
     ) -> Answered:
         timeout = httpx.Timeout(None, connect=_CONNECT_S)
         async with self._client.stream(
@@ -106,3 +106,7 @@ class ContainerHttp:
         with suppress(OSError):
             await writer.wait_closed()
         return ""
+
+
+def _encoded(name: str, value: str) -> tuple[bytes, bytes]:
+    return name.encode("latin-1", "replace"), value.encode("latin-1", "replace")

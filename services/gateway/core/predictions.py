@@ -1,0 +1,98 @@
+"""What a prediction is asked with, and what a serving image is sent for it: the REST form of TensorFlow Serving."""
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, StringConstraints
+from pydantic_core import from_json
+
+from services.gateway.core.deployments import NewDeployment
+from shared.errors import WherryError
+from shared.model import Frozen
+from shared.spec import ArtifactId, ImageRef, Resources, Seconds
+
+#: Where a serving image answers; it has one model, whatever it is called.
+PATH = "/v1/models/model:predict"
+JSON_HEADERS = (("Content-Type", "application/json"), ("Accept", "application/json"))
+_URL = r"^https?://[^\s\x00-\x1f\x7f]+$"
+
+
+class Size(Frozen):
+    """The size that an image is to have before it is looked at. What is not given is the model's own."""
+
+    width: int | None = Field(default=None, ge=1, le=4096)
+    height: int | None = Field(default=None, ge=1, le=4096)
+    channels: int | None = Field(default=None, ge=1, le=4)
+
+
+class PredictOrder(Size):
+    """What a model is to be asked: with `instances` as they are, or with an image."""
+
+    instances: Annotated[list[Any], Field(min_length=1)] | None = None
+    image_url: Annotated[str, StringConstraints(max_length=2048, pattern=_URL)] | None = None
+    signature_name: str | None = None  # of TensorFlow Serving; passed on
+
+
+class QuickPredict(PredictOrder):
+    """A model and what it is to be asked, in one go. The model is deployed, and no longer kept once nobody asks."""
+
+    #: A zip with the model: its address, or an artifact of one's own.
+    model_url: Annotated[str, StringConstraints(max_length=2048, pattern=_URL)] | None = None
+    artifact: ArtifactId | None = None
+    image: ImageRef | None = None
+    resources: Resources | None = None
+    #: Seconds without a request after which it is not kept running.
+    idle: Seconds = 300
+
+
+class PredictDocument(BaseModel):
+    """What a model says. `latency_ms` is all that it took here, `model_ms` what the replica took of it."""
+
+    predictions: list[Any]
+    deployment_id: str
+    latency_ms: float
+    model_ms: float
+
+
+def instances_body(order: PredictOrder) -> bytes:
+    """Return what the model is sent for *order* with instances."""
+    return order.model_dump_json(include={"instances", "signature_name"}, exclude_none=True).encode()
+
+
+def image_body(image: bytes, size: Size) -> bytes:
+    """Return what the model is sent for the bytes of an image: it decodes and scales it itself."""
+    sent: dict[str, Any] = {"instances": [{"b64": base64.b64encode(image).decode()}]}
+    return json.dumps(sent | size.model_dump(include=set(Size.model_fields), exclude_none=True)).encode()
+
+
+def predictions_in(status: int, body: bytes) -> list[Any]:
+    """Return the predictions in a model's answer.
+
+    Raises:
+        WherryError: ``model_refused`` with the model's words; ``model_failed``: it answers nothing that is understood.
+    """
+    try:
+        said: Any = from_json(body)
+    except ValueError:
+        said = None
+    if 400 <= status < 500:
+        words = said.get("error") if isinstance(said, Mapping) else None
+        raise WherryError("model_refused", f"The model does not take this: {words or f'it answers {status}'}")
+    if status != 200 or not isinstance(said, Mapping) or not isinstance(said.get("predictions"), list):
+        raise WherryError("model_failed", f"The model answers {status}, without predictions.")
+    return said["predictions"]
+
+
+def deployment_of(order: QuickPredict, name: str) -> NewDeployment:
+    """Return the deployment that answers *order*."""
+    given: dict[str, Any] = {"name": name, "idle": order.idle}
+    if order.artifact is not None:
+        given["artifact"] = order.artifact
+    if order.model_url is not None:
+        given["inputs"] = {"model": order.model_url}
+    for field in ("image", "resources"):
+        if (value := getattr(order, field)) is not None:
+            given[field] = value
+    return NewDeployment.model_validate(given)

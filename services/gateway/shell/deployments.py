@@ -1,0 +1,180 @@
+"""Deployments: made, changed, found by id or by name, and asked."""
+
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from services.gateway.adapters.replica import Answer, Wish
+from services.gateway.core import access, deployments, problems
+from services.gateway.core.access import Action
+from services.gateway.core.deployments import DeploymentChanges, DeploymentDocument, DeploymentPage, NewDeployment
+from services.gateway.shell import submission
+from services.gateway.shell.gateway import Gateway
+from shared.bus import Record
+from shared.channels import JOB_LIST, SERVICE_UPDATED
+from shared.clock import utc_now
+from shared.errors import NotFound, WherryError
+from shared.events import ServiceUpdated
+from shared.ids import TOKEN
+from shared.job import Job
+from shared.requests import JobListQuery, Principal
+from shared.spec import JobSpec
+from shared.states import JOB_TERMINAL, JobState
+
+_WHAT = "such deployment"
+_ID_CHARS = 26
+_NAMES_MAX = 10_000
+_ACTIVE = tuple(sorted(set(JobState) - JOB_TERMINAL))
+
+
+async def create(gateway: Gateway, principal: Principal, body: bytes, key: str | None) -> str:
+    """Record the job of a new deployment and return its id.
+
+    Raises:
+        WherryError: ``name_taken``, ``invalid``; as `submission.submit`.
+    """
+    try:
+        wish = NewDeployment.model_validate_json(body)
+    except ValidationError as error:
+        raise problems.from_validation(error, NewDeployment) from None
+    if key is None and await _named(gateway, principal, wish.name) is not None:
+        raise WherryError("name_taken", f"You have a deployment {wish.name!r} already.")
+    return await make(gateway, principal, wish, key)
+
+
+async def make(gateway: Gateway, principal: Principal, wish: NewDeployment, key: str | None) -> str:
+    """Record the job of a deployment and return its id.
+
+    Raises:
+        WherryError: as `submission.submit`.
+    """
+    spec = _checked(lambda: deployments.spec_of(wish, gateway.settings.serving_image))
+    return await submission.submit(gateway, principal, spec, len(spec.model_dump_json(exclude_defaults=True)), key)
+
+
+async def find(gateway: Gateway, principal: Principal, ref: str, action: Action = Action.SEE) -> Job:
+    """Return a deployment by its id, or one of the caller's by its name, as it was a moment ago.
+
+    Raises:
+        NotFound: there is none, or it is not for the caller.
+    """
+    if TOKEN.match(ref) and ref.startswith("j") and len(ref) == _ID_CHARS:
+        try:
+            job = await gateway.serving.job(ref)
+        except NotFound:
+            job = None
+        if job is not None and job.spec.view == "deployment" and job.member_of is None:
+            access.require_owned(principal, action, job.owner.id, _WHAT)
+            return job
+    return await _by_name(gateway, principal, ref)
+
+
+async def listed(
+    gateway: Gateway, principal: Principal, filters: deployments.Filters, link: Callable[[str], str]
+) -> DeploymentPage:
+    """Return a page of deployments, newest first: one's own, or everybody's to administrators."""
+    everything = filters.owner is None and access.may(principal, Action.SEE_EVERYTHING)
+    query = JobListQuery(
+        owner_id=None if everything else principal.user_id,
+        states=() if filters.ended else _ACTIVE,
+        view="deployment",
+        name=filters.name,
+        limit=filters.limit,
+        cursor=filters.cursor,
+    )
+    page = await gateway.ask(JOB_LIST, query)
+    found = [deployments.document(view.job, link) for view in page.jobs if view.job.spec.service is not None]
+    return DeploymentPage(deployments=found, cursor=page.cursor)
+
+
+async def fresh(
+    gateway: Gateway, principal: Principal, ref: str, link: Callable[[str], str], action: Action = Action.SEE
+) -> DeploymentDocument:
+    """Return a deployment, not older than the log at this moment.
+
+    Raises:
+        NotFound: there is none, or it is not for the caller.
+    """
+    job = await find(gateway, principal, ref, action)
+    return deployments.document((await gateway.job(principal, job.id, action)).job, link)
+
+
+async def change(gateway: Gateway, principal: Principal, ref: str, changes: DeploymentChanges) -> Job:
+    """Have other replicas, or another revision; return the deployment as it was before.
+
+    Raises:
+        WherryError: ``not_found``, ``not_running``: it has ended; ``invalid``; as `submission.check`.
+    """
+    job = await _changeable(gateway, principal, ref)
+    if not changes.model_fields_set:
+        return job
+    spec: JobSpec | None = None
+    if not deployments.only_replicas(changes):
+        spec = _checked(lambda: deployments.changed(job.spec, changes))
+        size = len(spec.model_dump_json(exclude_defaults=True))
+        spec, _ = await submission.check(gateway, principal, spec, size)
+    replicas = changes.replicas if "replicas" in changes.model_fields_set else None
+    data = ServiceUpdated(replicas=replicas, spec=spec, by=principal.user_id, at=utc_now())
+    event = gateway.bus.event(SERVICE_UPDATED, data, subject=job.id)
+    await gateway.bus.record(Record(SERVICE_UPDATED, {"owner": job.owner.id, "job_id": job.id}, event))
+    return job
+
+
+async def remove(gateway: Gateway, principal: Principal, ref: str) -> Job:
+    """Ask for a deployment to end; return it as it was before. Safe to repeat.
+
+    Raises:
+        WherryError: ``not_found``, ``unavailable``.
+    """
+    job = await find(gateway, principal, ref, Action.CHANGE)
+    await submission.cancel(gateway, principal, job.id)
+    return job
+
+
+async def ask(gateway: Gateway, principal: Principal, job: Job, wish: Wish) -> Answer:
+    """Return what a deployment answers.
+
+    Raises:
+        WherryError: as `serving.Serving.ask`; ``busy``.
+    """
+    async with gateway.serve_places.taken():
+        return await gateway.serving.ask(job.id, wish, by=principal.user_id)
+
+
+async def _changeable(gateway: Gateway, principal: Principal, ref: str) -> Job:
+    found = await find(gateway, principal, ref, Action.CHANGE)
+    job = (await gateway.job(principal, found.id, Action.CHANGE)).job
+    if job.is_terminal or job.cancel_requested_at is not None:
+        raise WherryError("not_running", "The deployment has ended, or is about to.")
+    return job
+
+
+async def _by_name(gateway: Gateway, principal: Principal, name: str) -> Job:
+    """Return a deployment of *principal*'s; which one has the name is remembered as long as it has not ended."""
+    key = principal.user_id, name
+    if (job_id := gateway.deployments.get(key)) is not None:
+        job = await gateway.serving.job(job_id)
+        if not job.is_terminal and job.cancel_requested_at is None:
+            return job
+        gateway.deployments.pop(key, None)
+    job = await _named(gateway, principal, name)
+    if job is None:
+        raise access.missing(_WHAT)
+    if len(gateway.deployments) >= _NAMES_MAX:
+        gateway.deployments.clear()
+    gateway.deployments[key] = job.id
+    return job
+
+
+async def _named(gateway: Gateway, principal: Principal, name: str) -> Job | None:
+    query = JobListQuery(owner_id=principal.user_id, states=_ACTIVE, view="deployment", name=name, limit=10)
+    page = await gateway.ask(JOB_LIST, query)
+    # The oldest, should two gateways have made one at the same moment.
+    return next((view.job for view in reversed(page.jobs) if view.job.cancel_requested_at is None), None)
+
+
+def _checked(make_spec: Callable[[], JobSpec]) -> JobSpec:
+    try:
+        return make_spec()
+    except ValidationError as error:
+        raise problems.from_validation(error, JobSpec) from None

@@ -1,0 +1,94 @@
+"""Predictions: an order or a form becomes a request to a deployment, and its answer a document."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from pydantic import ValidationError
+
+from services.gateway.adapters.form import parts
+from services.gateway.adapters.replica import Wish
+from services.gateway.core import deployments, predictions, problems
+from services.gateway.core.predictions import PredictDocument, PredictOrder, QuickPredict, Size
+from services.gateway.shell import deployments as shell
+from services.gateway.shell.gateway import Gateway
+from shared.clock import monotonic
+from shared.errors import FieldProblem, NotFound
+from shared.job import Job
+from shared.requests import Principal
+
+_FIELD_BYTES_MAX = 8192
+_IMAGE_FIELDS = frozenset({"image", "data", "file"})
+
+
+async def predict(
+    gateway: Gateway, principal: Principal, job: Job, order: PredictOrder, image: bytes | None
+) -> PredictDocument:
+    """Ask a deployment.
+
+    Args:
+        gateway: where.
+        principal: who asks.
+        job: the deployment.
+        order: what is asked.
+        image: what was uploaded, in the place of instances and an address.
+
+    Raises:
+        WherryError: ``invalid``; ``model_refused``, ``model_failed``; as `deployments.ask`.
+    """
+    began = monotonic()
+    if image is None and order.image_url is not None:
+        raise problems.invalid([FieldProblem(field="image_url", message="Images by address are not taken here yet")])
+    if (image is None) == (order.instances is None):
+        raise problems.invalid([FieldProblem(field="instances", message="Give this, or an image")])
+    body = predictions.instances_body(order) if image is None else predictions.image_body(image, order)
+    answer = await shell.ask(gateway, principal, job, Wish("POST", predictions.PATH, predictions.JSON_HEADERS, body))
+    found = predictions.predictions_in(answer.status, answer.body)
+    return PredictDocument(
+        predictions=found,
+        deployment_id=job.id,
+        latency_ms=round((monotonic() - began) * 1000, 2),
+        model_ms=round(answer.took_s * 1000, 2),
+    )
+
+
+async def quick(gateway: Gateway, principal: Principal, order: QuickPredict, image: bytes | None) -> PredictDocument:
+    """Ask a model that is deployed for this, or was before.
+
+    Raises:
+        WherryError: as `predict` and `deployments.make`.
+    """
+    if (order.model_url is None) == (order.artifact is None):
+        raise problems.invalid([FieldProblem(field="model_url", message="Give this, or `artifact`")])
+    wish = predictions.deployment_of(order, "predict")
+    wish = wish.model_copy(update={"name": deployments.name_for(wish)})
+    try:
+        job = await shell.find(gateway, principal, wish.name)
+    except NotFound:
+        job = await gateway.serving.job(await shell.make(gateway, principal, wish, None))
+    return await predict(gateway, principal, job, order, image)
+
+
+async def form(
+    model: type[PredictOrder], content_type: str, body: AsyncIterator[bytes], bytes_max: int
+) -> tuple[Any, bytes | None]:
+    """Return what a form with an image and fields beside it asks for, as a *model*, and the image.
+
+    Raises:
+        WherryError: ``bad_form``, ``too_large``, ``invalid``.
+    """
+    fields: dict[str, Any] = {}
+    image: bytes | None = None
+    async with aclosing(parts(content_type, body)) as found:
+        async for part in found:
+            if part.name in _IMAGE_FIELDS and part.filename is not None and image is None:
+                image = await part.content(bytes_max)
+            elif part.name in model.model_fields:
+                text = (await part.content(_FIELD_BYTES_MAX)).decode(errors="replace")
+                fields[part.name] = int(text) if part.name in Size.model_fields and text.isdecimal() else text
+            else:
+                raise problems.invalid([FieldProblem(field=part.name[:100], message="A form has no such field")])
+    try:
+        return model.model_validate(fields), image
+    except ValidationError as error:
+        raise problems.from_validation(error, model) from None
