@@ -437,7 +437,7 @@ def test_what_is_wrong_with_an_image_is_said_and_nothing_of_it_stays(
 
 def test_an_image_under_a_key_is_taken_once(stack: GatewayStack, anna: httpx.Client, workload: str):
     key = {"Idempotency-Key": new_id("key")}
-    sent = {"data": {"workload_id": workload}, "files": {"data": ("a.png", PNG)}, "headers": key}
+    sent: dict[str, Any] = {"data": {"workload_id": workload}, "files": {"data": ("a.png", PNG)}, "headers": key}
     assert anna.post("/images", **sent).json() == anna.post("/images", **sent).json()
     assert len(taken_in(stack, workload)) == 1
 

@@ -102,6 +102,11 @@ def of_files(paths: Iterable[str], pattern: str | None) -> list[ItemSpec]:
     return found
 
 
+def named(item: ItemSpec, name: str) -> ItemSpec:
+    """Return *item* under its own name, else (where there is one) under *name*, its file's."""
+    return item if "name" in item.model_fields_set or not name else item.model_copy(update={"name": name[:255]})
+
+
 def matcher(pattern: str | None) -> Callable[[str], object]:
     """Return what tells whether a path matches *pattern*; None matches all.
 

@@ -76,15 +76,15 @@ async def resolved(gateway: Gateway, principal: Principal, items: Sequence[ItemS
 
     async def one(at: int, item: ItemSpec) -> ItemSpec | FieldProblem:
         if item.artifact is None:
-            return item
+            return mapping.named(item, (item.path or "").rpartition("/")[2])
         async with turn:
             try:
                 found = await gateway.artifact(principal, item.artifact)
             except NotFound:
                 message = f"There is no artifact {item.artifact}, or it is not yours"
                 return FieldProblem(field=f"{field}.{at}.artifact", message=message)
-        named = {"name": found.name} if item.name == "item" and found.name else {}
-        return item.model_copy(update={"sha256": found.blob.sha256, "size": found.blob.size, **named})
+        whole = item.model_copy(update={"sha256": found.blob.sha256, "size": found.blob.size})
+        return mapping.named(whole, found.name)
 
     found = await asyncio.gather(*(one(at, item) for at, item in enumerate(items)))
     if missing := [problem for problem in found if isinstance(problem, FieldProblem)]:
