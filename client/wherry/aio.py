@@ -574,7 +574,7 @@ class AsyncClient:
 
     # --- the catalogue -------------------------------------------------------------------------------------------
 
-    def models(self, *, search: str = "", limit: int | None = None) -> AsyncIterator[catalogue.Model]:
+    def find_models(self, *, search: str = "", limit: int | None = None) -> AsyncIterator[catalogue.Model]:
         """Give models by name, each with its newest version; `search`: words in name or description."""
         return self._driver.iterate(catalogue.listed(search, limit, self._patience_s))
 
@@ -594,9 +594,11 @@ class AsyncClient:
         """Remove a model with all that is about it, or one version (experts)."""
         await self._driver.run(scripts.done(Request("DELETE", catalogue.path(ref)), self._patience_s))
 
-    async def run_model(self, ref: str, wish: Mapping[str, Any] | None = None, *, key: str | None = None) -> models.Submitted:
+    async def run_model(
+        self, ref: str, wish: Mapping[str, Any] | None = None, *, key: str | None = None
+    ) -> models.Submitted:
         """Run a model with `dataset`, `params` and more; return the job. Repeated under one key, it is one job."""
-        question = catalogue.Questions.run(ref, wish or {}, key or secrets.token_hex(16))
+        question = catalogue.Questions.run(ref, wish or {}, key or secrets.token_urlsafe(24))
         return await self._driver.run(scripts.ask(*question, self._patience_s))
 
     async def sync_models(self, order: Mapping[str, Any]) -> catalogue.Sync:
@@ -625,7 +627,8 @@ class AsyncClient:
 
     async def decline_request(self, name: str, request_id: str, why: str) -> catalogue.FineTune:
         """Say no to a request, and why (experts)."""
-        return await self._driver.run(scripts.ask(*catalogue.Questions.decline(name, request_id, why), self._patience_s))
+        question = catalogue.Questions.decline(name, request_id, why)
+        return await self._driver.run(scripts.ask(*question, self._patience_s))
 
     async def clusters(self) -> list[models.Cluster]:
         """Return every cluster with its machines and what they offer together."""

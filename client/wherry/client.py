@@ -563,7 +563,7 @@ class Client:
 
     # --- the catalogue -------------------------------------------------------------------------------------------
 
-    def models(self, *, search: str = "", limit: int | None = None) -> Iterator[catalogue.Model]:
+    def find_models(self, *, search: str = "", limit: int | None = None) -> Iterator[catalogue.Model]:
         """Give models by name, each with its newest version; `search`: words in name or description."""
         return self._driver.iterate(catalogue.listed(search, limit, self._patience_s))
 
@@ -583,9 +583,11 @@ class Client:
         """Remove a model with all that is about it, or one version (experts)."""
         self._driver.run(scripts.done(Request("DELETE", catalogue.path(ref)), self._patience_s))
 
-    def run_model(self, ref: str, wish: Mapping[str, Any] | None = None, *, key: str | None = None) -> models.Submitted:
+    def run_model(
+        self, ref: str, wish: Mapping[str, Any] | None = None, *, key: str | None = None
+    ) -> models.Submitted:
         """Run a model with `dataset`, `params` and more; return the job. Repeated under one key, it is one job."""
-        question = catalogue.Questions.run(ref, wish or {}, key or secrets.token_hex(16))
+        question = catalogue.Questions.run(ref, wish or {}, key or secrets.token_urlsafe(24))
         return self._driver.run(scripts.ask(*question, self._patience_s))
 
     def sync_models(self, order: Mapping[str, Any]) -> catalogue.Sync:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import ROOT, Stack, docker_answers
+from tests.conftest import passing_folder
+from tests.e2e.stack import ROOT, Stack, docker_answers, free_port
+from tests.integration.registry_server import RegistryServer
 from tests.integration.web_server import Web
 
-BUSYBOX = "wherry/busybox:latest"
+BUSYBOX, FILTERS = "wherry/busybox:latest", "wherry/filters:latest"
 
 
 def _busybox_image() -> bool:
@@ -17,6 +19,14 @@ def _busybox_image() -> bool:
     if subprocess.run(["docker", "image", "inspect", BUSYBOX], capture_output=True, check=False).returncode == 0:
         return True
     script = ROOT / "infra/docker/build-busybox.sh"
+    return subprocess.run(["sh", str(script)], capture_output=True, check=False).returncode == 0
+
+
+def _filters_image() -> bool:
+    """Whether the image with the filters is there, or can be made."""
+    if subprocess.run(["docker", "image", "inspect", FILTERS], capture_output=True, check=False).returncode == 0:
+        return True
+    script = ROOT / "infra/docker/build-filters.sh"
     return subprocess.run(["sh", str(script)], capture_output=True, check=False).returncode == 0
 
 
@@ -28,13 +38,26 @@ def web() -> Iterator[Web]:
 
 
 @pytest.fixture(scope="session")
-def stack(web: Web) -> Iterator[Stack]:
+def registry_port() -> int:
+    """Where a registry may run that the stack may ask by http."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def registry(registry_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """A Docker registry on this machine."""
+    with passing_folder(tmp_path_factory, "registry") as folder, RegistryServer(folder, port=registry_port) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stack(web: Web, registry_port: int) -> Iterator[Stack]:
     """One wherry for all end-to-end tests: jobs run on Docker where an engine answers, else as plain processes."""
     home = Path(tempfile.mkdtemp(prefix="wherry-e2e-"))
     on_docker = docker_answers() and _busybox_image()
     stack = Stack.start(
         home, runtime="docker" if on_docker else "process", image=BUSYBOX if on_docker else None,
-        env={"WHERRY_FETCH_ALLOW": web.place},
+        env={"WHERRY_FETCH_ALLOW": web.place, "WHERRY_REGISTRIES": f"127.0.0.1:{registry_port}"},
     )  # fmt: skip
     try:
         yield stack

@@ -222,6 +222,9 @@ def submit(  # noqa: PLR0913 - each option of the command is one
     replace_after: Annotated[
         str | None, typer.Option(help="How long a silent node is waited for before another takes over, e.g. 10m.")
     ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="none, or api: the program fetches and sends its own data by $WHERRY_API.")
+    ] = None,
     exclusive: Annotated[bool, typer.Option("--exclusive", help="Never two attempts at a time.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say where it would go; nothing is handed in.")] = False,
     key: Annotated[str | None, typer.Option(help="The same key is the same job, however often it is sent.")] = None,
@@ -233,7 +236,7 @@ def submit(  # noqa: PLR0913 - each option of the command is one
         name, image, command, runtime, cpus, memory, gpus, gpu_memory, timeout, priority, attempts,
         tuple(tag or ()), tuple(env or ()), tuple(param or ()), tuple(label or ()),
         tuple(notify_email or ()), tuple(notify_webhook or ()),
-        tuple(need or ()), tuple(input_ or ()), on_disconnect, replace_after, exclusive or None,
+        tuple(need or ()), tuple(input_ or ()), on_disconnect, replace_after, exclusive or None, network,
     )  # fmt: skip
     whole = build_spec(read_spec(spec), typed, path.resolve().stem if path else None)
     if plan or ctx.info_name == "plan":  # `wherry plan` takes what `wherry submit` takes

@@ -1,0 +1,127 @@
+"""Seed 004 as its people work: an expert builds and releases a model, a user runs it, an administrator judges it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.stack import ROOT, Stack
+from tests.integration.registry_server import RegistryServer
+
+pytestmark = pytest.mark.docker
+
+BASE = "wherry/python-base:latest"
+
+
+def wherry(stack: Stack, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    token = str(stack.http.headers["authorization"]).removeprefix("Bearer ")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("WHERRY_")}
+    env |= {"WHERRY_URL": f"http://127.0.0.1:{stack.port}", "WHERRY_TOKEN": token, "XDG_CONFIG_HOME": str(stack.home)}
+    command = [sys.executable, "-m", "client.wherry", *args]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def project(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if stack.runtime != "docker":
+        pytest.skip("models are images: this needs a Docker engine")
+    folder = tmp_path_factory.mktemp("models") / "counter"
+    made = wherry(stack, "models", "init", str(folder))
+    assert made.returncode == 0, made.stderr
+    yield folder
+    subprocess.run(["docker", "image", "rm", "--force", "counter:latest"], capture_output=True, check=False)
+
+
+def released(stack: Stack, registry: RegistryServer, project: Path, *options: str) -> dict[str, Any]:
+    """Build, try, push and release the model; then take its image off this machine, so that a node has to pull it."""
+    built = wherry(stack, "models", "build", str(project), "--build-arg", f"BASE={BASE}")
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "left result.json" in built.stderr
+    reference = f"{registry.host}/team/counter"
+    pushed = wherry(stack, "--json", "models", "push", str(project), reference, *options)
+    assert pushed.returncode == 0, pushed.stdout + pushed.stderr
+    subprocess.run(["docker", "image", "rm", "counter:latest", reference], capture_output=True, check=True)
+    return json.loads(pushed.stdout.splitlines()[-1])
+
+
+def test_an_expert_releases_a_model_a_user_runs_it_and_an_administrator_asks_for_a_better_one(
+    stack: Stack, registry: RegistryServer, project: Path, tmp_path: Path
+) -> None:
+    first = released(stack, registry, project)
+    assert (first["name"], first["version"], first["is_new"]) == ("counter", 1, True)
+    assert first["params"]["properties"]["threshold"]["default"] == 0.5
+
+    listed = wherry(stack, "models", "list", "counter")
+    assert "counter@1" in listed.stdout
+    shown = wherry(stack, "models", "show", "counter").stdout
+    assert "threshold" in shown
+    assert "number = 0.5" in shown
+
+    data = tmp_path / "photos"
+    data.mkdir()
+    for number in range(3):
+        (data / f"{number}.txt").write_text(str(number))
+    put = wherry(stack, "datasets", "put", "photos", str(data))
+    assert put.returncode == 0, put.stderr
+
+    wrong = wherry(stack, "models", "run", "counter", "--dataset", "photos", "-p", "threshold=7", "-p", "colour=red")
+    assert wrong.returncode == 4
+    assert "params.threshold: 7 is greater than the maximum of 1" in wrong.stderr
+    assert "params.colour: There is no such parameter" in wrong.stderr
+
+    limits = ("--cpus", "0.5", "--memory", "128MiB", "--disk", "64MiB")
+    ran = wherry(stack, "models", "run", "counter", "--dataset", "photos", "-p", "threshold=0.9", *limits)
+    assert ran.returncode == 0, ran.stderr
+    job_id = ran.stdout.strip()
+    job = stack.wait_end(job_id)
+    assert job["state"] == "succeeded", stack.output(job_id, "_stderr.txt")
+    assert json.loads(stack.output(job_id, "result.json")) == {"files": 3, "threshold": 0.9}
+    assert job["spec"]["model"] == "counter@1"
+    assert job["attempts"][-1]["image_digest"].endswith(first["image_digest"])
+    left = subprocess.run(
+        ["docker", "ps", "--all", "--quiet", "--filter", f"label=wherry.job={job_id}"], capture_output=True, check=True
+    )
+    assert left.stdout == b""
+
+    edited = wherry(stack, "models", "edit", "counter", "--metric", "accuracy", "--drop", "0.1")
+    assert edited.returncode == 0, edited.stderr
+    assert wherry(stack, "models", "evaluate", "counter", "accuracy=0.9", "--job", job_id).returncode == 0
+    worse = wherry(stack, "models", "evaluate", "counter", "accuracy=0.7", "--dataset", "photos")
+    assert worse.returncode == 1
+    assert "0.2 off the best so far" in worse.stderr
+
+    asked = wherry(stack, "models", "ask", "counter", "Too many are missed.", "--dataset", "photos")
+    assert asked.returncode == 0, asked.stderr
+    program = project / "predict.py"
+    program.write_text(program.read_text().replace('{"files"', '{"better": True, "files"'))
+    second = released(stack, registry, project, "--answers", asked.stdout.strip())
+    assert second["version"] == 2
+    answered = json.loads(wherry(stack, "--json", "models", "requests", "counter").stdout)["requests"]
+    assert [(one["state"], one["answer"]) for one in answered] == [("answered", "counter@2")]
+
+    again = stack.http.post("/models/counter/runs", json={"params": {}, "resources": {"disk": "64MiB"}})
+    assert again.status_code == 202, again.text
+    assert stack.wait_end(again.json()["job_id"])["state"] == "succeeded"
+    assert json.loads(stack.output(again.json()["job_id"], "result.json")) == {
+        "better": True,
+        "files": 0,
+        "threshold": 0.5,
+    }
+
+
+def test_a_registry_is_read_and_what_it_has_is_listed(stack: Stack, registry: RegistryServer) -> None:
+    registry.push("shelf/empty", {"io.wherry.model.description": "Does nothing."})
+    read = wherry(stack, "models", "sync", registry.host, "--prefix", "shelf/")
+    assert read.returncode == 0, read.stderr
+    assert read.stdout.split() == ["shelf.empty@1"]
+    assert "1 repositories: 1 new" in read.stderr
+    assert "Does nothing." in wherry(stack, "models", "show", "shelf.empty").stdout
+    down = wherry(stack, "models", "sync", "127.0.0.1:9")
+    assert down.returncode == 1
+    assert "may not be asked" in down.stderr
