@@ -151,13 +151,6 @@ class Book:
         if hand := self._hands.get(worker):
             hand.ended += 1
 
-    def keep_first(self, worker: str) -> None:
-        """Let a worker whose program ends have only what it may have begun."""
-        hand = self._hands.get(worker)
-        for item_id in list(hand.items)[:0:-1] if hand else ():
-            self._let_go(item_id)
-            self._put_first(item_id)
-
     def drop(self, worker: str) -> tuple[str, ...]:
         """Let a worker have nothing any more; return what it had, which is the next to be given."""
         hand = self._hands.pop(worker, None)

@@ -76,7 +76,7 @@ class Limits:
     items_ahead_s: float = 1.0  # work that a worker has ahead of it, so that it need not wait for more
     items_ahead_first: int = 4  # items that it has, before it is known how long one takes
     items_ahead_min: int = 2
-    items_ahead_max: int = 16
+    items_ahead_max: int = 32
     worker_worth_s: float = 1.0  # work for which another worker is started
     worker_idle_s: float = 30.0  # a worker without items is kept so long, for more may come
     worker_close_s: float = 60.0  # one that is to end by itself has done so

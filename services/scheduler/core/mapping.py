@@ -22,6 +22,8 @@ ROLE = "worker"
 #: Bytes of JSON that the items of one event may take up in any case: no single one has more.
 _ROOM_MIN = 150_000
 _TOLD_MAX, _ERROR_CHARS = 3, 300  # failed items that an error names, and of each its own error
+#: A worker that ends so is at no fault; of an item that took too long its node has told before.
+_NOT_CHARGED = (EndReason.NODE_DRAINED, EndReason.ITEM_TIMEOUT)
 _SILENT = "its program ended without a word about any item"
 
 
@@ -100,8 +102,9 @@ def take_in(job: Job, some: Changes, said: ItemInput, worker: Job | None, now: N
         case ItemsRetried():
             is_all = _retry(some, said)
         case ItemsSaid():
+            before = some.counts.ended
             is_all = _end(job, some, said, worker, now.at)
-            if worker is not None and some.items:  # an item has ended: the workers do work
+            if some.counts.ended > before:  # the workers do work
                 job = job.model_copy(update={"tries": 0, "losses": 0, "not_before": None})
     return job.model_copy(update={"items": some.counts, "updated_at": now.at}), is_all
 
@@ -265,7 +268,7 @@ def _after_ends(job: Job, some: Changes, seen: crew.Seen, now: Now, limits: Limi
             failed = Failure(reason=EndReason.EXIT_CODE, message=_SILENT) if is_idle else None
         else:
             failed = ended.error or Failure(reason=EndReason.EXIT_CODE, message="its program has ended")
-        if failed is None or failed.reason is EndReason.NODE_DRAINED:
+        if failed is None or failed.reason in _NOT_CHARGED:
             continue
         failure = failed
         if failed.reason in INFRASTRUCTURE_REASONS:
@@ -394,25 +397,25 @@ def share(job: Job, book: Book, jobs: Mapping[str, Job], now: Now, limits: Limit
 
     *jobs*: the workers by id, as believed.
     """
+    if clocks.is_unwanted(job, now.at):
+        return set()
     there = [jobs[one.job_id] for one in job.members if one.job_id in jobs]
-    begun = [one.id for one in there if one.state is JobState.RUNNING]
-    for one in there:
-        if one.state is JobState.FINISHING or one.cancel_requested_at is not None:
-            book.keep_first(one.id)
     count_each = _ahead(book, limits)
-    ahead: dict[str, int] = {}
-    for one in there:
-        if one.state in lifecycle.HOLDING:
-            hand = book.hand(one.id)
-            is_leaving = one.state is JobState.FINISHING or one.cancel_requested_at is not None
-            is_closing = hand is not None and hand.closing_since is not None
-            # A worker that has not begun yet may take long to: it is given one item, so that it begins with that.
-            ahead[one.id] = 0 if is_leaving or is_closing else count_each if one.state is JobState.RUNNING else 1
-    if not clocks.is_unwanted(job, now.at):
-        changed = book.share(ahead, begun, now.mono, limits.items_hand_bytes_max)
-    else:
-        changed = set[str]()
-    return changed | {worker for worker in begun if _is_to_close(job, book, book.hand(worker), now.mono, limits)}
+    ahead = {one.id: _share_of(one, book, count_each) for one in there if one.state in lifecycle.HOLDING}
+    # What a worker that ends has answered is still to be told: the rest waits for that, but for who is idle.
+    begun = [one.id for one in there if one.state in (JobState.RUNNING, JobState.FINISHING)]
+    changed = book.share(ahead, begun, now.mono, limits.items_hand_bytes_max)
+    hands = {one.id: book.hand(one.id) for one in there if one.state is JobState.RUNNING}
+    return changed | {worker for worker, hand in hands.items() if _is_to_close(job, book, hand, now.mono, limits)}
+
+
+def _share_of(worker: Job, book: Book, count_each: int) -> int:
+    hand = book.hand(worker.id)
+    is_closing = hand is not None and hand.closing_since is not None
+    if is_closing or worker.state is JobState.FINISHING or worker.cancel_requested_at is not None:
+        return 0
+    # One that has not begun yet may take long to: it is given one item, so that it begins with that.
+    return count_each if worker.state is JobState.RUNNING else 1
 
 
 def _is_to_close(job: Job, book: Book, hand: Hand | None, mono: float, limits: Limits) -> bool:

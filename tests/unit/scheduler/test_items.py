@@ -93,15 +93,6 @@ def test_what_waits_for_a_worker_that_has_not_begun_goes_to_one_that_has() -> No
     assert share(book, ("fast",), slow=1, fast=4) == set(), "it goes to and fro"
 
 
-def test_a_worker_that_ends_keeps_what_it_may_have_begun() -> None:
-    book = book_of(4)
-    share(book, ("a",), a=4)
-    book.keep_first("a")
-    assert hand(book, "a") == ["i0"]
-    share(book, ("b",), a=0, b=4)
-    assert hand(book, "b") == ["i1", "i2", "i3"]
-
-
 def test_an_item_that_was_tried_is_behind_those_that_were_not() -> None:
     book = book_of(3)
     share(book, ("a",), a=1)

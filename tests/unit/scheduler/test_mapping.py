@@ -366,6 +366,36 @@ def test_an_item_on_which_a_worker_dies_has_failed_a_try_and_the_others_go_on(ma
     assert (world.job.state, counts(world)) == (JobState.FAILED, (3, 2, 1))
 
 
+def test_what_an_ending_worker_has_is_given_to_others_once_it_has_ended(maps) -> None:
+    world = maps(map={"parallelism": 2})
+    world.add(*(f"k{number}" for number in range(12)), close=True)
+    first, second = world.start()
+    had = world.given(first)
+    report = world.make.finishing(s=world.world.now)
+    world.world.turn(world.world.report(world.node_of(first), first, report))
+    world.world.settle()
+    world.say(first, had[0])
+    assert counts(world) == (12, 1, 0)
+    assert not set(world.given(second)) & set(had)
+    world.say(second, *world.given(second))
+    assert world.given(first)[0] == had[1]
+    world.end(first)
+    assert world.items()[had[1]].state is ItemState.FAILED, "it may have ended on it"
+
+
+def test_an_item_that_took_too_long_is_charged_once_and_the_worker_is_replaced(maps) -> None:
+    world = maps(map={"parallelism": 1})
+    world.add("slow", "b", close=True)
+    [worker] = world.start()
+    world.say(worker, "slow", error=Failure(reason=EndReason.ITEM_TIMEOUT, message="it took longer than 1 s"))
+    world.end(worker, reason=EndReason.ITEM_TIMEOUT)
+    assert world.items()["b"].tries == 0
+    assert (world.job.tries, world.job.not_before) == (0, None)
+    [other] = world.start()
+    world.say(other, "b")
+    assert (world.job.state, counts(world)) == (JobState.FAILED, (2, 1, 1))
+
+
 def test_workers_that_fail_again_and_again_without_an_item_end_the_job(maps) -> None:
     world = maps(map={"parallelism": 1})
     world.add("a", "b", "c", "d")
