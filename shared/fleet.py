@@ -39,6 +39,7 @@ class NodeInfo(Message):
     agent_version: str = ""
     runtimes: tuple[str, ...] = ("docker",)  # what it can run now
     engine: str = ""  # e.g. "docker 20.10.24 api 1.41"; why not, when there is none
+    api: tuple[str, ...] = ()  # those of them whose jobs may have the network api now
     engine_id: str = ""  # the engine's own: members of a gang on one engine share a bridge
     address: str = ""  # where other nodes reach its host network; empty: they do not
     host_network: bool = False  # members of a connected gang may have the host's network

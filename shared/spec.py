@@ -181,6 +181,8 @@ class Input(Frozen):
 
     source: InputText
     unpack: bool = True
+    #: False: it is not brought; the program fetches it by itself (network ``api``).
+    stage: bool = True
     #: Set by the gateway for artifacts and datasets, from what they are at that moment; users cannot.
     artifact: ArtifactId | None = Field(default=None, json_schema_extra=_READ_ONLY)
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
@@ -399,8 +401,11 @@ class JobSpec(Frozen):
 
     @model_validator(mode="after")
     def _network_fits(self) -> "JobSpec":
-        if self.network != "none" and self.gang is not None and self.gang.connected:
-            raise ValueError("members of a connected gang have the gang's network alone: network must be none")
+        if self.network == "api" and (self.service or (self.gang and self.gang.connected)):
+            raise ValueError("network api is not for programs that have another network: services and connected gangs")
+        for name, one in self.inputs.items():
+            if not one.stage and self.network != "api":
+                raise ValueError(f"the input {name} with stage false is fetched by the program: that needs network api")
         return self
 
     @model_validator(mode="after")

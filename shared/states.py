@@ -155,6 +155,7 @@ class PendingCode(StrEnum):
     CLUSTER = "cluster"
     NODE_NAME = "node_name"
     RUNTIME = "runtime"
+    NETWORK = "network"  # it cannot give a job the network that it wants
     NODE_UNHEALTHY = "node_unhealthy"
     FAILED_HERE = "failed_here"
     BACKOFF = "backoff"

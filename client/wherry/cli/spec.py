@@ -11,6 +11,7 @@ import typer
 #: Options that are fields of the spec as they are.
 _PLAIN = (
     "name", "image", "command", "runtime", "priority", "max_attempts", "on_disconnect", "replace_after", "exclusive",
+    "network",
 )  # fmt: skip
 
 
@@ -40,6 +41,7 @@ class SpecOptions:
     on_disconnect: str | None = None
     replace_after: str | None = None
     exclusive: bool | None = None
+    network: str | None = None
 
 
 def build_spec(base: dict[str, Any], options: SpecOptions, default_name: str | None) -> dict[str, Any]:

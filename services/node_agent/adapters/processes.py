@@ -265,10 +265,11 @@ def _unpack(
         worker_program.write(folder / "run", folder / "workspace")
         argv = worker_program.argv(order, str(folder / "run"), ())
         os.mkfifo(folder / process_shim.STDIN, 0o600)
-    reached = process_doors.environment(folder / "run", access)
+    found = process_doors.environment(folder / "run", access)
+    offered = port_variables(_free_port()) if order.service else {}
     what = {
         "argv": argv,
-        "env": {**inherited, **reached, **_environment(folder, order), **(port_variables(_free_port()) if order.service else {})},
+        "env": {**inherited, **found, **_environment(folder, order), **offered},
         "cwd": str(folder / "workspace"),
     }
     (folder / "order.json").write_text(json.dumps(what), "utf-8")

@@ -2,11 +2,11 @@
 
 import hmac
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import parse_qs, unquote_to_bytes
 
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
@@ -22,6 +22,7 @@ T = TypeVar("T", bound=Frozen)
 JSON_BYTES_MAX = 256 * 1024
 _PATH_BYTES_MAX, _NAME_BYTES_MAX = 1024, 255
 _PREFIX = "/v1/job"
+_ESCAPED = re.compile(rb"%([0-9A-Fa-f]{2})")
 _INDEX = (
     "GET /v1/job, GET /v1/job/source, GET /v1/job/inputs, GET /v1/job/inputs/{name}[/{path}], "
     "PUT /v1/job/outputs/{path}, POST /v1/job/outputs?unpack=true, POST /v1/job/progress, POST /v1/job/metrics, "
@@ -110,7 +111,7 @@ def _only(allowed: str, method: str, found: Asked) -> Asked:
 
 def _folder(query: str) -> str:
     """Return the folder of the outputs that a zip is unpacked into."""
-    given = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+    given = {name: _text(value) for name, _, value in (one.partition("=") for one in query.split("&"))}
     if given.get("unpack", "").lower() not in ("true", "1", "yes"):
         fault = FieldProblem(field="unpack", message="must be true")
         message = "A zip is sent with ?unpack=true, a file with PUT to /v1/job/outputs/{path}."
@@ -120,7 +121,7 @@ def _folder(query: str) -> str:
 
 def _text(part: str) -> str:
     try:
-        return unquote_to_bytes(part).decode()
+        return _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), part.encode("latin-1")).decode()
     except UnicodeDecodeError as error:
         raise WherryError("invalid", "The path is not UTF-8.") from error
 

@@ -253,7 +253,7 @@ class Api:
 
     async def _listed(self, order: Order) -> list[dict[str, Any]]:
         return [
-            {"name": name, "source": one.source, "unpack": one.unpack, "size": one.size}
+            {"name": name, "source": one.source, "size": one.size, "staged": one.stage}
             for name, one in order.spec.inputs.items()
         ]
 

@@ -138,7 +138,7 @@ class Inputs:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for name in order.spec.inputs:
+                for name in (name for name, one in order.spec.inputs.items() if one.stage):
                     group.create_task(bring(name))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None

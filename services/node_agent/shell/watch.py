@@ -79,6 +79,15 @@ class Watch:
         """Return names and digests of images on the machine, in order, at most IMAGES_MAX."""
         return tuple(sorted({name for one in self._watched.values() for name in one.images})[:IMAGES_MAX])
 
+    @property
+    def with_doors(self) -> tuple[str, ...]:
+        """Return the runtimes that answer and can give their programs a door now (network ``api``)."""
+        return tuple(
+            name
+            for name, one in self._watched.items()
+            if one.facts is not None and (one.runtime.doors.needs_image or None) in (None, *one.images)
+        )
+
     async def run(self) -> None:
         """Ask until cancelled."""
         async with asyncio.TaskGroup() as tasks:

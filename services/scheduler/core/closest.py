@@ -19,6 +19,7 @@ _WORDS = {
     PendingCode.ARCH: "it has another architecture",
     PendingCode.TAGS: "it has not all of the tags",
     PendingCode.RUNTIME: "it cannot run jobs of this runtime now",
+    PendingCode.NETWORK: "it has not the image that network api needs (WHERRY_RELAY_IMAGE)",
     PendingCode.NODE_CORDONED: "it is cordoned or drained",
     PendingCode.NODE_UNHEALTHY: "it is silent, not back for long, or speaks another version",
 }

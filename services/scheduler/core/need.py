@@ -31,6 +31,7 @@ class Need(NamedTuple):
     #: Of a gang: what its members need, by rank; all of them at once. Everything else here is then the largest of them.
     members: tuple["Need", ...] = ()
     connected: bool = False  # of a gang: its members must be where they reach each other
+    api: bool = False  # its program reaches its own data through the node
 
     @property
     def jobs(self) -> int:
@@ -53,9 +54,9 @@ class Need(NamedTuple):
         return max(self.members, key=lambda member: (member.gpus, member.ucpus, member.memory), default=self)
 
     @property
-    def labels(self) -> tuple[str, str | None, tuple[str, ...], str | None, str | None]:
+    def labels(self) -> tuple[str, str | None, tuple[str, ...], str | None, str | None, bool]:
         """Return the part that only what a node is can answer, whatever it is doing."""
-        return self.runtime, self.arch, self.tags, self.cluster, self.node
+        return self.runtime, self.arch, self.tags, self.cluster, self.node, self.api
 
 
 #: Inputs whose bytes are known before the job starts: the key under which nodes keep each, and its size in bytes.
@@ -66,7 +67,7 @@ def inputs_of(spec: JobSpec) -> Inputs:
     """Return the inputs of *spec* whose bytes are known, each once."""
     if not spec.inputs:
         return ()
-    known = (one for one in spec.inputs.values() if one.sha256 is not None)
+    known = (one for one in spec.inputs.values() if one.sha256 is not None and one.stage)
     return tuple({input_key(one.sha256 or "", unpack=one.unpack): one.size or 0 for one in known}.items())
 
 
@@ -101,5 +102,6 @@ def _one(spec: JobSpec, resources: Resources) -> Need:
         cluster=placement.cluster,
         node=placement.node,
         policy=placement.policy,
+        api=spec.network == "api",
         lasts_s=min(timeouts.pull + timeouts.stage_in + timeouts.run, timeouts.total),
     )

@@ -423,6 +423,8 @@ def missing_label(info: NodeInfo, need: Need) -> PendingCode | None:
         return PendingCode.TAGS
     if need.runtime not in info.runtimes:
         return PendingCode.RUNTIME
+    if need.api and need.runtime not in info.api:
+        return PendingCode.NETWORK
     return None
 
 
@@ -564,6 +566,8 @@ def _label_message(code: PendingCode, need: Need) -> str:
         return f"needs {need.arch}"
     if code is PendingCode.TAGS:
         return f"needs a node with the tags {', '.join(need.tags)}"
+    if code is PendingCode.NETWORK:
+        return "needs a node that gives containers network api: one that has the image of its WHERRY_RELAY_IMAGE"
     return f"needs a node that can run {need.runtime} jobs now"
 
 

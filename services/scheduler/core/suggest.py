@@ -164,6 +164,8 @@ def _fewer_labels(spec: JobSpec) -> Iterator[Change]:
             yield {f"placement.{field}": None}
     if spec.runtime == "docker" and spec.command is not None:
         yield {"runtime": "process", "image": None}
+    if spec.network == "api":
+        yield {"network": "none"}
 
 
 def _floored(value: float, step: float) -> float | int:
@@ -189,6 +191,8 @@ def _phrase(field: str, value: Any) -> str:
             return f"only the tags {', '.join(value)}" if value else "no tags"
         case "runtime":
             return "the bare machine (runtime process) instead of a container"
+        case "network":
+            return "no network"
         case "image":
             return ""
         case _:

@@ -15,7 +15,7 @@ from shared.states import PendingCode
 _LASTING = frozenset(
     {
         PendingCode.QUOTA, PendingCode.NODE_CORDONED, PendingCode.NODE_NAME, PendingCode.CLUSTER, PendingCode.ARCH,
-        PendingCode.TAGS, PendingCode.RUNTIME,
+        PendingCode.TAGS, PendingCode.RUNTIME, PendingCode.NETWORK,
     }
 )  # fmt: skip
 

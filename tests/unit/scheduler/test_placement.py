@@ -50,6 +50,8 @@ def fits_by_looking(node: Node, wanted: Need) -> bool:
         return False
     if wanted.arch not in (None, info.arch) or wanted.runtime not in info.runtimes:
         return False
+    if wanted.api and wanted.runtime not in info.api:
+        return False
     if any(tag not in info.tags for tag in wanted.tags):
         return False
     if capacity.cpus * CPU_UNIT - node.ucpus < wanted.ucpus:
@@ -92,6 +94,7 @@ def fleets(draw, make):
                 arch=draw(st.sampled_from(["amd64", "arm64"])),
                 cluster=draw(st.sampled_from(["x", "y"])),
                 runtimes=tuple(draw(st.sets(st.sampled_from(["docker", "process"])))),
+                api=tuple(draw(st.sets(st.sampled_from(["docker", "process"])))),
             )
         )
     return beats
