@@ -6,6 +6,7 @@
 mode=$1
 shift
 items=$WHERRY_WORKSPACE/.items
+export WHERRY_WORKER="$mode"
 
 # Whether the item is here and was not begun yet; it is from now on.
 begin() {
