@@ -1,0 +1,97 @@
+"""Models in the format ``wherry-numpy-mlp/1``: `model.json` says what the arrays in `model.npz` are."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "wherry-numpy-mlp/1"
+DESCRIPTION, ARRAYS = "model.json", "model.npz"
+_BYTES_MAX = 1024 * 1024  # of a description
+
+
+class NoModelError(Exception):
+    """There is no model, or none that can be read; the message says why."""
+
+
+class Model:
+    """A network of layers: rectified sums, and at the end the probability of each class.
+
+    Attributes:
+        width, height, channels: of an image that it takes.
+        classes: what its outputs stand for.
+        size: numbers that it takes for one image.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            described = _described(folder / DESCRIPTION)
+            arrays = np.load(folder / ARRAYS, allow_pickle=False)
+            self.width, self.height, self.channels = (
+                int(described["input"][k]) for k in ("width", "height", "channels")
+            )
+            self.classes = [str(name) for name in described["classes"]]
+            self._layers = [
+                (arrays[one["weights"]].astype(np.float32), arrays[one["biases"]].astype(np.float32))
+                for one in described["layers"]
+            ]
+        except NoModelError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
+            raise NoModelError(f"the model in {folder} cannot be read: {type(error).__name__}: {error}") from error
+        self.size = self.width * self.height * self.channels
+        self._check(described)
+
+    def probabilities(self, rows: np.ndarray) -> np.ndarray:
+        """Return how probable each class is, a row for each row of *rows*: numbers from 0 to 1, pixel by pixel."""
+        values = rows.astype(np.float32)
+        for weights, biases in self._layers[:-1]:
+            values = np.maximum(values @ weights + biases, 0)
+        weights, biases = self._layers[-1]
+        scores = values @ weights + biases
+        powers = np.exp(scores - scores.max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True)
+
+    def labels(self, probabilities: np.ndarray) -> list[str]:
+        """Return the most probable class of each row."""
+        return [self.classes[index] for index in probabilities.argmax(1)]
+
+    def _check(self, described: dict[str, Any]) -> None:
+        if described.get("activation") != "relu":
+            raise NoModelError(f"its activation is {described.get('activation')!r}; only relu is known")
+        wide = self.size
+        for number, (weights, biases) in enumerate(self._layers):
+            if weights.ndim != 2 or weights.shape[0] != wide or biases.shape != (weights.shape[1],):
+                raise NoModelError(f"layer {number} does not fit: {weights.shape} and {biases.shape} behind {wide}")
+            wide = weights.shape[1]
+        if not self._layers or wide != len(self.classes):
+            raise NoModelError(f"it has {wide} outputs and {len(self.classes)} classes")
+
+
+def find(places: Iterable[Path]) -> Model:
+    """Return the model that is in one of *places*, or in a folder within.
+
+    Raises:
+        NoModelError: there is none, or it cannot be read.
+    """
+    looked = list(places)
+    for place in looked:
+        found = sorted(place.rglob(DESCRIPTION), key=lambda path: (len(path.parts), path)) if place.is_dir() else []
+        if found:
+            return Model(found[0].parent)
+    where = " or ".join(str(place) for place in looked)
+    raise NoModelError(
+        f"there is no model: no {DESCRIPTION} in {where}. A model is a zip with {DESCRIPTION} and {ARRAYS}"
+    )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _BYTES_MAX:
+        raise NoModelError(f"{path} is too large to be a description")
+    described = json.loads(path.read_text("utf-8"))
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        told = described.get("format") if isinstance(described, dict) else None
+        raise NoModelError(f"{path} has the format {told!r}; this image serves {FORMAT}")
+    return described
