@@ -104,8 +104,14 @@ class Stack:
         )
         return cls(home, port, runtime, image, full, http)
 
-    def join(self, engine: Engine, **env: str) -> None:
-        """Start the agent of *engine*, on its machine, and wait until its node is there. The node has its name."""
+    def join(self, *engines: Engine, **env: str) -> None:
+        """Start the agents of *engines*, each on its machine, and wait until nodes of the same names are there."""
+        for engine in engines:
+            self._start_agent(engine, env)
+        for engine in engines:
+            until(lambda name=engine.name: self.node(name).get("condition") == "online", f"node {engine.name} is there")
+
+    def _start_agent(self, engine: Engine, env: Mapping[str, str]) -> None:
         user = node_user(engine.name)
         ports = json.loads((self.home / "ports.json").read_text())
         passwords = json.loads((self.home / "nats" / "passwords.json").read_text())

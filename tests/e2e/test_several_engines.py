@@ -1,0 +1,173 @@
+"""A fleet of three machines, each with an engine of its own, on one: inputs stay where they are, gangs reach across."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.conftest import BUSYBOX
+from tests.e2e.stack import Stack, free_port, until
+from tests.engines import Engines, why_not
+from tests.integration.agent_stack import busybox
+
+pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(400)]
+#: Serves one line on its own port until it is killed.
+SERVE = 'while true; do echo "I am $WHERRY_ROLE-$WHERRY_INDEX" | nc -l -p "$WHERRY_PORT"; done'
+#: Asks every member of the role `ps` for its line, as TF_CONFIG has them, and then goes on as told.
+ASK = """
+for one in $(echo "$TF_CONFIG" | sed 's/.*"ps":\\[\\([^]]*\\)\\].*/\\1/' | tr -d '"' | tr ',' ' '); do
+  until nc -w 3 "${one%:*}" "${one##*:}" < /dev/null > /tmp/said 2> /dev/null && [ -s /tmp/said ]; do sleep 0.3; done
+  cat /tmp/said
+done
+"""
+TINY = {"cpus": 0.1, "memory": "32MiB", "disk": "64MiB"}
+#: To bring so much counts for more than that another node is emptier, and less busy at the moment.
+INPUT_BYTES = 64_000_000
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[Engines]:
+    if reason := why_not():
+        pytest.skip(reason)
+    busybox()
+    with Engines(3) as engines:
+        for one in engines:
+            one.load(BUSYBOX)
+        yield engines
+
+
+@pytest.fixture(scope="module")
+def fleet(engines: Engines) -> Iterator[Stack]:
+    """A wherry whose own node runs no containers: they go to the three engines."""
+    home = Path(tempfile.mkdtemp(prefix="wherry-engines-"))
+    settings = {
+        "WHERRY_RUNTIMES": "process",
+        "WHERRY_STORAGE_METRICS_PORT": str(free_port()),
+        "WHERRY_SCHEDULER_NODE_LEASE_S": "8",
+        "WHERRY_SCHEDULER_HEARTBEAT_INTERVAL_S": "0.5",
+        "WHERRY_SCHEDULER_BACKOFF_FAILURE_S": "0.5",
+    }
+    stack = Stack.start(home, runtime="docker", image=BUSYBOX, env=settings, engines=list(engines))
+    try:
+        stack.join(*engines, WHERRY_HOST_NETWORK="1", WHERRY_CAPACITY="cpus=1")
+        yield stack
+    finally:
+        stack.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def bytes_sent(stack: Stack) -> int:
+    """Return the bytes of blobs that storage has given away so far."""
+    text = httpx.get(f"http://127.0.0.1:{stack.env['WHERRY_STORAGE_METRICS_PORT']}/metrics").text
+    line = next(line for line in text.splitlines() if line.startswith("wherry_storage_blob_bytes_sent_total "))
+    return int(float(line.split()[1]))
+
+
+def held_by(stack: Stack, key: str) -> set[str]:
+    """Return the nodes that keep an input."""
+    nodes = {name: stack.node(name) for name in stack.agents}
+    return {name for name, node in nodes.items() if any(one["key"] == key for one in node["inputs"])}
+
+
+def held_on(stack: Stack, node: str, cpus: float) -> dict[str, Any]:
+    """Keep CPUs of a node busy with nothing."""
+    spec = stack.spec("sleep 600", resources=TINY | {"cpus": cpus}, placement={"node": node})
+    return stack.wait_state(stack.submit(spec), "running")
+
+
+def on(job: dict[str, Any]) -> str:
+    return job["attempts"][-1]["node"]
+
+
+def test_a_second_job_starts_where_its_input_is_and_when_that_is_full_it_is_moved_once(fleet: Stack) -> None:
+    content = os.urandom(INPUT_BYTES)
+    artifact = fleet.http.put("/artifacts", content=content).json()
+    inputs = {"data": {"source": f"artifact:{artifact['artifact_id']}", "unpack": False}}
+    count = fleet.spec('wc -c < "$WHERRY_INPUTS/data"', inputs=inputs, resources=TINY, placement={"policy": "spread"})
+
+    def run() -> str:
+        job_id = fleet.submit(count)
+        job = fleet.wait_end(job_id)
+        assert job["state"] == "succeeded", job
+        assert fleet.output(job_id, "_stdout.txt").strip() == str(INPUT_BYTES).encode()
+        return on(job)
+
+    def moved_by(expected: set[str]) -> tuple[str, int]:
+        before = bytes_sent(fleet)
+        node = run()
+        until(lambda: held_by(fleet, artifact["sha256"]) == expected | {node}, "the heartbeats say who keeps it")
+        return node, round((bytes_sent(fleet) - before) / INPUT_BYTES)
+
+    first, moved = moved_by(set())
+    assert moved == 1
+    assert held_on(fleet, first, cpus=0.2)  # who spreads would go elsewhere for that alone
+    for _ in range(3):
+        assert moved_by({first}) == (first, 0)
+    assert held_on(fleet, first, cpus=0.8)
+    second, moved = moved_by({first})
+    assert second != first
+    assert moved == 1
+    assert moved_by({first, second}) == (second, 0)
+    for job in fleet.http.get("/jobs", params={"state": "running"}).json()["jobs"]:
+        fleet.http.post(f"/jobs/{job['job_id']}/cancel").raise_for_status()
+        fleet.wait_end(job["job_id"])
+
+
+def gang(fleet: Stack, after: str = "", **more: Any) -> dict[str, Any]:
+    """Return two servers and a worker that asks both, each on a node of its own."""
+    wide = TINY | {"cpus": 0.6}
+    roles = {
+        "ps": {"count": 2, "command": SERVE, "resources": wide},
+        "worker": {"count": 1, "command": ASK + after, "resources": wide, "start_after": ["ps"]},
+    }
+    wanted = {"connected": True, "roles": roles} | more.pop("gang", {})
+    return fleet.spec("true", kind="gang", gang=wanted, **more)
+
+
+def log_of(fleet: Stack, member: dict[str, Any]) -> str:
+    answer = fleet.http.get(f"/jobs/{member['job_id']}/logs", headers={"Accept": "text/plain"})
+    return answer.text
+
+
+def test_members_on_three_machines_reach_each_other_and_one_failure_ends_all(fleet: Stack) -> None:
+    gang_id = fleet.submit(gang(fleet, "exit 7"))
+    job = fleet.wait_end(gang_id)
+    assert (job["state"], job["error"]["reason"]) == ("failed", "exit_code"), job
+    assert job["error"]["message"].startswith("member worker-0: ")
+    assert len({one["node"] for one in job["members"]}) == 3
+    assert [one["state"] for one in job["members"]] == ["cancelled", "cancelled", "failed"]
+    worker = job["members"][-1]["job_id"]
+    assert fleet.output(worker, "_stdout.txt").decode() == "I am ps-0\nI am ps-1\n"
+
+
+@pytest.mark.timeout(400)
+def test_a_link_that_is_cut_ends_all_and_says_why_and_another_round_runs_on_what_is_left(
+    fleet: Stack, engines: Engines
+) -> None:
+    small = {"roles": gang(fleet)["gang"]["roles"]}
+    for role in small["roles"].values():
+        role["resources"] = TINY | {"cpus": 0.4}
+    small["roles"]["worker"]["command"] = ASK + "sleep 300"
+    gang_id = fleet.submit(gang(fleet, gang=small, placement={"policy": "spread"}))
+    job = fleet.wait_state(gang_id, "running")
+    assert len({one["node"] for one in job["members"]}) == 3
+    lost = job["members"][0]["node"]
+    [engine] = [one for one in engines if one.name == lost]
+    with engine.away():
+        until(lambda: fleet.job(gang_id).get("attempts"), "the first round is over", 90)
+        told = fleet.job(gang_id)
+        assert told["attempts"][0]["error"]["reason"] == "node_lost"
+        assert told["attempts"][0]["error"]["message"].startswith("member ps-0: ")
+        again = fleet.wait_state(gang_id, "running")
+        assert lost not in {one["node"] for one in again["members"]}
+        worker = again["members"][-1]["job_id"]
+        until(lambda: "I am ps-1" in log_of(fleet, again["members"][-1]), f"{worker} reaches both")
+    fleet.http.post(f"/jobs/{gang_id}/cancel").raise_for_status()
+    assert fleet.wait_end(gang_id)["state"] == "cancelled"
+    until(lambda: fleet.node(lost)["condition"] == "online", "the node is back", 120)
+    until(lambda: not engine.docker("ps", "-q"), "what ran there is gone", 120)
