@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from services.gateway.app import create_app  # noqa: E402 - found through the path above
 from services.gateway.settings import GatewaySettings  # noqa: E402
+from services.scheduler.core.crew import PARENT_MOVES  # noqa: E402
 from services.scheduler.core.lifecycle import ATTEMPT_MOVES, MOVES  # noqa: E402
 from services.scheduler.core.nodes import CONDITION_MOVES, DUTY_MOVES  # noqa: E402
 from shared.docs import asyncapi, state_diagram, subjects_page  # noqa: E402
@@ -44,12 +45,18 @@ def states_page() -> str:
             "<!-- Made by docs/generate.py; do not edit. -->",
             "# States",
             "",
-            "The legal moves, from `lifecycle.py` and `nodes.py` in `services/scheduler/core`. A label is what",
+            "The legal moves, from `lifecycle.py`, `crew.py` and `nodes.py` in `services/scheduler/core`. A label is what",
             "happened. Reports may be lost or overtake each other, so a later one is taken without the earlier.",
             "",
             "## Job",
             "",
             state_diagram(MOVES, JobState.QUEUED),
+            "",
+            "## Map job or service",
+            "",
+            "It holds nothing itself; its members are jobs, as above. It is queued as long as none of them runs.",
+            "",
+            state_diagram(PARENT_MOVES, JobState.QUEUED),
             "",
             "## Attempt",
             "",

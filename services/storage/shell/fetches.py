@@ -82,7 +82,7 @@ class Fetches:
             WherryError: ``input_missing`` or ``stage_in_failed``: it cannot be had.
         """
         key = fetch_key(job, url)
-        attempt = job.member_of.round if job.member_of else job.attempt
+        attempt = _try_of(job)
         if (work := self._running.get(key)) is not None:
             work.asked = monotonic()
             raise _under_way(url, work.got)
@@ -225,6 +225,14 @@ def fetch_key(job: Job, url: str) -> str:
     """Return the name of a fetch: one for a job and an address, and one for all members of a gang."""
     job_id = job.member_of.gang_id if job.member_of else job.id
     return f"{job_id}/{hashlib.sha256(url.encode()).hexdigest()[:32]}"
+
+
+def _try_of(job: Job) -> int:
+    """Return a number that a later try has a higher one than: a fetch that failed is tried again by that."""
+    if job.member_of is None:
+        return job.attempt
+    # Workers and replicas (of no size: they come and go) are made one after the other.
+    return job.member_of.round if job.member_of.size else int(job.created_at.timestamp())
 
 
 def _under_way(url: str, got: int) -> Unavailable:
