@@ -9,11 +9,13 @@ from benchmarks.stack import dump, machine
 
 PAGE = """# The scheduler, measured
 
-Written by `python -m benchmarks.placement` and `python -m benchmarks.scheduler_load`; raw figures in
-[scheduler.json](scheduler.json). Times are CPU seconds of the process, not of the clock: the machine may have been busy
-with other work, which makes caches colder and these figures worse.
+Written by `python -m benchmarks.placement`, `python -m benchmarks.map_items` and `python -m benchmarks.scheduler_load`;
+raw figures in [scheduler.json](scheduler.json). Times are CPU seconds of the process, not of the clock: the machine may
+have been busy with other work, which makes caches colder and these figures worse.
 
 {placement}
+
+{items}
 
 {load}
 """
@@ -46,6 +48,17 @@ equal jobs the length of the queue does not matter. Where hardly two jobs need t
 not fit after all, at most about twice as many as nodes have gained room; with 100,000 different needs the comparison of
 all of them with the gained room, as vectors, and colder caches come on top."""
 
+ITEMS = """## Items of map jobs
+
+Measured {when} on {machine} (load average {load_average}).
+
+One map job on 16 workers of four nodes, which end all that they have (32 items at most) between two heartbeats: taking
+items in, sharing them out, the answers to heartbeats, and the events as bytes. Recording is not in it.
+
+| items | added | ended | per item in all | largest event |
+| ---: | ---: | ---: | ---: | ---: |
+{items}"""
+
 LOAD = """## The whole process
 
 Measured {when} on {machine} (load average {load_average}): the real service and a real NATS server that syncs every
@@ -71,8 +84,12 @@ def write(folder: Path, part: str, figures: Any) -> Path:
     when = time.strftime("%Y-%m-%d")
     results[part] = {"when": when, "machine": machine(), "load_average": load_average, "figures": figures}
     dump(results, path)
-    placement, load = results.get("placement"), results.get("load")
-    page = PAGE.format(placement=_placement(placement) if placement else "", load=_load(load) if load else "")
+    placement, items, load = results.get("placement"), results.get("items"), results.get("load")
+    page = PAGE.format(
+        placement=_placement(placement) if placement else "",
+        items=_items(items) if items else "",
+        load=_load(load) if load else "",
+    )
     (folder / "scheduler.md").write_text(page.rstrip() + "\n")
     return folder / "scheduler.md"
 
@@ -89,6 +106,15 @@ def _placement(kept: dict[str, Any]) -> str:
         for one in kept["figures"]["decide"]
     ]
     return PLACEMENT.format(kernel="\n".join(kernel), decide="\n".join(decide), **_head(kept))
+
+
+def _items(kept: dict[str, Any]) -> str:
+    rows = [
+        f"| {one['items']:,} | {one['added_per_s']:,.0f} /s | {one['ended_per_s']:,.0f} /s "
+        f"| {one['us_per_item']:.0f} µs | {one['largest_event_kib']:.0f} KiB |"
+        for one in kept["figures"]
+    ]
+    return ITEMS.format(items="\n".join(rows), **_head(kept))
 
 
 def _load(kept: dict[str, Any]) -> str:
