@@ -1,0 +1,210 @@
+"""Models that are served, as the users of the MLaaS seed do: deploy a zip, ask it, change it while it is asked."""
+
+import base64
+import concurrent.futures
+import io
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.e2e.stack import ROOT, Stack, docker_answers, until, zip_of
+
+pytestmark = [pytest.mark.docker, pytest.mark.skipif(not docker_answers(), reason="replicas need an engine")]
+SMALL = {"cpus": 0.1, "memory": "128MiB", "disk": "64MiB"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _image() -> None:
+    subprocess.run([ROOT / "infra/docker/build-serving.sh"], check=True, stdout=subprocess.DEVNULL)
+
+
+def model(*classes: str, size: int = 2) -> bytes:
+    """A zip with a network that says which pixel of *size* is the brightest, by the names *classes*."""
+    arrays = io.BytesIO()
+    np.savez(arrays, w0=20 * np.eye(size * size, dtype=np.float32), b0=np.zeros(size * size, dtype=np.float32))
+    description = {
+        "format": "wherry-numpy-mlp/1", "input": {"width": size, "height": size, "channels": 1},
+        "classes": classes or [str(number) for number in range(size * size)],
+        "layers": [{"weights": "w0", "biases": "b0", "inputs": size * size, "outputs": size * size}],
+        "activation": "relu",
+    }  # fmt: skip
+    return zip_of({"model/model.json": json.dumps(description), "model/model.npz": arrays.getvalue()})
+
+
+def picture(brightest: int, size: int = 2) -> bytes:
+    pixels = np.zeros((size, size), dtype=np.uint8)
+    pixels[divmod(brightest, size)] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def instance(brightest: int) -> list[float]:
+    return [1.0 if number == brightest else 0.0 for number in range(4)]
+
+
+def artifact(stack: Stack, content: bytes) -> str:
+    answer = stack.http.put("/artifacts", content=content)
+    assert answer.status_code in (200, 201), answer.text
+    return answer.json()["artifact_id"]
+
+
+def deploy(stack: Stack, name: str, content: bytes, **more: Any) -> str:
+    wish = {"name": name, "artifact": artifact(stack, content), "resources": SMALL, **more}
+    answer = stack.http.post("/deployments", json=wish)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["status"] == "starting"
+    return answer.json()["deployment_id"]
+
+
+def shown(stack: Stack, deployment: str) -> dict[str, Any]:
+    answer = stack.http.get(f"/deployments/{deployment}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def until_running(stack: Stack, deployment: str, replicas: int = 1) -> dict[str, Any]:
+    def runs() -> dict[str, Any] | None:
+        found = shown(stack, deployment)
+        assert found["status"] != "failed", found
+        return found if found["status"] == "running" and found["running"] == replicas else None
+
+    return until(runs, f"{replicas} replicas of {deployment} run", 120)
+
+
+def predict(stack: Stack, deployment: str, *brightest: int) -> list[str]:
+    answer = stack.http.post(f"/deployments/{deployment}/predict", json={"instances": [*map(instance, brightest)]})
+    assert answer.status_code == 200, answer.text
+    return [one["class"] for one in answer.json()["predictions"]]
+
+
+@pytest.fixture
+def gone(stack: Stack) -> Iterator[Callable[[str], str]]:
+    """Takes deployments away after the test."""
+    made: list[str] = []
+
+    def keep(deployment: str) -> str:
+        made.append(deployment)
+        return deployment
+
+    yield keep
+    for deployment in made:
+        stack.http.delete(f"/deployments/{deployment}")
+    for deployment in made:
+        until(lambda one=deployment: shown(stack, one)["status"] in ("removed", "failed"), "it is gone", 60)
+
+
+def test_a_model_is_deployed_asked_in_every_form_scaled_changed_and_taken_away(
+    stack: Stack, gone: Callable[[str], str]
+) -> None:
+    deployment = gone(deploy(stack, "corners", model("nw", "ne", "sw", "se")))
+    taken = stack.http.post("/deployments", json={"name": "corners", "artifact": artifact(stack, model())})
+    assert (taken.status_code, taken.json()["code"]) == (409, "name_taken")
+    found = until_running(stack, deployment)
+    assert found["image"] == "wherry/serving:latest"
+    assert [one["state"] for one in found["members"]] == ["running"]
+
+    # By id and by name; instances; an upload with its size.
+    assert predict(stack, deployment, 1, 2) == predict(stack, "corners", 1, 2) == ["ne", "sw"]
+    form = {"files": {"image": ("a.png", picture(3))}, "data": {"width": "2", "height": "2", "channels": "1"}}
+    answer = stack.http.post("/deployments/corners/predict", **form).json()
+    assert [one["class"] for one in answer["predictions"]] == ["se"]
+    assert answer["latency_ms"] > answer["model_ms"] > 0
+    wrong = stack.http.post("/deployments/corners/predict", files={"image": ("a.png", b"no picture")})
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "model_refused")
+    assert "no picture" in wrong.json()["detail"]
+
+    # The two protocols, untouched.
+    sent = {"instances": [{"b64": base64.b64encode(picture(0)).decode()}]}
+    answer = stack.http.post("/deployments/corners/v1/models/any:predict", json=sent)
+    assert [one["class"] for one in answer.json()["predictions"]] == ["nw"]
+    root = str(stack.http.base_url).removesuffix("/v1/")
+    sent = {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": instance(2)}], "id": "7"}
+    answer = stack.http.post(f"{root}/v2/models/corners/infer", json=sent).json()
+    assert (answer["id"], answer["outputs"][1]["data"]) == ("7", ["sw"])
+
+    # Another number of replicas, then another model.
+    assert stack.http.patch("/deployments/corners", json={"replicas": 2}).status_code == 202
+    until_running(stack, deployment, 2)
+    changes = {"artifact": artifact(stack, model("a", "b", "c", "d")), "replicas": 1}
+    assert stack.http.patch("/deployments/corners", json=changes).status_code == 202
+    until(lambda: predict(stack, "corners", 0) == ["a"], "the new model answers", 120)
+    assert until_running(stack, deployment)["revision"] > 0
+
+    assert stack.http.delete("/deployments/corners").status_code == 202
+    until(lambda: shown(stack, deployment)["status"] == "removed", "it is gone", 60)
+    refused = stack.http.post(f"/deployments/{deployment}/predict", json={"instances": [instance(0)]})
+    assert (refused.status_code, refused.json()["code"]) == (409, "not_running")
+    assert stack.http.post("/deployments/corners/predict", json={"instances": [[0]]}).status_code == 404
+
+
+def test_a_zip_without_a_model_is_told_so(stack: Stack, gone: Callable[[str], str]) -> None:
+    deployment = gone(deploy(stack, "empty", zip_of({"readme.txt": "nothing"})))
+
+    def ended() -> list[dict[str, Any]]:
+        return stack.http.get("/jobs", params={"gang": deployment, "state": "failed"}).json()["jobs"]
+
+    replica = until(ended, "a replica has failed", 90)[0]
+    assert (replica["error"]["reason"], replica["attempts"][-1]["exit_code"]) == ("exit_code", 3)
+    assert b"there is no model" in stack.output(replica["id"] if "id" in replica else replica["job_id"], "_stderr.txt")
+
+
+@pytest.mark.slow
+def test_no_prediction_fails_while_a_replica_is_killed_and_a_new_model_is_rolled_out(
+    stack: Stack, gone: Callable[[str], str]
+) -> None:
+    deployment = gone(deploy(stack, "busy", model("a", "b", "c", "d"), replicas=2))
+    until_running(stack, deployment, 2)
+    count, clients = 500, 8
+    seen: list[tuple[float, str]] = []
+
+    def client(number: int) -> None:
+        headers = {"Authorization": stack.http.headers["Authorization"]}
+        with httpx.Client(base_url=stack.http.base_url, headers=headers, timeout=60) as http:
+            for _ in range(count // clients + 1):
+                began = time.monotonic()
+                answer = http.post(f"/deployments/{deployment}/predict", json={"instances": [instance(number % 4)]})
+                assert answer.status_code == 200, answer.text
+                label = answer.json()["predictions"][0]["class"]
+                assert label in ("abcd"[number % 4], "wxyz"[number % 4])
+                seen.append((time.monotonic() - began, label))
+                time.sleep(0.15)  # so that they last as long as the roll-out
+
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+        asking = [pool.submit(client, number) for number in range(clients)]
+        until(lambda: len(seen) > 50, "predictions go on")
+        victim = shown(stack, deployment)["members"][0]["job_id"]
+        container = subprocess.run(
+            ["docker", "ps", "-q", "--filter", f"label=wherry.job={victim}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        subprocess.run(["docker", "kill", container], check=True, stdout=subprocess.DEVNULL)
+        changes = {"artifact": artifact(stack, model("w", "x", "y", "z"))}
+        assert stack.http.patch(f"/deployments/{deployment}", json=changes).status_code == 202
+        for one in asking:
+            one.result()
+    assert len(seen) >= count
+    until(lambda: predict(stack, deployment, 0) == ["w"], "the new model answers", 120)
+    found = until_running(stack, deployment, 2)
+    assert victim not in [one["job_id"] for one in found["members"]]
+    took = sorted(seconds * 1000 for seconds, _ in seen)
+    print(
+        f"{len(seen)} predictions: median {statistics.median(took):.0f} ms, 95 % {took[int(len(took) * 0.95)]:.0f} ms"
+    )
+
+
+@pytest.mark.slow
+def test_a_model_that_nobody_asks_sleeps_and_the_next_request_wakes_it(
+    stack: Stack, gone: Callable[[str], str]
+) -> None:
+    deployment = gone(deploy(stack, "sleepy", model(), idle=3))
+    until_running(stack, deployment)
+    until(lambda: shown(stack, deployment)["status"] == "idle", "it sleeps", 90)
+    assert predict(stack, deployment, 3) == ["3"]
