@@ -24,6 +24,8 @@ COMMAND = ("python3", "-u", RUNNER)
 _WHAT = "such training"
 _STDERR = "_stderr.txt"
 _TAIL_BYTES = 16 * 1024
+#: What is parsed may take a hundred times its size in memory.
+_one_at_a_time = asyncio.Semaphore(1)
 
 
 async def submit(gateway: Gateway, principal: Principal, body: bytes, key: str | None) -> str:
@@ -36,7 +38,8 @@ async def submit(gateway: Gateway, principal: Principal, body: bytes, key: str |
         wish = trainings.NewTraining.model_validate_json(body)
     except ValidationError as error:
         raise problems.from_validation(error, trainings.NewTraining) from None
-    await asyncio.to_thread(trainings.check_modules, wish.modules())
+    async with _one_at_a_time:
+        await asyncio.to_thread(trainings.check_modules, wish.modules())
     try:
         return await _submit(gateway, principal, wish, len(body), key)
     except WherryError as error:
