@@ -33,6 +33,8 @@ class SchedulerSettings(ServiceSettings):
     scheduler_gpu_free_fraction_min: float = Field(0.5, ge=0, le=1)
     scheduler_share_half_life_s: float = Field(86400.0, ge=1)
     scheduler_reserve_outright_s: float = Field(600.0, ge=0)
+    scheduler_gang_port_first: int = Field(20_000, ge=1024, le=65535)
+    scheduler_gang_port_last: int = Field(29_999, ge=1024, le=65535)
     scheduler_snapshot_interval_s: float = Field(30.0, ge=0.1, le=3600)
     scheduler_snapshot_events: int = Field(20_000, ge=1)
 
@@ -57,4 +59,5 @@ class SchedulerSettings(ServiceSettings):
             heartbeats_per_s_max=self.scheduler_heartbeats_per_s_max,
             mass_loss_patience_s=self.scheduler_mass_loss_patience_s,
             gpu_free_fraction_min=self.scheduler_gpu_free_fraction_min,
+            gang_ports=(self.scheduler_gang_port_first, self.scheduler_gang_port_last),
         )
