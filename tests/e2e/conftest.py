@@ -11,7 +11,7 @@ from tests.e2e.stack import ROOT, Stack, docker_answers, free_port
 from tests.integration.registry_server import RegistryServer
 from tests.integration.web_server import Web
 
-BUSYBOX, FILTERS = "wherry/busybox:latest", "wherry/filters:latest"
+BUSYBOX = "wherry/busybox:latest"
 
 
 def _busybox_image() -> bool:
@@ -23,11 +23,9 @@ def _busybox_image() -> bool:
 
 
 def _filters_image() -> bool:
-    """Whether the image with the filters is there, or can be made."""
-    if subprocess.run(["docker", "image", "inspect", FILTERS], capture_output=True, check=False).returncode == 0:
-        return True
+    """Whether the image with the filters is there as its files are now, or can be made."""
     script = ROOT / "infra/docker/build-filters.sh"
-    return subprocess.run(["sh", str(script)], capture_output=True, check=False).returncode == 0
+    return subprocess.run(["bash", str(script)], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +55,10 @@ def stack(web: Web, registry_port: int) -> Iterator[Stack]:
     on_docker = docker_answers() and _busybox_image()
     stack = Stack.start(
         home, runtime="docker" if on_docker else "process", image=BUSYBOX if on_docker else None,
-        env={"WHERRY_FETCH_ALLOW": web.place, "WHERRY_REGISTRIES": f"127.0.0.1:{registry_port}"},
+        env={
+            "WHERRY_FETCH_ALLOW": web.place, "WHERRY_REGISTRIES": f"127.0.0.1:{registry_port}",
+            "WHERRY_FILTERS_RUNTIME": "docker" if on_docker and _filters_image() else "process",
+        },
     )  # fmt: skip
     try:
         yield stack

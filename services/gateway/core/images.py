@@ -5,7 +5,7 @@ first letter (``f…``), so that neither needs a table.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.gateway.core.problems import invalid
 from services.gateway.core.views_mapping import FailedImage, ImageCounts, ImageType, WorkloadStatus
@@ -112,16 +112,27 @@ def check_filter(name: str) -> None:
         raise invalid([FieldProblem(field="filter", message=message)])
 
 
-def spec(name: str, filter_: str, image: ImageRef | None, parallelism: int) -> JobSpec:
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What filters: an image, or (where it has none) a command with its environment, as plain processes."""
+
+    image: ImageRef | None = None
+    command: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def spec(name: str, filter_: str, program: Program, parallelism: int) -> JobSpec:
     """Return the map job that a workload is.
 
     Args:
         name: what the user calls it.
         filter_: one of FILTERS.
-        image: the image with the filters; None: they run as a process, of the package that is beside wherry.
-        parallelism: containers at a time, at most.
+        program: what filters.
+        parallelism: workers at a time, at most.
     """
-    how = {"image": image} if image else {"runtime": "process", "command": ("python3", "-m", "images.filters")}
+    how: dict[str, object] = {"image": program.image}
+    if program.image is None:
+        how = {"runtime": "process", "command": program.command, "env": program.env}
     return JobSpec.model_validate(
         {
             "name": name, "kind": "map", "view": "workload", "params": {"filter": filter_}, "resources": RESOURCES,

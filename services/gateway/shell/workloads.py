@@ -2,8 +2,10 @@
 
 import random
 import string
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
+from pathlib import Path
 
 from services.gateway.adapters.form import Part, parts
 from services.gateway.core import access, images, mapping, problems, submission
@@ -26,6 +28,11 @@ _FIELD_BYTES_MAX = 1024
 _FILE_FIELDS = ("data", "image")
 _ACTIVE = tuple(state.value for state in JobState if state not in JOB_TERMINAL)
 _LISTED_MAX = 500
+#: On a machine without Docker: the package beside wherry's own, by the same Python.
+_PROCESS = images.Program(
+    command=(sys.executable, "-m", "images.filters", "--warm"),
+    env={"PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+)
 
 
 # --- workloads -----------------------------------------------------------------------------------------------------
@@ -40,8 +47,8 @@ async def create(gateway: Gateway, principal: Principal, wish: views.NewWorkload
     images.check_filter(wish.filter)
     name = wish.workload_name or f"workload-{''.join(random.choices(string.ascii_lowercase, k=6))}"  # noqa: S311 - a name
     settings = gateway.settings
-    image = None if settings.filters_runtime == "process" else settings.filters_image
-    spec = images.spec(name, wish.filter, image, settings.filters_parallelism)
+    program = _PROCESS if settings.filters_runtime == "process" else images.Program(settings.filters_image)
+    spec = images.spec(name, wish.filter, program, settings.filters_parallelism)
     job_id = await jobs.submit(gateway, principal, spec, 0, key)
     return await find(gateway, principal, job_id)
 
