@@ -99,16 +99,15 @@ class Items:
         return dropped, over
 
     def to_stage(self, most: int, bytes_max: int) -> list[ItemOrder]:
-        """Return the next items to be put into the workspace, as long as few wait there; at least one, if any does."""
-        if len(self.staged) >= most:
-            return []
+        """Return the next items to be put into the workspace, where so much may wait: at least one, if none does."""
         found: list[ItemOrder] = []
-        size = 0
+        size = sum(self.waiting[slot].spec.size or 0 for slot in self.staged)
         for slot, one in self.waiting.items():
             if slot in self.staged:
                 continue
             size += one.spec.size or 0
-            if found and (size > bytes_max or len(found) >= most):
+            count = len(found) + len(self.staged)
+            if count and (size > bytes_max or count >= most):
                 break
             found.append(one)
         return found

@@ -226,7 +226,8 @@ class Worker:
     # --- bringing ---
 
     async def _stage_next(self, handle: str) -> bool:
-        orders = self._items.to_stage(_STAGED_AT_ONCE, _STAGED_BYTES)
+        room = min(_STAGED_BYTES, self._order.spec.resources.disk // 4)  # what it leaves needs room too
+        orders = self._items.to_stage(_STAGED_AT_ONCE, room)
         if not orders:
             return False
         places = asyncio.Semaphore(_FETCHES)
@@ -316,7 +317,8 @@ class Worker:
             await asyncio.Event().wait()  # nothing more is said to it
         given = self._items.give(now)
         if given:
-            self._since.clear()
+            for one in given:
+                self._since.pop(one.slot, None)
             self._rings.stage.set()
             await self._needs.journal.write([KeepItems(self._key, given)])
         await self.sync()
