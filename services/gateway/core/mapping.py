@@ -112,11 +112,19 @@ def matcher(pattern: str | None) -> Callable[[str], object]:
 
     As in a shell ``*`` and ``?`` stand for no slash and ``**`` stands for any folders. A pattern without a slash is for
     the file's name, whatever folder it is in.
+
+    Raises:
+        WherryError: ``invalid``: it is no pattern.
     """
     if pattern is None:
         return lambda _: True
     text = "".join(_translated(pattern if "/" in pattern else f"**/{pattern}"))
-    return re.compile(rf"{text}\Z", re.DOTALL).match
+    try:
+        return re.compile(rf"{text}\Z", re.DOTALL).match
+    except re.error:
+        raise invalid(
+            [_problem("map.pattern", "This is no pattern: its brackets have a range that ends first")]
+        ) from None
 
 
 _TOKENS = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
@@ -128,9 +136,10 @@ def _translated(pattern: str) -> Iterator[str]:
         if token in _MEANS:
             yield _MEANS[token]
         elif token.startswith("[") and len(token) > 1:
-            inner = token[1:-1].replace("\\", r"\\").replace("[", r"\[")
-            body = f"^{inner[1:]}" if inner.startswith("!") else inner.replace("^", r"\^")
-            yield f"(?!/)[{body}]"
+            negated, inner = token[1] == "!", token[2:-1] if token[1] == "!" else token[1:-1]
+            # Of all that `re` knows within brackets only ranges are meant.
+            plain = re.sub(r"(?<!\\-)\\-(?!\\-)", "-", re.escape(inner))
+            yield f"(?!/)[{'^' if negated else ''}{plain}]"
         else:
             yield re.escape(token)
 
