@@ -88,3 +88,11 @@ def test_more_nodes_are_agents_with_credentials_and_folders_of_their_own(home: H
     assert [p.env["WHERRY_NATS_USER"] for p in agents] == ["node-local", "node-b", "node-c"]
     assert len({p.env["WHERRY_DATA_DIR"] for p in agents}) == len({p.env["WHERRY_NATS_PASSWORD"] for p in agents}) == 3
     assert all(p.argv[-1] == "services.node_agent" for p in agents)
+
+
+def test_other_nodes_have_accounts_and_no_agents_here(home: Home):
+    env = {"WHERRY_MORE_NODES": "b", "WHERRY_OTHER_NODES": "c, b ,d"}
+    who = identity(home, env)
+    agents = [p.env["WHERRY_NODE_ID"] for p in services(home, who, WHERE, "process", env) if "node_agent" in p.name]
+    assert agents == ["local", "b"]
+    assert {f"node-{node}" for node in ("local", "b", "c", "d")} <= set(who.nats)
