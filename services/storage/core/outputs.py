@@ -3,11 +3,12 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import accumulate, takewhile
 
 from services.storage.core.queries import ANSWER_BYTES_MOST, ENTRIES_MOST, bounded
 from shared.errors import NotFound
-from shared.job import Attempt, BlobRef, Job
+from shared.job import BlobRef, Job
 from shared.manifest import Entry, Manifest
 from shared.requests import OutputPage
 
@@ -25,15 +26,21 @@ class Listing:
     skipped: tuple[str, ...]
 
 
-def output_attempt(job: Job) -> Attempt | None:
-    """Return the attempt whose outputs are the job's, or None while there are none."""
+def stored_by(job: Job) -> tuple[str, int, datetime] | None:
+    """Return which job and attempt has stored the outputs of *job*, and when it ended; None while there are none.
+
+    A gang leaves what its first member has left: a job of its own, of one attempt.
+    """
     if job.outputs is None:
         return None
     digest = job.outputs.manifest.sha256
-    own = (
-        attempt for attempt in reversed(job.attempts) if attempt.outputs and attempt.outputs.manifest.sha256 == digest
-    )
-    return next(own, None)
+    for attempt in reversed(job.attempts):
+        if attempt.outputs and attempt.outputs.manifest.sha256 == digest:
+            return job.id, attempt.number, attempt.ended_at or job.updated_at
+    first = job.members[0] if job.members else None
+    if first is not None and first.outputs and first.outputs.manifest.sha256 == digest:
+        return first.job_id, 1, job.ended_at or job.updated_at
+    return None
 
 
 def listing(manifest: Manifest, held: AbstractSet[str], ended: float) -> Listing:

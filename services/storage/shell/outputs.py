@@ -6,7 +6,7 @@ from datetime import datetime
 from services.storage.adapters.gridfs import GridFs
 from services.storage.adapters.upload_store import UploadStore
 from services.storage.core.access import attempt_ref
-from services.storage.core.outputs import Listing, listing, output_attempt
+from services.storage.core.outputs import Listing, listing, stored_by
 from shared.errors import WherryError
 from shared.job import BlobRef, Job
 from shared.manifest import Manifest
@@ -32,11 +32,11 @@ class Outputs:
         Raises:
             WherryError: ``corrupt``: the manifest is missing or not what it should be.
         """
-        attempt = output_attempt(job)
-        if attempt is None or job.outputs is None:
+        found = stored_by(job)
+        if found is None or job.outputs is None:
             return EMPTY
-        scope = attempt_ref(job.id, attempt.number)
-        return await self.listed(scope, job.outputs.manifest, attempt.ended_at or job.updated_at)
+        job_id, attempt, ended_at = found
+        return await self.listed(attempt_ref(job_id, attempt), job.outputs.manifest, ended_at)
 
     async def listed(self, scope: str, manifest: BlobRef, at: datetime) -> Listing:
         """Return what *manifest* names of what was stored for *scope*; *at* is the logs' time.

@@ -1,9 +1,14 @@
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
 
-from services.storage.core.outputs import below, listing, one, page
+from services.storage.core.outputs import below, listing, one, page, stored_by
 from shared.errors import NotFound
-from shared.job import BlobRef
+from shared.job import Attempt, BlobRef, GangMember, Job, OutputsRef, Owner
 from shared.manifest import Entry, Manifest
+from shared.spec import JobSpec
+from shared.states import AttemptState, JobState
 
 A, B, LOG, FOREIGN = (BlobRef(sha256=letter * 64, size=1) for letter in "abcf")
 HELD = {A.sha256, B.sha256, LOG.sha256}
@@ -110,3 +115,35 @@ def test_an_input_comes_in_pages() -> None:
         "x/y",
     ]
     assert rest.cursor is None
+
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def ended(**fields: Any) -> Job:
+    spec = JobSpec.model_validate({"image": "busybox", "kind": "gang", "gang": {"roles": {"a": {"count": 2}}}})
+    return Job(id="j1", owner=Owner(id="u", name="anna"), spec=spec, created_at=NOW, updated_at=NOW, **fields)
+
+
+def test_what_a_gang_left_was_stored_by_its_first_member() -> None:
+    refs = [OutputsRef(manifest=blob, files=1, bytes=1) for blob in (A, B)]
+    members = tuple(
+        GangMember(
+            job_id=f"m{at}", role="a", index=at, node="n", state=JobState.SUCCEEDED, placed_at=NOW, outputs=refs[at]
+        )
+        for at in (0, 1)
+    )
+    assert stored_by(ended(members=members)) is None
+    assert stored_by(ended(members=members, outputs=refs[0], ended_at=NOW)) == ("m0", 1, NOW)
+    assert stored_by(ended(members=members, outputs=refs[1])) is None
+
+
+def test_what_a_job_left_was_stored_by_the_attempt_that_its_end_names() -> None:
+    refs = [OutputsRef(manifest=blob, files=1, bytes=1) for blob in (A, B)]
+    attempts = tuple(
+        Attempt(number=at + 1, node="n", state=AttemptState.FAILED, placed_at=NOW, ended_at=NOW, outputs=refs[at])
+        for at in (0, 1)
+    )
+    assert stored_by(ended(attempts=attempts, outputs=refs[0])) == ("j1", 1, NOW)
+    assert stored_by(ended(attempts=attempts, outputs=refs[1])) == ("j1", 2, NOW)
+    assert stored_by(ended(attempts=attempts)) is None
