@@ -80,15 +80,22 @@ def run(  # noqa: PLR0913 - each option of the command is one
     gpus: Annotated[int | None, typer.Option(help="GPUs.")] = None,
     disk: Annotated[str | None, typer.Option(help="Disk, e.g. 10GiB.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only nodes with this tag; may be given again.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Only nodes of this cluster.")] = None,
     key: Annotated[str | None, typer.Option(help="The same key is the same run.")] = None,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Watch it until it has ended.")] = False,
 ) -> None:
     """Run a model with a dataset and parameters; the answer is a job."""
     output: Output = ctx.obj
-    typed = SpecOptions(cpus=cpus, memory=memory, gpus=gpus, tags=tuple(tag or ()), params=tuple(param or ()))
+    typed = SpecOptions(
+        cpus=cpus,
+        memory=memory,
+        gpus=gpus,
+        disk=disk,
+        cluster=cluster,
+        tags=tuple(tag or ()),
+        params=tuple(param or ()),
+    )
     wish: dict[str, Any] = build_spec({}, typed, None) | catalogue.given(dataset=dataset)
-    if disk is not None:
-        wish["resources"] = {**wish.get("resources", {}), "disk": disk}
     with connect() as client:
         job = client.run_model(model, wish, key=key)
     if not follow_it:

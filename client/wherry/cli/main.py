@@ -87,6 +87,7 @@ app = typer.Typer(
 
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(nodes.app, name="nodes")
+app.command("clusters")(nodes.clusters)
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(admin.users, name="users")
 app.add_typer(admin.letters, name="dead-letters")
@@ -190,13 +191,19 @@ def submit(  # noqa: PLR0913 - each option of the command is one
         Path | None, typer.Option("--spec", help="A JSON file with a job spec; options win over it.")
     ] = None,
     image: Annotated[str | None, typer.Option(help="The image to run in.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model of the catalogue instead, NAME or NAME@VERSION: its image runs.")
+    ] = None,
     command: Annotated[str | None, typer.Option(help="What to run, by sh -c; else the image's own command.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for people; else the folder's.")] = None,
     cpus: Annotated[float | None, typer.Option(help="CPUs; fractions are fine.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory, e.g. 512MiB.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs.")] = None,
     gpu_memory: Annotated[str | None, typer.Option(help="Free memory on each GPU, e.g. 16GiB.")] = None,
+    disk: Annotated[str | None, typer.Option(help="What it may write, e.g. 20GiB.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only nodes with this tag; may be given again.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Only nodes of this cluster.")] = None,
+    node: Annotated[str | None, typer.Option(help="Only this node: its id or name.")] = None,
     env: Annotated[list[str] | None, typer.Option(help="An environment variable, NAME=VALUE; again for more.")] = None,
     param: Annotated[list[str] | None, typer.Option(help="A parameter, NAME=VALUE, the value JSON or text.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="A word to find the job by; may be given again.")] = None,
@@ -237,6 +244,7 @@ def submit(  # noqa: PLR0913 - each option of the command is one
         tuple(tag or ()), tuple(env or ()), tuple(param or ()), tuple(label or ()),
         tuple(notify_email or ()), tuple(notify_webhook or ()),
         tuple(need or ()), tuple(input_ or ()), on_disconnect, replace_after, exclusive or None, network,
+        model, disk, cluster, node,
     )  # fmt: skip
     whole = build_spec(read_spec(spec), typed, path.resolve().stem if path else None)
     if plan or ctx.info_name == "plan":  # `wherry plan` takes what `wherry submit` takes

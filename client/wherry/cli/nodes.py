@@ -40,6 +40,17 @@ def listed(ctx: typer.Context) -> None:
         output.note("no machines have joined yet; `wherry-agent` adds one")
 
 
+def clusters(ctx: typer.Context) -> None:
+    """List the clusters: machines with one function, and what those that are online offer together."""
+    output: Output = ctx.obj
+    with connect() as client:
+        found = client.clusters()
+    if output.json:
+        output.document({"clusters": [as_json(one) for one in found]})
+    else:
+        output.out.print(tables.clusters(found))
+
+
 @app.command()
 def show(ctx: typer.Context, node: NodeName) -> None:
     """Show a machine: what it has, uses and runs, whether it gets work and why not, and its history."""

@@ -11,7 +11,7 @@ import typer
 #: Options that are fields of the spec as they are.
 _PLAIN = (
     "name", "image", "command", "runtime", "priority", "max_attempts", "on_disconnect", "replace_after", "exclusive",
-    "network",
+    "network", "model",
 )  # fmt: skip
 
 
@@ -42,6 +42,10 @@ class SpecOptions:
     replace_after: str | None = None
     exclusive: bool | None = None
     network: str | None = None
+    model: str | None = None
+    disk: str | None = None
+    cluster: str | None = None
+    node: str | None = None
 
 
 def build_spec(base: dict[str, Any], options: SpecOptions, default_name: str | None) -> dict[str, Any]:
@@ -58,12 +62,13 @@ def build_spec(base: dict[str, Any], options: SpecOptions, default_name: str | N
         _put(spec, field, getattr(options, field))
     if default_name:
         spec.setdefault("name", default_name)
-    _merge(spec, "resources", {key: getattr(options, key) for key in ("cpus", "memory", "gpus", "gpu_memory")})
+    _merge(spec, "resources", {key: getattr(options, key) for key in ("cpus", "memory", "gpus", "gpu_memory", "disk")})
     _merge(spec, "timeouts", {"run": options.timeout})
     _merge(spec, "env", dict(_pair(text, "--env") for text in options.env))
     _merge(spec, "params", {key: _value(text) for key, text in (_pair(text, "--param") for text in options.params)})
     _merge(spec, "inputs", dict(_pair(text, "--input") for text in options.inputs))
     _extend(spec, "needs", [_need(text) for text in options.needs])
+    _merge(spec, "placement", {"cluster": options.cluster, "node": options.node})
     if options.tags:
         placement = dict(spec.get("placement", {}))
         spec["placement"] = {**placement, "tags": [*placement.get("tags", []), *options.tags]}

@@ -181,6 +181,17 @@ def nodes(found: Iterable[models.Node], now: datetime) -> Table:
     return table
 
 
+def clusters(found: Iterable[models.Cluster]) -> Table:
+    """Return one line a cluster."""
+    table = _table("CLUSTER", "NODES", "ONLINE", "CPUS", "MEMORY", "GPUS", "RUNNING")
+    for one in found:
+        table.add_row(
+            Text(plain(one.name)), str(len(one.nodes)), str(one.online), f"{one.cpus:g}", size(one.memory),
+            str(one.gpus), str(one.running),
+        )  # fmt: skip
+    return table
+
+
 def node(found: models.Node, now: datetime) -> RenderableType:
     """Return all that is worth knowing about a machine."""
     facts = Table.grid(padding=(0, 2))

@@ -52,6 +52,15 @@ def test_what_was_not_said_is_not_sent():
     assert build_spec({}, SpecOptions(command="ls"), "folder") == {"command": "ls", "name": "folder"}
 
 
+def test_a_cluster_a_node_a_disk_and_a_model_go_where_they_belong():
+    options = SpecOptions(cluster="edge", node="n1", disk="1GiB", model="digits@2", tags=("lab",))
+    assert build_spec({}, options, None) == {
+        "model": "digits@2",
+        "resources": {"disk": "1GiB"},
+        "placement": {"cluster": "edge", "node": "n1", "tags": ["lab"]},
+    }
+
+
 def test_as_a_plain_process_the_files_image_does_not_matter():
     assert build_spec({"image": "x", "command": "ls"}, SpecOptions(runtime="process"), None) == {
         "command": "ls",
