@@ -1,11 +1,15 @@
 """What a member of a connected gang is told, and the network that its container gets."""
 
 import json
+import socket
 from typing import Any
 
-from services.node_agent.adapters.address import address_towards
+import pytest
+
+from services.node_agent.adapters.address import address_towards, check_ports
 from services.node_agent.core import container, wiring
 from services.node_agent.core.container import Place
+from shared.errors import WherryError
 from shared.fleet import Order, Peer, Wiring
 from shared.spec import JobSpec
 
@@ -95,3 +99,16 @@ def test_a_job_of_its_own_has_no_network():
 def test_a_machines_address_is_its_end_of_the_way_to_the_controller():
     assert address_towards("nats://user:word@127.0.0.1:4222,nats://10.9.9.9") == "127.0.0.1"
     assert not address_towards("nats://no-such-host.invalid:4222")
+
+
+def test_a_port_that_something_else_has_is_found_before_the_program_is_started():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        peer = Peer(role="worker", index=0, rank=0, host="127.0.0.1", port=port, ports=1)
+        wired = Wiring(gang_id="g1", round=1, network="host", peers=(peer,), rank=0)
+        with pytest.raises(WherryError, match=f"Port {port} .*taken") as refused:
+            check_ports(wired)
+        assert refused.value.code == "runtime_error"
+        check_ports(wired.model_copy(update={"network": "bridge"}))
+        check_ports(wired.model_copy(update={"peers": (peer.model_copy(update={"host": "192.0.2.1"}),)}))  # not ours
+    check_ports(wired)
