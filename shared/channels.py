@@ -483,6 +483,13 @@ ARTIFACT_DELETE = _ask(
     requests.Empty,
     "Remove an artifact, unless something needs it.",
 )
+WEB_FETCH = _ask(
+    "webFetch",
+    "web.fetch",
+    requests.WebFetch,
+    requests.Committed,
+    "A small file from the web, fetched now: an artifact of whoever asks. Only addresses that anybody may call.",
+)
 DATASET_PUT = _ask(
     "datasetPut", "datasets.put", requests.DatasetPut, requests.DatasetStored, "A new version of a dataset."
 )

@@ -811,6 +811,14 @@ class BlobRead(Message):
     length: int = CHUNK_BYTES
 
 
+class WebFetch(Message):
+    """A small file from the web, that somebody waits for: it becomes an artifact of theirs."""
+
+    owner_id: str
+    url: str
+    bytes_max: int
+
+
 # --- requests to replicas of services -----------------------------------------------------------------------------
 
 #: In the header SERVE_HEADER of each step, and of its answer.

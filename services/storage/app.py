@@ -167,7 +167,7 @@ class Storage:
                 *retention_routes(self._retention),
                 *snapshot_routes(self._snapshots),
                 artifact_route(self._blobs),
-                *artifacts.routes(self._artifacts),
+                *artifacts.routes(self._artifacts, self._fetches),
             ],
         )
         of_bytes = [*self._blobs.routes(), *ResumableRoutes(self._resumables).routes()]

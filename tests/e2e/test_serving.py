@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.stack import ROOT, Stack, docker_answers, until, zip_of
+from tests.integration.web_server import Web
 
 pytestmark = [pytest.mark.docker, pytest.mark.skipif(not docker_answers(), reason="replicas need an engine")]
 SMALL = {"cpus": 0.1, "memory": "128MiB", "disk": "64MiB"}
@@ -103,7 +104,7 @@ def gone(stack: Stack) -> Iterator[Callable[[str], str]]:
 
 
 def test_a_model_is_deployed_asked_in_every_form_scaled_changed_and_taken_away(
-    stack: Stack, gone: Callable[[str], str]
+    stack: Stack, web: Web, gone: Callable[[str], str]
 ) -> None:
     deployment = gone(deploy(stack, "corners", model("nw", "ne", "sw", "se")))
     taken = stack.http.post("/deployments", json={"name": "corners", "artifact": artifact(stack, model())})
@@ -118,6 +119,12 @@ def test_a_model_is_deployed_asked_in_every_form_scaled_changed_and_taken_away(
     answer = stack.http.post("/deployments/corners/predict", **form).json()
     assert [one["class"] for one in answer["predictions"]] == ["se"]
     assert answer["latency_ms"] > answer["model_ms"] > 0
+    web.files["/corner.png"] = picture(2)
+    answer = stack.http.post("/deployments/corners/predict", json={"image_url": web.url("/corner.png")})
+    assert [one["class"] for one in answer.json()["predictions"]] == ["sw"]
+    for url in ("http://127.0.0.1:1/a.png", "http://169.254.169.254/latest", web.url("/missing.png")):
+        refused = stack.http.post("/deployments/corners/predict", json={"image_url": url})
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "image_url"), refused.text
     wrong = stack.http.post("/deployments/corners/predict", files={"image": ("a.png", b"no picture")})
     assert (wrong.status_code, wrong.json()["code"]) == (422, "model_refused")
     assert "no picture" in wrong.json()["detail"]
@@ -144,6 +151,25 @@ def test_a_model_is_deployed_asked_in_every_form_scaled_changed_and_taken_away(
     refused = stack.http.post(f"/deployments/{deployment}/predict", json={"instances": [instance(0)]})
     assert (refused.status_code, refused.json()["code"]) == (409, "not_running")
     assert stack.http.post("/deployments/corners/predict", json={"instances": [[0]]}).status_code == 404
+
+
+def test_a_model_and_an_image_are_asked_by_their_addresses_in_one_go(
+    stack: Stack, web: Web, gone: Callable[[str], str]
+) -> None:
+    web.files["/model.zip"], web.files["/one.png"] = model("nw", "ne", "sw", "se"), picture(1)
+    order = {"model_url": web.url("/model.zip"), "image_url": web.url("/one.png"), "resources": SMALL}
+    order |= {"width": 2, "height": 2, "channels": 1}
+    found = []
+    for _ in range(2):
+        answer = stack.http.post("/predict", json=order, timeout=120)
+        assert answer.status_code == 200, answer.text
+        found.append(answer.json())
+    gone(found[0]["deployment_id"])
+    assert [one["predictions"][0]["class"] for one in found] == ["ne", "ne"]
+    assert found[0]["deployment_id"] == found[1]["deployment_id"]
+    wrong = stack.http.post("/predict", json=order | {"width": 3}, timeout=120)
+    assert (wrong.status_code, wrong.json()["code"]) == (422, "model_refused")
+    assert "2 x 2 pixels" in wrong.json()["detail"]
 
 
 def test_a_zip_without_a_model_is_told_so(stack: Stack, gone: Callable[[str], str]) -> None:

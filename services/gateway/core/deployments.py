@@ -23,6 +23,7 @@ from shared.spec import (
     InputName,
     JobSpec,
     Label,
+    ModelRef,
     Placement,
     Resources,
     Seconds,
@@ -47,8 +48,8 @@ class _Given(Frozen):
 
     #: A zip: the model, as the serving image reads it, unpacked into the working directory.
     artifact: ArtifactId | None = None
-    #: What the model is called, for people and for programs that ask the service.
-    model: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+    #: Or a model of the catalogue: ``name`` (its newest version) or ``name@version``.
+    model: ModelRef | None = None
     #: Files beside it, as of a job: ``inputs/<name>``.
     inputs: Annotated[dict[InputName, Input | str], Field(max_length=64)] | None = None
     image: ImageRef | None = None
@@ -144,17 +145,17 @@ class DeploymentPage(BaseModel):
     cursor: str | None
 
 
-def spec_of(wish: NewDeployment, image: str) -> JobSpec:
+def spec_of(wish: NewDeployment, image: str | None) -> JobSpec:
     """Return the job of a new deployment.
 
     Args:
         wish: what is asked for.
-        image: what serves where none is named.
+        image: what serves where none is named; None: the model of the catalogue brings its own.
 
     Raises:
         pydantic.ValidationError: the job would not be valid.
     """
-    is_ours = wish.image is None and wish.runtime == "docker"
+    is_ours = wish.image is None and wish.runtime == "docker" and image is not None
     base: dict[str, Any] = {
         "name": wish.name,
         "kind": "service",
@@ -167,13 +168,26 @@ def spec_of(wish: NewDeployment, image: str) -> JobSpec:
     return JobSpec.model_validate(_with(base, wish))
 
 
-def changed(spec: JobSpec, changes: DeploymentChanges) -> JobSpec:
+def changed(spec: JobSpec, changes: DeploymentChanges, image: str | None) -> JobSpec:
     """Return a deployment's job with *changes*.
+
+    Args:
+        spec: as it is.
+        changes: what is to be otherwise.
+        image: what serves the model where no image is named; None: it brings its own.
 
     Raises:
         pydantic.ValidationError: the job would not be valid.
     """
-    return JobSpec.model_validate(_with(spec.model_dump(exclude_defaults=True), changes))
+    before = spec.model_dump(exclude_defaults=True)
+    if changes.artifact is not None or changes.model is not None:  # one takes the place of the other
+        inputs = {name: value for name, value in spec.inputs.items() if name != MODEL_INPUT}
+        before |= {"model": None, "source": None, "inputs": inputs}
+        if changes.model is not None or spec.model is not None:
+            before["image"] = image
+    elif spec.model is not None and image is None:  # its image comes from the catalogue again
+        before["image"] = None
+    return JobSpec.model_validate(_with(before, changes))
 
 
 def only_replicas(changes: DeploymentChanges) -> bool:
@@ -204,7 +218,7 @@ def document(job: Job, link: Callable[[str], str]) -> DeploymentDocument:
         owner=job.owner.name,
         state=job.state,
         artifact=job.spec.source,
-        model=job.spec.params.get("model"),
+        model=job.spec.model,
         image=job.spec.image,
         revision=job.revision,
         replicas=_wanted(job),
@@ -243,15 +257,13 @@ def _with(base: dict[str, Any], wish: _Given) -> dict[str, Any]:
     """Return a spec as JSON with what is given in *wish* in its place."""
     given = wish.model_dump(exclude_unset=True)
     spec = dict(base)
-    for field in ("image", "command", "env", "inputs", "resources", "placement", "priority", "labels"):
+    for field in ("image", "model", "command", "env", "inputs", "resources", "placement", "priority", "labels"):
         if given.get(field) is not None:
             spec[field] = given[field]
     if given.get("artifact") is not None:
         spec["source"] = given["artifact"]
     if given.get("params") is not None:
         spec["params"] = given["params"]
-    if given.get("model") is not None:
-        spec["params"] = {**spec.get("params", {}), "model": given["model"]}
     service = {name: given[name] for name in Service.model_fields if name in given}
     service = {name: value for name, value in service.items() if value is not None or name in ("health", "idle")}
     return spec | {"service": {**spec["service"], **service}}

@@ -8,7 +8,7 @@ from services.gateway.adapters.replica import Answer, Wish
 from services.gateway.core import access, deployments, problems
 from services.gateway.core.access import Action
 from services.gateway.core.deployments import DeploymentChanges, DeploymentDocument, DeploymentPage, NewDeployment
-from services.gateway.shell import submission
+from services.gateway.shell import models, submission
 from services.gateway.shell.gateway import Gateway
 from shared.bus import Record
 from shared.channels import JOB_LIST, SERVICE_UPDATED
@@ -48,7 +48,8 @@ async def make(gateway: Gateway, principal: Principal, wish: NewDeployment, key:
     Raises:
         WherryError: as `submission.submit`.
     """
-    spec = _checked(lambda: deployments.spec_of(wish, gateway.settings.serving_image))
+    image = await _default_image(gateway, wish.model)
+    spec = _checked(lambda: deployments.spec_of(wish, image))
     return await submission.submit(gateway, principal, spec, len(spec.model_dump_json(exclude_defaults=True)), key)
 
 
@@ -110,7 +111,9 @@ async def change(gateway: Gateway, principal: Principal, ref: str, changes: Depl
         return job
     spec: JobSpec | None = None
     if not deployments.only_replicas(changes):
-        spec = _checked(lambda: deployments.changed(job.spec, changes))
+        kept = None if changes.artifact is not None else job.spec.model
+        image = await _default_image(gateway, changes.model or kept)
+        spec = _checked(lambda: deployments.changed(job.spec, changes, image))
         size = len(spec.model_dump_json(exclude_defaults=True))
         spec, _ = await submission.check(gateway, principal, spec, size)
     replicas = changes.replicas if "replicas" in changes.model_fields_set else None
@@ -171,6 +174,13 @@ async def _named(gateway: Gateway, principal: Principal, name: str) -> Job | Non
     page = await gateway.ask(JOB_LIST, query)
     # The oldest, should two gateways have made one at the same moment.
     return next((view.job for view in reversed(page.jobs) if view.job.cancel_requested_at is None), None)
+
+
+async def _default_image(gateway: Gateway, model: str | None) -> str | None:
+    """Return what serves where no image is named: none, where the catalogue's *model* is an image."""
+    if model is not None and (await models.find(gateway, model))[1].image is not None:
+        return None
+    return gateway.settings.serving_image
 
 
 def _checked(make_spec: Callable[[], JobSpec]) -> JobSpec:

@@ -1,7 +1,7 @@
 """Predictions: an order or a form becomes a request to a deployment, and its answer a document."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,12 +12,15 @@ from services.gateway.core import deployments, predictions, problems
 from services.gateway.core.predictions import PredictDocument, PredictOrder, QuickPredict, Size
 from services.gateway.shell import deployments as shell
 from services.gateway.shell.gateway import Gateway
+from shared.channels import ARTIFACT_DELETE, WEB_FETCH
 from shared.clock import monotonic
-from shared.errors import FieldProblem, NotFound
+from shared.errors import FieldProblem, NotFound, WherryError
 from shared.job import Job
-from shared.requests import Principal
+from shared.requests import ArtifactQuery, BlobRead, Principal, WebFetch
 
 _FIELD_BYTES_MAX = 8192
+_IMAGE_BYTES_MAX = 32 * 1024 * 1024
+_FETCH_TIMEOUT_S = 30.0
 _IMAGE_FIELDS = frozenset({"image", "data", "file"})
 
 
@@ -37,10 +40,10 @@ async def predict(
         WherryError: ``invalid``; ``model_refused``, ``model_failed``; as `deployments.ask`.
     """
     began = monotonic()
-    if image is None and order.image_url is not None:
-        raise problems.invalid([FieldProblem(field="image_url", message="Images by address are not taken here yet")])
-    if (image is None) == (order.instances is None):
-        raise problems.invalid([FieldProblem(field="instances", message="Give this, or an image")])
+    if sum(one is not None for one in (image, order.image_url, order.instances)) != 1:
+        raise problems.invalid([FieldProblem(field="instances", message="Give this, or `image_url`, or an image")])
+    if order.image_url is not None:
+        image = await _fetched(gateway, principal, order.image_url)
     body = predictions.instances_body(order) if image is None else predictions.image_body(image, order)
     answer = await shell.ask(gateway, principal, job, Wish("POST", predictions.PATH, predictions.JSON_HEADERS, body))
     found = predictions.predictions_in(answer.status, answer.body)
@@ -50,6 +53,28 @@ async def predict(
         latency_ms=round((monotonic() - began) * 1000, 2),
         model_ms=round(answer.took_s * 1000, 2),
     )
+
+
+async def _fetched(gateway: Gateway, principal: Principal, url: str) -> bytes:
+    """Return the image at *url*: storage fetches it, from addresses that anybody may call.
+
+    Raises:
+        WherryError: ``invalid``: it cannot be had.
+    """
+    wish = WebFetch(owner_id=principal.user_id, url=url, bytes_max=_IMAGE_BYTES_MAX)
+    try:
+        stored = await gateway.bus.ask(WEB_FETCH, wish, timeout_s=_FETCH_TIMEOUT_S)
+    except WherryError as error:
+        if error.retryable:
+            raise
+        raise problems.invalid([FieldProblem(field="image_url", message=error.message)]) from error
+    try:
+        wanted = BlobRead(sha256=stored.blob.sha256)
+        return b"".join([piece async for piece in gateway.blobs.read(wanted, patience_s=_FETCH_TIMEOUT_S)])
+    finally:
+        if stored.artifact_id is not None:
+            with suppress(WherryError):  # it goes by itself when nobody has used it for long
+                await gateway.ask(ARTIFACT_DELETE, ArtifactQuery(artifact_id=stored.artifact_id))
 
 
 async def quick(gateway: Gateway, principal: Principal, order: QuickPredict, image: bytes | None) -> PredictDocument:

@@ -24,13 +24,15 @@ from shared.errors import Unavailable, WherryError
 from shared.ids import new_id
 from shared.job import BlobRef, Job
 from shared.manifest import Entry
-from shared.requests import Artifact
+from shared.requests import Artifact, Committed, WebFetch
 
 FETCHED = Counter("wherry_storage_fetches_total", "Files from the web that jobs have as inputs.", ["outcome"])
 
 #: Seconds for which a fetch belongs to its holder without a word, between two words, and without anybody asking for
 #: what is fetched after which it is given up. Nodes ask every few seconds.
 LEASE_S, RENEW_S, ABANDON_S = 8.0, 2.0, 120.0
+#: Seconds for a file that somebody waits for.
+NOW_S = 20.0
 
 log = observe.logger("storage")
 
@@ -107,6 +109,37 @@ class Fetches:
         if mine:
             self._start(_Work(key, url, job.owner.id, monotonic()))
         raise _under_way(url, document["bytes"] if document and not mine else 0)
+
+    async def now(self, wish: WebFetch) -> Committed:
+        """Return what is at an address, stored as an artifact of the owner's: for somebody who waits.
+
+        Raises:
+            WherryError: ``input_missing`` or ``stage_in_failed``: it cannot be had.
+        """
+        async with self._places:
+            try:
+                async with asyncio.timeout(NOW_S):
+                    return await self._at_once(wish)
+            except TimeoutError:
+                raise f.failed(wish.url, f"that takes longer than {NOW_S:g} s") from None
+            except f.FetchBroke as broke:
+                raise f.failed(wish.url, str(broke)) from broke
+
+    async def _at_once(self, wish: WebFetch) -> Committed:
+        async with self._web.get(wish.url) as answer:
+            f.judge(wish.url, answer.head, 0)
+            inflow = Inflow(self._uploads, OwnerScope(wish.owner_id, _name(wish.url), answer.head.media_type))
+            stored: Committed | None = None
+            try:
+                async for piece in answer.pieces:
+                    await inflow.take(piece)
+                    if inflow.size > wish.bytes_max:
+                        raise f.too_large(wish.url, wish.bytes_max)
+                stored = await inflow.commit()
+            finally:
+                if stored is None:
+                    await asyncio.shield(inflow.drop())
+            return stored
 
     async def with_artifact(self, artifact: Artifact) -> str | None:
         """Return the job that has an artifact from the web and may still want it, as a sentence's subject, or None."""
