@@ -12,7 +12,7 @@ from services.scheduler.core.facts import Fact, Input, LookedUp, Recorded, read_
 from services.scheduler.core.fleet.state import State
 from services.scheduler.core.fleet_facts import FleetFact, NodeRecorded, Wish
 from services.scheduler.core.limits import Now
-from services.scheduler.core.machine import Batch, Beat, Decision, handle
+from services.scheduler.core.machine import Batch, Beat, Decision, decided_for, handle
 from services.scheduler.core.membership import NodeDecision
 from services.scheduler.core.quarantine import PoisonError, Quarantine, taking_in
 from services.scheduler.fleet_log import FleetLog
@@ -404,7 +404,7 @@ class _Term:
             with taking_in("job", job_id, found.seq):
                 state.assign(found.job, found.seq, _now())
         state.refused(job_id, last.seq if last else 0, _now())
-        self._retry += [fact for fact in facts if isinstance(fact, Input) and fact.job_id == job_id]
+        self._retry += [fact for fact in facts if isinstance(fact, Input) and decided_for(state, fact) == job_id]
 
     async def _record_nodes(
         self, state: State, decisions: tuple[NodeDecision, ...], facts: tuple[FleetFact, ...]

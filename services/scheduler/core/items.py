@@ -44,6 +44,7 @@ class Book:
 
     Attributes:
         pace_s: the mean time that the last items have taken, in seconds; None before the first.
+        shunned: nodes on which a worker has failed by itself, and none has ended an item since.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class Book:
         self._held_by: dict[str, str] = {}
         self._hands: dict[str, Hand] = {}
         self.pace_s: float | None = None
+        self.shunned: set[str] = set()
 
     def __contains__(self, item_id: str) -> bool:
         return item_id in self._items
@@ -145,8 +147,9 @@ class Book:
         """Return whether no worker has anything."""
         return not self._held_by
 
-    def said(self, worker: str, seconds: float) -> None:
-        """Take note that a worker has said the end of an item, which took so long."""
+    def said(self, worker: str, node: str, seconds: float) -> None:
+        """Take note that a worker on *node* has said the end of an item, which took so long."""
+        self.shunned.discard(node)
         self.pace_s = seconds if self.pace_s is None else self.pace_s + _PACE_WEIGHT * (seconds - self.pace_s)
         if hand := self._hands.get(worker):
             hand.ended += 1

@@ -178,7 +178,7 @@ class _Turn:
 
     def decisions(self) -> tuple[Decision, ...]:
         position = self.state.position
-        until = {self._decided_for(fact): fact.seq - 1 for fact in reversed(self.deferred)}
+        until = {decided_for(self.state, fact): fact.seq - 1 for fact in reversed(self.deferred)}
         return tuple(
             Decision(
                 draft.job.model_copy(update={"input_seq": until.get(job_id, position)}),
@@ -219,10 +219,10 @@ class _Turn:
 
     def _decide(self, fact: Input) -> None:
         """Draft what follows from an input; one that raises has changed nothing."""
-        tracked = self.state.jobs.get(self._decided_for(fact))
+        tracked = self.state.jobs.get(decided_for(self.state, fact))
         if tracked is None or fact.seq <= tracked.job.input_seq:
             return
-        if any(self._decided_for(one) == tracked.job.id for one in self.deferred):
+        if any(decided_for(self.state, one) == tracked.job.id for one in self.deferred):
             self.deferred.append(fact)
         elif isinstance(fact.event, mapping.ItemInput):
             self._take_items(tracked, fact, fact.event)
@@ -230,12 +230,6 @@ class _Turn:
             self._wish(tracked, fact.event, fact.cause)
         else:
             self._step(tracked, self._dated(tracked, fact.event), fact.cause)
-
-    def _decided_for(self, fact: Input) -> str:
-        """Return the job whose event tells what comes of *fact*: what a worker says is about its parent's items."""
-        worker = self.state.jobs.get(fact.job_id) if isinstance(fact.event, mapping.ItemsSaid) else None
-        place = worker.job.member_of if worker is not None else None
-        return place.gang_id if place is not None else fact.job_id
 
     def _take_items(self, tracked: Tracked, fact: Input, said: mapping.ItemInput) -> None:
         job = self._latest(tracked) or tracked.job
@@ -499,6 +493,8 @@ class _Turn:
         if job.spec.gang is not None:
             return self._place_gang(trial, tracked)
         failed, beside = lifecycle.failed_nodes(job), self._nodes_of_others(job)
+        if job.member_of is not None and (book := self.state.books.get(job.member_of.gang_id)):
+            failed |= book.shunned
         found = trial.place(tracked.need, job.spec.image, failed, inputs_of(job.spec), beside=beside)
         if found is None:
             return False
@@ -587,6 +583,13 @@ class _Turn:
         name = draft.name if draft and change.name in _QUIET else change.name
         cause = cause or (draft.cause if draft else None)
         self.drafts[tracked.job.id] = _Draft(change.job, name, tracked.seq, cause)
+
+
+def decided_for(state: State, fact: Input) -> str:
+    """Return the job whose event tells what comes of *fact*: what a worker says is about its parent's items."""
+    worker = state.jobs.get(fact.job_id) if isinstance(fact.event, mapping.ItemsSaid) else None
+    place = worker.job.member_of if worker is not None else None
+    return place.gang_id if place is not None else fact.job_id
 
 
 def lost_nodes(state: State, now: Now) -> list[Node]:

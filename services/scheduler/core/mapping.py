@@ -166,7 +166,7 @@ def _end(job: Job, some: Changes, said: ItemsSaid, worker: Job | None, now: date
         if ended is not None and not some.put(ended):
             return False
         if ended is not None:
-            some.book.said(worker.id, max(0.0, (end.at - end.started_at).total_seconds()))
+            some.book.said(worker.id, attempt.node, max(0.0, (end.at - end.started_at).total_seconds()))
     return True
 
 
@@ -275,7 +275,9 @@ def _after_ends(job: Job, some: Changes, seen: crew.Seen, now: Now, limits: Limi
             losses = 1  # a node that is lost takes several workers along: it is one loss
             continue
         tries += 1
-        if had and crew.ran_for_s(ended) > 0 and ended.state is not JobState.SUCCEEDED:
+        some.book.shunned.update(attempt.node for attempt in ended.attempts)
+        has_run = bool(ended.attempts) and ended.attempts[-1].running_at is not None
+        if had and has_run and ended.state is not JobState.SUCCEEDED:
             _charge(job, some, had[0], ended, failed, now.at)
     if not tries and not losses:
         return job, None

@@ -406,6 +406,18 @@ def test_workers_that_fail_again_and_again_without_an_item_end_the_job(maps) -> 
     assert world.world.state.jobs == {}
 
 
+def test_a_node_on_which_a_worker_failed_is_used_only_if_no_other_will_do(maps) -> None:
+    world = maps(map={"parallelism": 1})
+    world.add("a", "b", "c")
+    [first] = world.start()
+    world.end(first, reason=EndReason.IMAGE_NOT_FOUND)
+    world.tick(5)
+    [second] = world.start()
+    assert world.node_of(second) != world.node_of(first)
+    world.say(second, "b")
+    assert world.book.shunned == {world.node_of(first)}
+
+
 def test_an_item_that_ends_forgives_the_workers_before(maps) -> None:
     world = maps(map={"parallelism": 1, "open": True, "item_attempts": 9})
     world.add("a", "b", "c", "d")
