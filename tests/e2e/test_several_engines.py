@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import BUSYBOX
-from tests.e2e.stack import Stack, free_port, until
+from tests.e2e.stack import ROOT, Stack, free_port, until
+from tests.e2e.test_trainings import EXAMPLE, FINAL, User, fields
 from tests.engines import Engines, why_not
 from tests.integration.agent_stack import busybox
 
@@ -171,3 +173,58 @@ def test_a_link_that_is_cut_ends_all_and_says_why_and_another_round_runs_on_what
     assert fleet.wait_end(gang_id)["state"] == "cancelled"
     until(lambda: fleet.node(lost)["condition"] == "online", "the node is back", 120)
     until(lambda: not engine.docker("ps", "-q"), "what ran there is gone", 120)
+
+
+@pytest.fixture(scope="module")
+def user(fleet: Stack, engines: Engines) -> Iterator[User]:
+    """Somebody who trains; the image for that is on all machines."""
+    built = subprocess.run([ROOT / "infra/docker/build-training.sh"], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-3000:]
+    for one in engines:
+        one.load("wherry/training")
+    user = User(fleet)
+    yield user
+    user.session.close()
+
+
+@pytest.fixture(scope="module")
+def training(user: User) -> dict[str, Any]:
+    """A real training on digits, distributed over one server and two workers."""
+    with (EXAMPLE / "data" / "digits.csv").open("rb") as file:
+        answer = user.session.put(f"{user.url}/artifacts", data=file, timeout=60)
+    assert answer.status_code == 201, answer.text
+    return {
+        "dataset": answer.json()["artifact_id"],
+        "params": {"epochs": 5},
+        "distributed": {"parameter_servers": 1, "workers": 2},
+        **fields(),
+    }
+
+
+def test_a_training_over_three_machines_comes_to_the_loss_of_one(user: User, training: dict[str, Any]) -> None:
+    wide = {"cpus": 0.6, "memory": "128MiB", "disk": "64MiB"}
+    together = user.ended(user.train(**{**training, "resources": wide}))
+    alone = user.ended(user.train(**{**training, "distributed": None}))
+    assert (together["status"], alone["status"]) == ("completed", "completed"), (together, alone)
+    assert len({member["node"] for member in together["members"]}) == 3
+    assert together["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-6)
+
+
+def test_a_training_that_loses_a_machine_begins_anew_on_the_others_and_says_so(
+    user: User, training: dict[str, Any], fleet: Stack, engines: Engines
+) -> None:
+    small = {"cpus": 0.4, "memory": "128MiB", "disk": "64MiB"}
+    wish = {**training, "params": {"epochs": 300}, "resources": small, "placement": {"policy": "spread"}}
+    training_id = user.train(**wish)
+    shown = user.poll(training_id, lambda shown: shown["progress"])
+    lost = next(one["node"] for one in shown["members"] if (one["role"], one["index"]) == ("worker", 1))
+    [engine] = [one for one in engines if one.name == lost]
+    with engine.away():
+        until(lambda: fleet.job(training_id).get("attempts"), "the first round is over", 90)
+        first = fleet.job(training_id)["attempts"][0]
+        assert (first["error"]["reason"], first["error"]["message"][:15]) == ("node_lost", "member worker-1"), first
+        done = user.poll(training_id, lambda shown: shown["status"] in FINAL, 200)
+    assert done["status"] == "completed", done
+    assert lost not in {member["node"] for member in done["members"]}
+    assert done["metrics"]["accuracy"] > 0.9
+    until(lambda: fleet.node(lost)["condition"] == "online", "the node is back", 120)
