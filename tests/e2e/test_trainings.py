@@ -122,6 +122,7 @@ def test_a_network_is_trained_from_three_fields_and_its_model_is_downloaded(user
         assert json.loads(archive.read("metrics.json"))["accuracy"] == shown["metrics"]["accuracy"]
         assert reads(archive) > 0.97
         assert b"images to learn from" in archive.read("_stdout.txt")
+    check_released(user, training_id, digits, shown["metrics"])
 
 
 def test_progress_is_seen_while_it_trains_and_terminating_it_frees_the_machine(user: User, stack: Stack) -> None:
@@ -158,6 +159,20 @@ def train(outputs):
     assert (answer.status_code, answer.json()["status"]) == (202, "terminated")
 
 
+def check_released(user: User, training_id: str, dataset: str, metrics: dict[str, float]) -> None:
+    """Make the next version of a model of what a training left, in one call, and check what it was made of."""
+    body = {"name": new_id("model"), "job_id": training_id}
+    answer = user.session.post(f"{user.url}/models", json=body, timeout=60)
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    lineage = made["versions"][0]["lineage"]
+    assert (lineage["job_id"], lineage["metrics"]) == (training_id, metrics)
+    assert lineage["inputs"] == {"dataset": f"dataset:{dataset}@1"}
+    artifact = user.session.get(f"{user.url}/artifacts/{made['artifact_id']}", timeout=60)
+    with zipfile.ZipFile(io.BytesIO(artifact.content)) as archive:
+        assert reads(archive) > 0.9
+
+
 def _attempts(stack: Stack, node: dict[str, Any]) -> list[dict[str, Any]]:
     return stack.http.get(f"/nodes/{node['id']}").json()["attempts"]
 
@@ -179,6 +194,7 @@ def test_two_workers_and_a_parameter_server_come_to_the_loss_of_one_machine(user
         assert reads(first) == reads(second)
     log = user.session.get(two["logs_url"], timeout=60).text
     assert "ps-0 | the workers are done, after " in log
+    check_released(user, together, digits, two["metrics"])
 
 
 def test_one_member_that_fails_ends_a_distributed_training_and_is_named(user: User) -> None:

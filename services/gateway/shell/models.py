@@ -2,7 +2,7 @@
 
 from contextlib import aclosing
 
-from services.gateway.core import access, problems
+from services.gateway.core import access, problems, trainings
 from services.gateway.core import models as m
 from services.gateway.core import params as p
 from services.gateway.core.access import Action
@@ -214,7 +214,7 @@ async def _lineage(gateway: Gateway, job: Job) -> Lineage:
     if job.state is not JobState.SUCCEEDED or job.outputs is None:
         message = f"Job {job.id} is {job.state.value}: only what one has left with success is a model."
         raise WherryError("not_ended", message)
-    measured = await gateway.ask(JOB_METRICS, MetricQuery(job_id=job.id))
+    measured = await gateway.ask(JOB_METRICS, MetricQuery(job_id=trainings.leading(job) or job.id))
     metrics = {one.name: one.last for one in measured.series if not one.name.startswith("system.")}
     pinned = next((attempt.image_digest for attempt in reversed(job.attempts) if attempt.image_digest), None)
     return Lineage(
