@@ -98,7 +98,7 @@ def _seconds(text: str) -> float:
 def measure(size: int, samples: int) -> dict[str, Any]:
     """Return the runs on both nodes."""
     load = os.getloadavg()[0]
-    with Engines(2) as engines, tempfile.TemporaryDirectory(prefix="wherry-inputs-") as home:
+    with Engines(2, on_disk=True) as engines, tempfile.TemporaryDirectory(prefix="wherry-inputs-") as home:
         for engine in engines:
             engine.load(IMAGE)
         env = {"WHERRY_RUNTIMES": "process", "WHERRY_STORAGE_METRICS_PORT": str(free_port())}

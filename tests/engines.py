@@ -25,6 +25,7 @@ from typing import Any, Self
 
 _START_S = 60.0
 _STOP_S = 30.0
+_MEMORY = "4g"  # at most, of all together
 
 
 def why_not() -> str:
@@ -175,19 +176,25 @@ class Engine:
 
 
 class Engines:
-    """*count* engines that reach each other and this machine, and nothing else; all is gone after the block."""
+    """*count* engines that reach each other and this machine, and nothing else; all is gone after the block.
 
-    def __init__(self, count: int) -> None:
+    What they hold is in memory unless it is to be *on_disk*: images of many small files take long to be removed there.
+    """
+
+    def __init__(self, count: int, *, on_disk: bool = False) -> None:
         tag = secrets.token_hex(3)
         self._bridge = f"whb{tag}"
         self._through = ("-i", self._bridge, "-o", self._bridge, "-j", "ACCEPT")
         self._home = Path(tempfile.mkdtemp(prefix="wherry-engines-"))
+        self._on_disk = on_disk
         network = _free_network()
         self.gateway = f"{network}.1"
         self._engines = [Engine(self._home, tag, number, network) for number in range(1, count + 1)]
 
     def __enter__(self) -> Self:
         try:
+            if not self._on_disk:
+                _run("mount", "-t", "tmpfs", "-o", f"size={_MEMORY}", "wherry-engines", str(self._home))
             _run("ip", "link", "add", self._bridge, "type", "bridge")
             _run("ip", "addr", "add", f"{self.gateway}/24", "dev", self._bridge)
             _run("ip", "link", "set", self._bridge, "up")
@@ -209,6 +216,8 @@ class Engines:
         _quiet("ip", "link", "del", self._bridge)
         if shutil.which("iptables"):
             _quiet("iptables", "-D", "FORWARD", *self._through)
+        if os.path.ismount(self._home):
+            _quiet("umount", "-l", str(self._home))
         shutil.rmtree(self._home, ignore_errors=True)
         assert not self._home.exists(), f"something of {self._home} is left: {_mounts_below(self._home)}"
 
