@@ -274,7 +274,7 @@ def _after_ends(job: Job, some: Changes, seen: crew.Seen, now: Now, limits: Limi
         if failed.reason in INFRASTRUCTURE_REASONS:
             losses = 1  # a node that is lost takes several workers along: it is one loss
             continue
-        tries += 1
+        tries += hand is None or hand.ended == 0
         some.book.shunned.update(attempt.node for attempt in ended.attempts)
         has_run = bool(ended.attempts) and ended.attempts[-1].running_at is not None
         if had and has_run and ended.state is not JobState.SUCCEEDED:

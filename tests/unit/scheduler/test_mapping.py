@@ -423,9 +423,14 @@ def test_an_item_that_ends_forgives_the_workers_before(maps) -> None:
     world.add("a", "b", "c", "d")
     for name in ("a", "b", "c"):
         [worker] = world.start() or (world.tick(10), *world.start())[1:]
-        world.say(worker, name)
         world.end(worker)
         assert world.job.tries == 1
+        world.tick(10)
+        [worker] = world.start()
+        world.say(worker, name)
+        assert world.job.tries == 0
+        world.end(worker)
+        assert (world.job.tries, world.job.not_before) == (0, None), "it has ended an item"
     assert world.job.state is not JobState.FAILED
 
 
