@@ -539,6 +539,9 @@ FINE_TUNE_LIST = _ask(
 )
 NODE_LIST = _ask("nodeList", "nodes.list", requests.NodeListQuery, requests.NodeList, "A page of nodes.")
 NODE_GET = _ask("nodeGet", "nodes.get", requests.NodeQuery, requests.NodeView, "One node.")
+NODE_SERIES = _ask(
+    "nodeSeries", "nodes.series", requests.NodeSeriesQuery, requests.MetricPage, "What a node has used over time."
+)
 DEAD_LETTERS = _ask(
     "deadLetters", "deadletters.list", requests.DeadLetterQuery, requests.DeadLetterList, "What could not be read."
 )

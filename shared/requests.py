@@ -443,6 +443,15 @@ class NodeList(Message):
     cursor: str | None = None
 
 
+class NodeSeriesQuery(Message):
+    """What a node, by id or name, has used over time: the series *names* (none: all), since a moment (None: ever)."""
+
+    node: str
+    names: tuple[str, ...] = ()
+    since: datetime | None = None
+    most: int = 1000  # points of each series, 2 to 5000; a longer one is thinned
+
+
 class DeadLetterQuery(Message):
     """Dead letters, newest first."""
 

@@ -141,6 +141,23 @@ def test_a_node_shows_whether_it_is_heard_gets_work_and_why_not(admin: httpx.Cli
 
 
 @pytest.mark.usefixtures("two_nodes")
+def test_what_a_node_uses_is_kept_over_time(admin: httpx.Client, anna: httpx.Client) -> None:
+    def kept() -> Any:
+        found = anna.get(f"/nodes/box-{NODE}/metrics").json()
+        return found if found["points"] else None
+
+    found = until(kept, "the first sample is written")
+    series = {one["name"]: one["last"] for one in found["series"]}
+    assert (series["running_jobs"], series["cpu"], series["memory"]) == (1, 0, 8 * GIB)
+    assert set(series) == {"cpu", "load", "memory", "disk_free", "running_jobs", "gpu", "gpu_memory"}
+    only = anna.get(f"/nodes/{NODE}/metrics", params={"name": "cpu", "points": 2}).json()
+    assert {point["name"] for point in only["points"]} == {"cpu"}
+    later = (utc_now() + timedelta(hours=1)).isoformat()
+    assert anna.get(f"/nodes/{NODE}/metrics", params={"since": later}).json()["points"] == []
+    assert anna.get("/nodes/nothing-like-it/metrics").status_code == 404
+
+
+@pytest.mark.usefixtures("two_nodes")
 def test_nodes_come_in_pages_by_name_and_clusters_have_sums(admin: httpx.Client, anna: httpx.Client) -> None:
     first = anna.get("/nodes", params={"limit": 1}).json()
     second = anna.get("/nodes", params={"limit": 1, "cursor": first["cursor"]}).json()

@@ -256,6 +256,14 @@ class MetricsDocument(BaseModel):
     points: list[PointView]
 
 
+class NodeMetricsDocument(BaseModel):
+    """What a machine has used: points of several series in order of time, and what each series is in all."""
+
+    node: str
+    series: list[SeriesView]
+    points: list[PointView]
+
+
 class EntryView(BaseModel):
     """One file or folder that a job left. `mtime` is seconds since the epoch; `sha256` is a file's."""
 

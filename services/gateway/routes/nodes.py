@@ -3,15 +3,15 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
-from services.gateway.core import access, translate_fleet, views
+from services.gateway.core import access, translate, translate_fleet, views
 from services.gateway.core.access import Action
 from services.gateway.routes.http import Caller, Door, answer, json_body, json_of, json_or_default, optional_body
 from services.gateway.shell import fleet
 from services.gateway.shell.gateway import Gateway
-from shared.channels import NODE_GET, NODE_LIST
-from shared.requests import NodeListQuery, NodeQuery, Principal
+from shared.channels import NODE_GET, NODE_LIST, NODE_SERIES
+from shared.requests import NodeListQuery, NodeQuery, NodeSeriesQuery, Principal
 
 router = APIRouter(prefix="/v1", tags=["nodes"])
 
@@ -21,6 +21,14 @@ class Page(BaseModel):
 
     limit: int = Field(default=500, ge=1, le=1000)
     cursor: str | None = None
+
+
+class SeriesParams(BaseModel):
+    """Which series are asked for, since when, and how closely."""
+
+    name: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=100)] = []
+    since: AwareDatetime | None = None
+    points: int = Field(default=1000, ge=2, le=5000, description="Of each series, at most.")
 
 
 @router.get("/nodes", response_model=views.NodesDocument)
@@ -38,6 +46,17 @@ async def show_node(node: str, gateway: Door, principal: Caller) -> Response:
     found = await gateway.ask(NODE_GET, NodeQuery(node=node))
     whole = access.may(principal, Action.SEE_EVERYTHING)
     return answer(translate_fleet.node(found, whole=whole, history=True))
+
+
+@router.get("/nodes/{node}/metrics", response_model=views.NodeMetricsDocument)
+async def node_metrics(node: str, gateway: Door, _: Caller, params: Annotated[SeriesParams, Query()]) -> Response:
+    """Show what a machine has used over time, of the last days: cpu (percent), memory (bytes), running_jobs and more.
+
+    A series with more points than are asked for keeps its first and last point and those that stand out.
+    """
+    query = NodeSeriesQuery(node=node, names=tuple(params.name), since=params.since, most=params.points)
+    page = await gateway.ask(NODE_SERIES, query)
+    return answer(views.NodeMetricsDocument(node=node, **translate.metrics(page).model_dump(exclude={"attempt"})))
 
 
 @router.get("/clusters", response_model=views.ClustersDocument)

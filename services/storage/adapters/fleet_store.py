@@ -1,24 +1,27 @@
 """Projections of what is said of the fleet: nodes, owners' quotas, dead letters."""
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from services.storage.adapters.mongo import Mongo, upsert_newer
+from services.storage.adapters.mongo import Mongo, insert_new, upsert_newer
 from services.storage.core import fleet as f
-from services.storage.core.projections import Upsert, microseconds, newest
+from services.storage.core.projections import Document, Upsert, microseconds, newest
 from services.storage.core.queries import Filter, fitting
+from shared.events import MetricPoint
 from shared.fleet import NodeRecord, Quota
 from shared.requests import DeadLetterView, NodeView
 
 
 class FleetStore:
-    """Collections ``nodes``, ``quotas`` and ``dead_letters``."""
+    """Collections ``nodes``, ``node_samples``, ``quotas`` and ``dead_letters``."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._nodes = mongo["nodes"]
         self._quotas = mongo["quotas"]
         self._letters = mongo["dead_letters"]
+        self._samples = mongo["node_samples"]
 
     # --- nodes -------------------------------------------------------------------------------------------------
 
@@ -42,6 +45,16 @@ class FleetStore:
         document = await self._nodes.find_one({"_id": id_or_name} | f.SHOWN)
         document = document or await self._nodes.find_one({"name": id_or_name} | f.SHOWN, sort=[("seq", -1)])
         return f.node_view(document, now, total) if document else None
+
+    async def write_samples(self, samples: Sequence[Document]) -> None:
+        """Write what nodes used at a moment; of each node and period the first stays."""
+        await insert_new(self._samples, samples)
+
+    async def samples(self, node_id: str, since: datetime | None) -> list[MetricPoint]:
+        """Return what a node has used, in order of time."""
+        wanted: Filter = {"node_id": {"$eq": node_id}} | ({"at": {"$gte": since}} if since else {})
+        found = self._samples.find(wanted).sort("at", 1)
+        return [point async for document in found for point in f.points(document)]
 
     async def record(self, node_id: str) -> NodeRecord | None:
         """Return what the scheduler has recorded of a node."""

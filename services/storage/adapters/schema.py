@@ -5,6 +5,7 @@ import asyncio
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from services.storage.adapters.mongo import Mongo
+from services.storage.core.fleet import SAMPLES_KEPT_DAYS
 
 #: Counts up with every change of stored documents that needs a migration.
 SCHEMA_VERSION = 1
@@ -38,6 +39,10 @@ INDEXES: dict[str, list[IndexModel]] = {
     "logs": [IndexModel([("key", _UP), ("first", _UP), ("last", _UP)]), IndexModel([("key", _UP), ("last", _DOWN)])],
     "metrics": [IndexModel([("key", _UP), ("at_us", _UP)])],
     "nodes": [IndexModel([("name", _UP), ("_id", _UP)])],
+    "node_samples": [
+        IndexModel([("node_id", _UP), ("at", _UP)]),
+        IndexModel([("at", _UP)], expireAfterSeconds=SAMPLES_KEPT_DAYS * 86400),
+    ],
     "dead_letters": [
         IndexModel([("at_us", _DOWN), ("_id", _DOWN)]),
         IndexModel([("reader", _UP), ("at_us", _DOWN), ("_id", _DOWN)]),

@@ -4,14 +4,14 @@ A node's document has two sources: what its agent last said (at version `seq`, t
 has recorded about it (at version `record_seq`, the stream sequence). Either may come first.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from services.storage.core.projections import Document, Upsert, microseconds, moment_of
 from services.storage.core.queries import Filter, cursor_after, cursor_text, invalid_cursor
-from shared.events import DeadLetter
+from shared.events import DeadLetter, MetricPoint
 from shared.fleet import Capacity, Heartbeat, NodeInfo, NodeRecord, Quota, QuotaSet, Usage
 from shared.requests import DeadLetterQuery, DeadLetterView, NodeView
-from shared.states import NodeCondition
+from shared.states import AttemptState, NodeCondition
 
 #: A node is online when it was heard of within these seconds, or within this many of its intervals.
 ONLINE_S, ONLINE_INTERVALS = 30.0, 3
@@ -21,6 +21,8 @@ FLEET_HEARTBEATS_PER_S, INTERVAL_LEAST_S = 500, 2.0
 RECORD_VERSION = "record_seq"
 #: Nodes that are shown: all but those that an admin has removed.
 SHOWN: Filter = {"forgotten": {"$ne": True}}
+#: Seconds between two samples of what a node uses, at least, and samples of all nodes in a second; kept so many days.
+SAMPLE_S, SAMPLES_PER_S, SAMPLES_KEPT_DAYS = 60.0, 5, 7
 _GONE = frozenset({NodeCondition.LOST, NodeCondition.LEFT})
 
 
@@ -32,6 +34,34 @@ def node_upsert(node_id: str, heartbeat: Heartbeat, seen_at: datetime) -> Upsert
     node = heartbeat.node.model_copy(update={"id": node_id})
     body = heartbeat.model_copy(update={"node": node}).to_bytes().decode()
     return Upsert(node_id, microseconds(seen_at), {"name": heartbeat.node.name, "heartbeat": body})
+
+
+def sample_period_s(nodes: int) -> float:
+    """Return how many seconds lie between two samples of a node that are kept: more where there are many nodes."""
+    return max(SAMPLE_S, nodes / SAMPLES_PER_S)
+
+
+def sample(node_id: str, heartbeat: Heartbeat, at: datetime, period_s: float) -> Document:
+    """Return what a node uses at a moment; one of each node and period is kept, the first that is written."""
+    usage, slot = heartbeat.usage, int(at.timestamp() // period_s)
+    gpus = heartbeat.capacity.gpus
+    values = {
+        "cpu": usage.cpu_percent,
+        "load": usage.load1,
+        "memory": float(max(0, heartbeat.capacity.memory - usage.memory_available)),
+        "disk_free": float(usage.disk_free),
+        "running_jobs": float(sum(held.state == AttemptState.RUNNING for held in heartbeat.attempts)),
+    }
+    if gpus:
+        values["gpu"] = sum(one.utilisation for one in gpus) / len(gpus)
+        values["gpu_memory"] = float(sum(one.memory_used for one in gpus))
+    return {"_id": f"{node_id}/{period_s:g}/{slot}", "node_id": node_id, "at": at, "values": values}
+
+
+def points(document: Document) -> list[MetricPoint]:
+    """Return a sample as points of series."""
+    at = document["at"].replace(tzinfo=UTC)  # MongoDB's times have none, and are in UTC
+    return [MetricPoint(name=name, value=value, at=at) for name, value in document["values"].items()]
 
 
 def record_upsert(seq: int, node_id: str, record: NodeRecord) -> Upsert:

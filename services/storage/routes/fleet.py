@@ -1,16 +1,28 @@
 """Questions about nodes and quotas, and about storage itself."""
 
+import asyncio
+
 from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.job_store import JobStore
 from services.storage.adapters.mongo import Mongo
 from services.storage.core import fleet as f
+from services.storage.core import metrics
 from services.storage.core import queries as q
 from services.storage.routes.table import Route, route
 from services.storage.shell.quotas import Quotas
 from shared import channels as c
 from shared.clock import utc_now
 from shared.errors import NotFound
-from shared.requests import Counts, Empty, NodeList, NodeListQuery, NodeQuery, NodeView
+from shared.requests import (
+    Counts,
+    Empty,
+    MetricPage,
+    NodeList,
+    NodeListQuery,
+    NodeQuery,
+    NodeSeriesQuery,
+    NodeView,
+)
 
 
 class FleetRoutes:
@@ -27,6 +39,7 @@ class FleetRoutes:
         return [
             route(c.NODE_LIST, self.list),
             route(c.NODE_GET, self.get),
+            route(c.NODE_SERIES, self.series),
             route(c.QUOTA_GET, self._quotas.get),
             route(c.COUNTS, self.counts),
             route(c.PING, self.ping),
@@ -49,6 +62,16 @@ class FleetRoutes:
         if node is None:
             raise NotFound(f"There is no node {query.node!r}.")
         return node
+
+    async def series(self, query: NodeSeriesQuery) -> MetricPage:
+        """Return what a node has used over time.
+
+        Raises:
+            NotFound: there is none of this id or name.
+        """
+        node = (await self.get(NodeQuery(node=query.node))).node.id
+        points = await self._store.samples(node, query.since)
+        return await asyncio.to_thread(metrics.page, 0, points, query.names, query.most)
 
     async def counts(self, _: Empty) -> Counts:
         """Return numbers of jobs and nodes."""

@@ -16,7 +16,7 @@ from services.storage.shell.jobs import ProjectionMark
 from shared import observe
 from shared.bus import Bus, Received
 from shared.channels import DLQ, FLEET, JOBS, LOGS, NOTIFY, TOKEN_REVOKED
-from shared.clock import utc_now
+from shared.clock import monotonic, utc_now
 from shared.deadletters import DeadLetters
 from shared.events import DeadLetter, DeliveryRequested, DeliveryTried, JobChanged, OutputBatch, TokenRevoked
 from shared.fleet import Heartbeat, NodeChanged, QuotaSet
@@ -199,14 +199,20 @@ class Heartbeats:
     def __init__(self, store: FleetStore) -> None:
         self._store = store
         self._last: dict[str, p.Upsert] = {}
+        self._samples: dict[str, p.Document] = {}
+        self._sampled: dict[str, float] = {}  # when, by node; others that are storage too may have the next
         self._some = asyncio.Event()
 
     def hear(self, message: Received[Heartbeat]) -> None:
         """Take in a heartbeat; the node is the subject's."""
         if message.data is None or len(self._last) >= NODES_MOST:
             return
-        node_id = message.params["node_id"]
-        self._last[node_id] = f.node_upsert(node_id, message.data, utc_now())
+        node_id, now = message.params["node_id"], utc_now()
+        self._last[node_id] = f.node_upsert(node_id, message.data, now)
+        period_s = f.sample_period_s(len(self._sampled))
+        if monotonic() >= self._sampled.get(node_id, 0.0) + period_s:
+            self._sampled[node_id] = monotonic()
+            self._samples[node_id] = f.sample(node_id, message.data, now, period_s)
         self._some.set()
 
     async def write(self) -> None:
@@ -215,8 +221,10 @@ class Heartbeats:
             await self._some.wait()
             self._some.clear()
             heard, self._last = list(self._last.values()), {}
+            samples, self._samples = list(self._samples.values()), {}
             try:
                 await self._store.write_nodes(heard)
+                await self._store.write_samples(samples)
             except PyMongoError as error:  # the next heartbeat says it again
                 log.warning("heartbeats_delayed", nodes=len(heard), error=str(error))
             await asyncio.sleep(NODE_WRITE_S)
