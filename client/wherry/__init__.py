@@ -33,6 +33,7 @@ from client.wherry.models import (
     Submitted,
     User,
 )
+from client.wherry.serving import Deployment, Predictions
 from client.wherry.trainings import Training
 
 #: The same as in pyproject.toml, which is not there where the package is installed.
@@ -48,6 +49,7 @@ __all__ = [
     "Dataset",
     "DatasetVersion",
     "DeadLetter",
+    "Deployment",
     "End",
     "Entry",
     "Explanation",
@@ -66,6 +68,7 @@ __all__ = [
     "NodeChange",
     "Notification",
     "Pending",
+    "Predictions",
     "Progress",
     "Quota",
     "Session",

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import httpx
 import httpx_sse
 
-from client.wherry import catalogue, datasets, mapping, models, protocol, scripts, trainings, transport
+from client.wherry import catalogue, datasets, mapping, models, protocol, scripts, serving, trainings, transport
 from client.wherry.effects import (
     Close,
     Effect,
@@ -31,6 +31,7 @@ from client.wherry.effects import (
 )
 from client.wherry.errors import WherryError
 from client.wherry.mapping import Image, Item, Workload
+from client.wherry.serving import Deployment, Predictions
 from client.wherry.source import ProgressCallback
 from client.wherry.trainings import Training
 from client.wherry.uploads import Note
@@ -517,6 +518,54 @@ class Client:
     def get_image(self, image_id: str, target: Path | str, *, type: str | None = None) -> Path:  # noqa: A002
         """Bring an image to the file *target*: itself, or the `original` or `filtered` one of its pair."""
         return self._driver.run(mapping.get_image(image_id, Path(target), type, None, self._patience_s))
+
+    def deploy(
+        self,
+        wish: Mapping[str, Any],
+        path: Path | str | None = None,
+        *,
+        key: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Deployment:
+        """Serve a model and return its id and status.
+
+        Args:
+            wish: `name`, and where needed `artifact` or `model`, `image`, `replicas`, `idle` and more; see the server's
+                documentation.
+            path: the model, a zip or a folder, which is sent first.
+            key: the idempotency key; one is made if none is given, so that a repeated try is the same deployment.
+            progress: called with the bytes sent so far and in all.
+
+        """
+        path, key = None if path is None else Path(path), key or secrets.token_urlsafe(24)
+        return self._driver.run(serving.deploy(wish, path, key, progress, self._patience_s))
+
+    def deployments(
+        self, *, name: str | None = None, ended: bool = False, limit: int | None = None
+    ) -> Iterator[Deployment]:
+        """Give deployments, newest first, at most `limit` of them; pages are fetched as they are needed."""
+        return self._driver.iterate(serving.listed(name, limit, self._patience_s, ended=ended))
+
+    def deployment(self, deployment: str) -> Deployment:
+        """Return a deployment by its id, or one of yours by its name: its status and its replicas."""
+        return self._driver.run(scripts.ask(Deployment, serving.show(deployment), self._patience_s))
+
+    def update_deployment(
+        self, deployment: str, changes: Mapping[str, Any], path: Path | str | None = None
+    ) -> Deployment:
+        """Have a deployment otherwise (`replicas`, `image`, …), with *path* with another model; return it as it was."""
+        path = None if path is None else Path(path)
+        return self._driver.run(serving.update(deployment, changes, path, None, self._patience_s))
+
+    def undeploy(self, deployment: str) -> Deployment:
+        """Take a deployment away; return it as it was. Safe to repeat."""
+        return self._driver.run(scripts.ask(Deployment, serving.show(deployment, "DELETE"), self._patience_s))
+
+    def predict(
+        self, deployment: str, order: Mapping[str, Any] | None = None, *, images: Sequence[Path | bytes] = ()
+    ) -> Predictions:
+        """Ask a model: with `instances` or `image_url` in *order*, or about *images* (files or their bytes)."""
+        return self._driver.run(serving.predict(deployment, order or {}, images, self._patience_s))
 
     def train(self, wish: Mapping[str, Any], *, key: str | None = None) -> Training:
         """Hand in a training and return its id and status.

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from client.wherry import __version__, config, models
-from client.wherry.cli import admin, artifacts, catalogue, datasets, mapping, nodes, series, tables, trainings
+from client.wherry.cli import admin, artifacts, catalogue, datasets, mapping, nodes, series, serving, tables, trainings
 from client.wherry.cli.console import Output, as_json, now
 from client.wherry.cli.follow import follow
 from client.wherry.cli.session import LONG_PATIENCE_S, PATIENCE_S, connect
@@ -94,6 +94,10 @@ app.add_typer(admin.letters, name="dead-letters")
 app.command("retention")(admin.retention)
 app.command("train")(trainings.train)
 app.add_typer(trainings.app, name="trainings")
+app.command("deploy")(serving.deploy)
+app.command("undeploy")(serving.undeploy)
+app.command("predict")(serving.predict)
+app.add_typer(serving.app, name="deployments")
 app.add_typer(catalogue.app, name="models")
 app.command("map")(mapping.map_files)
 app.command("items")(mapping.items)

@@ -58,7 +58,8 @@ class PredictDocument(BaseModel):
 
 def instances_body(order: PredictOrder) -> bytes:
     """Return what the model is sent for *order* with instances."""
-    return order.model_dump_json(include={"instances", "signature_name"}, exclude_none=True).encode()
+    wanted = {"instances", "signature_name", *Size.model_fields}
+    return order.model_dump_json(include=wanted, exclude_none=True).encode()
 
 
 def image_body(image: bytes, size: Size) -> bytes:

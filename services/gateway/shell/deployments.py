@@ -15,7 +15,7 @@ from shared.channels import JOB_LIST, SERVICE_UPDATED
 from shared.clock import utc_now
 from shared.errors import NotFound, WherryError
 from shared.events import ServiceUpdated
-from shared.ids import TOKEN
+from shared.ids import TOKEN, keyed_id
 from shared.job import Job
 from shared.requests import JobListQuery, Principal
 from shared.spec import JobSpec
@@ -37,7 +37,8 @@ async def create(gateway: Gateway, principal: Principal, body: bytes, key: str |
         wish = NewDeployment.model_validate_json(body)
     except ValidationError as error:
         raise problems.from_validation(error, NewDeployment) from None
-    if key is None and await _named(gateway, principal, wish.name) is not None:
+    taken = await _named(gateway, principal, wish.name)
+    if taken is not None and (not key or taken.id != keyed_id("j", gateway.key, principal.user_id, key)):
         raise WherryError("name_taken", f"You have a deployment {wish.name!r} already.")
     return await make(gateway, principal, wish, key)
 
