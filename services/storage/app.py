@@ -3,8 +3,6 @@
 import asyncio
 from datetime import timedelta
 
-import aiohttp
-
 from services.storage.adapters.dataset_store import DatasetStore
 from services.storage.adapters.fetch import Web
 from services.storage.adapters.fetch_store import FetchStore
@@ -16,7 +14,7 @@ from services.storage.adapters.model_store import ModelStore
 from services.storage.adapters.mongo import Mongo, PyMongoError
 from services.storage.adapters.passwords import Passwords
 from services.storage.adapters.people_store import PeopleStore
-from services.storage.adapters.registry import TIMEOUT_S, Registry
+from services.storage.adapters.registry import Registry
 from services.storage.adapters.resumable_store import ResumableStore
 from services.storage.adapters.retention_store import RetentionStore
 from services.storage.adapters.schema import prepare
@@ -56,7 +54,6 @@ from shared.broker_check import check_broker
 from shared.bus import Bus
 from shared.channels import HEARTBEAT, Service
 from shared.clock import utc_now
-from shared.outbound import WayOut
 
 _PAUSE_S, _PAUSE_MAX_S = 0.2, 2.0
 
@@ -76,9 +73,8 @@ async def run(settings: StorageSettings) -> None:
             # Bytes have a connection of their own: questions do not wait behind them.
             Bus.connect(settings, Service.STORAGE, purpose="blobs") as blob_bus,
             Web(settings.fetch_places, settings.fetch_idle_s) as web,
-            WayOut(settings.registry_places, aiohttp.ClientTimeout(total=TIMEOUT_S)) as way,
+            Registry(settings.registry_places, settings.logins) as registry,
         ):
-            registry = Registry(way, settings.registry_places, settings.logins)
             await _run_until_closed(Storage(settings, mongo, bus, blob_bus, web, registry), bus, blob_bus)
     finally:
         mongo.close()

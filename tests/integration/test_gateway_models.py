@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import httpx
 import nats
 import pytest
@@ -19,7 +18,6 @@ from services.storage.adapters.registry import Registry
 from services.storage.core.registry import LABEL_DESCRIPTION, LABEL_NAME, LABEL_PARAMS, parse
 from shared.errors import WherryError
 from shared.events import DeliveryRequested, Event
-from shared.outbound import WayOut
 from tests.integration.gateway_stack import ADMIN, GatewayStack
 from tests.integration.registry_server import RegistryServer
 
@@ -322,14 +320,15 @@ async def test_a_registry_with_a_login_is_read_with_the_one_that_is_set_and_else
     with RegistryServer(folder / "closed", htpasswd=f"ann:{OPEN_SESAME}") as closed:
         digest = await asyncio.to_thread(closed.push, "own/model", LABELS, auth=("ann", "open sesame"))
         places = frozenset({closed.host})
-        async with WayOut(places, aiohttp.ClientTimeout(total=20)) as way:
-            reference = parse(f"{closed.host}/own/model")
-            facts = await Registry(way, places, {closed.host: "ann:open sesame"}).image(reference)
-            assert (facts.digest, facts.labels) == (digest, LABELS)
-            for logins in ({}, {closed.host: "ann:wrong"}):
+        reference = parse(f"{closed.host}/own/model")
+        async with Registry(places, {closed.host: "ann:open sesame"}) as known:
+            facts = await known.image(reference)
+        assert (facts.digest, facts.labels) == (digest, LABELS)
+        for logins in ({}, {closed.host: "ann:wrong"}):
+            async with Registry(places, logins) as unknown:
                 with pytest.raises(WherryError, match="WHERRY_REGISTRY_LOGINS") as refused:
-                    await Registry(way, places, logins).image(reference)
-                assert refused.value.code == "registry_failed"
+                    await unknown.image(reference)
+            assert refused.value.code == "registry_failed"
 
 
 async def requested(stack: GatewayStack, about: str) -> list[DeliveryRequested]:

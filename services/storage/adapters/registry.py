@@ -4,7 +4,8 @@ import base64
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, cast
+from types import TracebackType
+from typing import Any, Self, cast
 
 import aiohttp
 from yarl import URL
@@ -22,19 +23,27 @@ _HOPS = frozenset({301, 302, 303, 307, 308})
 
 
 class Registry:
-    """Asks registries.
+    """Asks registries. Use as ``async with Registry(…) as registry:``.
 
     Args:
-        way: the way out.
-        plain: ``host:port`` of registries that are asked by http.
+        plain: ``host:port`` of registries that are asked by http, whatever their address.
         logins: ``user:password`` by host.
     """
 
-    def __init__(self, way: WayOut, plain: frozenset[str], logins: Mapping[str, str]) -> None:
-        self._way = way
+    def __init__(self, plain: frozenset[str], logins: Mapping[str, str]) -> None:
+        self._way = WayOut(plain, aiohttp.ClientTimeout(total=TIMEOUT_S))
         self._plain = plain
         self._logins = logins
         self._tokens: dict[tuple[str, str], str] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._way.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._way.__aexit__(kind, error, trace)
 
     async def repositories(self, host: str) -> AsyncIterator[str]:
         """Give the names of all repositories.
