@@ -121,10 +121,6 @@ class Doors(Protocol):
         """
         ...
 
-    async def shut(self, key: Key) -> None:
-        """Take it away: the program has ended."""
-        ...
-
     async def put(self, key: Key, handle: str, pieces: Iterator[bytes]) -> None:
         """Unpack a tar, read in a thread, in the outputs. A link there is not followed, and no folder is replaced.
 

@@ -31,14 +31,12 @@ class Engine:
         call: runs something in a thread, and raises its errors as our own.
         long_call: the same for what moves bytes.
         create: makes a container, in the place of one of that name; gives its id.
-        remove: removes one; a missing one is no error.
     """
 
     api: Callable[[], docker.APIClient]
     call: Callable[[Callable[[], Any]], Awaitable[Any]]
     long_call: Callable[[Callable[[], Any]], Awaitable[Any]]
     create: Callable[[dict[str, Any], str], Awaitable[str]]
-    remove: Callable[[str], Awaitable[None]]
 
 
 class DockerDoors:
@@ -106,10 +104,6 @@ class DockerDoors:
             await opened.close()
             raise
         return opened
-
-    async def shut(self, key: Key) -> None:
-        """Remove the relay: its program has ended."""
-        await self._engine.remove(door.relay_name(self._place, key))
 
     async def put(self, key: Key, handle: str, pieces: Iterator[bytes]) -> None:
         """Unpack a tar, read in a thread, in the outputs. A link there is not followed, and no folder is replaced.

@@ -96,7 +96,7 @@ class DockerRuntime:
         self._host_network = host_network
         self._bridges = GangBridges(place, self._api, self._call)
         long_call = partial(self._call, pool=self._long_pool)
-        engine = Engine(self._api, self._call, long_call, self._create, self._remove)
+        engine = Engine(self._api, self._call, long_call, self._create)
         self.doors = DockerDoors(engine, place, relay_image)
 
     # --- the engine ---
@@ -455,7 +455,7 @@ class DockerRuntime:
 
     def _tell(self, handle: str, lines: bytes) -> None:
         api = self._api()
-        with _translated("writing to the program"), closing(_plain_socket(api, handle)) as stream:
+        with _translated("writing to the program"), _stdin_of(api, handle) as stream:
             stream.settimeout(_TELL_TIMEOUT_S)
             stream.sendall(lines)
             stream.shutdown(socket.SHUT_WR)
@@ -777,10 +777,18 @@ def _with_chunks(item: Output, queue: "asyncio.Queue[Output | bytes | BaseExcept
     return Output(item.path, "file", item.mode, item.mtime, item.size, chunks=chunks())
 
 
-def _plain_socket(api: Any, handle: str) -> Any:
-    """Return a socket to the standard input of a container."""
+@contextmanager
+def _stdin_of(api: Any, handle: str) -> Generator[Any]:
+    """Give a socket to the standard input of a container. All that holds it open is closed: nobody would collect it."""
     stream = api.attach_socket(handle, {"stdin": 1, "stream": 1})
-    return getattr(stream, "_sock", stream)
+    plain = getattr(stream, "_sock", stream)
+    try:
+        yield plain
+    finally:
+        for one in (getattr(stream, "_response", None), stream, plain):
+            if one is not None:
+                with suppress(OSError, ValueError):
+                    one.close()
 
 
 def _shut_down(api: Any, response: Any) -> None:

@@ -23,7 +23,10 @@ _log = observe.logger("api")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request. `headers` are in lower case; `body` is to be read at most once."""
+    """A request. `headers` are in lower case.
+
+    `body` is to be read at most once; it raises `Gone`, which is not to be answered.
+    """
 
     method: str
     target: str
@@ -54,8 +57,8 @@ class Answer:
 Handle = Callable[[Request], Awaitable[Answer]]
 
 
-class _Silent(Exception):
-    """Nothing came for long."""
+class Gone(Exception):
+    """The other side has gone away, or says nothing any more."""
 
 
 async def serve_http(connection: Connection, handle: Handle, *, silent_s: float = _SILENT_S) -> None:
@@ -65,7 +68,7 @@ async def serve_http(connection: Connection, handle: Handle, *, silent_s: float 
         while await talk.one(handle):
             pass
         await talk.take_left_over()
-    except (OSError, TimeoutError, _Silent, h11.ProtocolError) as error:
+    except (Gone, OSError, TimeoutError, h11.ProtocolError) as error:
         _log.debug("connection_ended", error=repr(error))
     except WherryError as error:  # in the middle of an answer: that it is not whole, its end without an end shows
         _log.warning("answer_cut", error=error.message)
@@ -91,11 +94,7 @@ class _Talk:
             return False
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
         request = Request(event.method.decode("ascii"), event.target.decode("latin-1"), headers, self._body())
-        try:
-            answer = await handle(request)
-        except h11.RemoteProtocolError as error:  # in its body
-            await self._refuse(error)
-            return False
+        answer = await handle(request)
         await self._give(answer, is_empty=request.method == "HEAD")
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
@@ -119,13 +118,16 @@ class _Talk:
             try:
                 async with asyncio.timeout(self._silent_s):
                     self._http.receive_data(await self._connection.receive())
-            except TimeoutError as error:
-                raise _Silent from error
+            except (OSError, TimeoutError) as error:
+                raise Gone from error
         return event
 
     async def _body(self) -> AsyncGenerator[bytes, None]:
-        while isinstance(event := await self._next(), h11.Data):
-            yield bytes(event.data)
+        try:
+            while isinstance(event := await self._next(), h11.Data):
+                yield bytes(event.data)
+        except h11.RemoteProtocolError as error:
+            raise WherryError("bad_request", f"The body cannot be read: {error}") from error
 
     async def _give(self, answer: Answer, *, is_empty: bool) -> None:
         headers = dict(answer.headers)

@@ -119,9 +119,6 @@ class ProcessDoors:
         await opened.open(port)
         return opened
 
-    async def shut(self, key: Key) -> None:
-        """Do nothing: a port that nobody listens on is none."""
-
     async def put(self, key: Key, handle: str, pieces: Iterator[bytes]) -> None:
         """Unpack a tar in the outputs. A link there is not followed, and no folder is replaced.
 

@@ -17,7 +17,7 @@ from typing import Any
 from prometheus_client import Counter
 
 from services.node_agent.adapters import source_zip
-from services.node_agent.adapters.http_server import Answer, Request, serve_http, whole_body
+from services.node_agent.adapters.http_server import Answer, Gone, Request, serve_http, whole_body
 from services.node_agent.adapters.pieces import Stoppable
 from services.node_agent.adapters.storage import Storage
 from services.node_agent.core import api, archive
@@ -146,16 +146,10 @@ class Api:
             return tuple(json.loads(self._remarks_path(key).read_text("utf-8")))
         return ()
 
-    async def shut(self, held: m.Held) -> None:
-        """Take the door away: the program has ended."""
-        if held.order.spec.network != "api":
-            return
-        room = self._rooms.pop(held.key, None)
-        if room is not None:
+    async def shut(self, key: Key) -> None:
+        """Shut the door: the program has ended. What it is made of goes with the attempt."""
+        if (room := self._rooms.pop(key, None)) is not None:
             await _end(room)
-        if (runtime := self._runtimes.get(held.order.spec.runtime)) is not None:
-            with suppress(WherryError):  # `clear` comes by again
-                await runtime.doors.shut(held.key)
 
     async def close(self) -> None:
         """Let go of every door; programs run on, and another agent opens it again."""
@@ -224,8 +218,11 @@ class Api:
             answer = await self._do(room, asked, request)
         except WherryError as error:
             answer = _problem(error)
-        except (OSError, TimeoutError):
-            raise  # the connection is gone
+        except Gone:
+            raise
+        except OSError as error:
+            _log.error("api_disk", job_id=room.key.job_id, attempt=room.key.attempt, error=str(error))
+            answer = _problem(Unavailable(f"The node cannot take it now: {error.strerror}."))
         except Exception:  # noqa: BLE001 - the program is told, and the agent lives on
             _log.exception("api_failed", job_id=room.key.job_id, attempt=room.key.attempt, what=what)
             answer = _problem(WherryError("internal", "Something went wrong on the node. It is in its log."))

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from services.node_agent.adapters.address import check_ports
 from services.node_agent.adapters.processes import remove_tree
 from services.node_agent.adapters.storage import Storage
 from services.node_agent.core import machine as m
@@ -174,6 +175,7 @@ class Attempts:
             self._do.post(m.ImageFound(key, image.digest))
             inputs = partial(self._inputs, order, runtime, image)
             access = await self._api.admit(order)
+            await asyncio.to_thread(check_ports, order.wiring)
             handle = await runtime.stage(order, image, partial(self._source, order), inputs, access)
             self._do.post(m.Staged(key, handle))
         except WherryError as error:
@@ -287,7 +289,7 @@ class Attempts:
             _log.error("following_broke", job_id=held.key.job_id, attempt=held.key.attempt, error=repr(error))
 
         await until_done(follow, note)
-        await self._api.shut(held)
+        await self._api.shut(held.key)
         self._do.post(m.Exited(held.key, outcomes[0]))
 
     async def _follow_once(self, held: m.Held) -> Outcome:
@@ -468,7 +470,7 @@ class Attempts:
         def note(error: Exception) -> None:
             _log.warning("clear_failed", job_id=key.job_id, attempt=key.attempt, error=repr(error))
 
-        await self._api.shut(held)
+        await self._api.shut(key)
         if runtime is not None:
             await until_done(partial(runtime.clear, key), note)
         await self._do.inputs.release(key)

@@ -258,6 +258,14 @@ def test_each_thing_a_node_is_has_its_reason(make) -> None:
     ):
         told = reason_for(make, node, placement=placement)
         assert (told.codes, told.possible) == ({code: 1}, False)
+    api = {"runtime": "docker", "image": "x", "network": "api"}
+    told = reason_for(make, node, **api)
+    assert (told.codes, told.possible) == ({PendingCode.NETWORK: 1}, False)
+    assert "WHERRY_RELAY_IMAGE" in told.text
+    only_processes = make.beat("n2", api=("process",))
+    assert reason_for(make, only_processes, **api).codes == {PendingCode.NETWORK: 1}
+    able = place(fleet(node, only_processes, make.beat("n3", api=("docker",))), need(**api))
+    assert able.node == "n3"
 
 
 def test_gpu_refusals_tell_too_few_from_too_small_from_busy(make) -> None:
@@ -370,3 +378,5 @@ def test_only_inputs_whose_bytes_are_known_count():
         inputs={"a": known, "b": known, "c": known | {"unpack": False}, "d": "https://example.org/x"},
     )
     assert inputs_of(spec) == ((f"{'0' * 64}-unpacked", 7), ("0" * 64, 7))
+    fetched = JobSpec(runtime="process", command="true", network="api", inputs={"a": known | {"stage": False}})
+    assert inputs_of(fetched) == ()
