@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import io
 import json
 import statistics
@@ -14,6 +15,8 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
 
 from tests.e2e.stack import ROOT, Stack, docker_answers, until, zip_of
 from tests.integration.web_server import Web
@@ -170,6 +173,36 @@ def test_a_model_and_an_image_are_asked_by_their_addresses_in_one_go(
     wrong = stack.http.post("/predict", json=order | {"width": 3}, timeout=120)
     assert (wrong.status_code, wrong.json()["code"]) == (422, "model_refused")
     assert "2 x 2 pixels" in wrong.json()["detail"]
+
+
+def test_a_client_of_the_open_inference_protocol_asks_in_json_and_in_binary(
+    stack: Stack, gone: Callable[[str], str]
+) -> None:
+    deployment = gone(deploy(stack, "inference", model("nw", "ne", "sw", "se")))
+    until_running(stack, deployment)
+    headers = {"Authorization": stack.http.headers["Authorization"]}
+    with contextlib.closing(InferenceServerClient(f"127.0.0.1:{stack.port}")) as client:
+        assert client.is_server_live(headers=headers)
+        assert client.is_server_ready(headers=headers)
+        assert "binary_tensor_data" in client.get_server_metadata(headers=headers)["extensions"]
+        assert client.is_model_ready("inference", headers=headers)
+        told = client.get_model_metadata("inference", headers=headers)
+        assert (told["name"], told["inputs"][0]["shape"]) == ("inference", [-1, 4])
+        rows = np.eye(4, dtype=np.float32)[[3, 0, 1]]
+        for is_binary in (True, False):
+            given = InferInput("input", list(rows.shape), "FP32")
+            given.set_data_from_numpy(rows, binary_data=is_binary)
+            wanted = [InferRequestedOutput(name, binary_data=is_binary) for name in ("probabilities", "label")]
+            answer = client.infer("inference", [given], outputs=wanted, request_id="r1", headers=headers)
+            assert answer.get_response()["id"] == "r1"
+            assert answer.as_numpy("probabilities").argmax(1).tolist() == [3, 0, 1]
+            assert [bytes(one).decode() if is_binary else one for one in answer.as_numpy("label")] == ["se", "nw", "ne"]
+        with pytest.raises(InferenceServerException, match="input"):
+            client.infer(
+                "inference", [InferInput("other", [1, 4], "FP32").set_data_from_numpy(rows[:1])], headers=headers
+            )
+        with pytest.raises(InferenceServerException):
+            client.infer("no-such-model", [given], headers=headers)
 
 
 def test_a_zip_without_a_model_is_told_so(stack: Stack, gone: Callable[[str], str]) -> None:
