@@ -435,7 +435,8 @@ class _Turn:
         """Look at the map jobs in which time alone may change something, and stop workers that do not end."""
         state = self.state
         for job_id, book in state.books.items():
-            if mapping.is_restless(state.jobs[job_id].job, book):
+            tracked = state.jobs.get(job_id)  # none: the job was set aside
+            if tracked is not None and mapping.is_restless(tracked.job, book):
                 state.gangs.touch(job_id)
         for worker_id, since in tuple(state.let_be.items()):
             if worker_id not in state.jobs:

@@ -173,7 +173,8 @@ def _end(job: Job, some: Changes, said: ItemsSaid, worker: Job | None, now: date
 def _ended(item: Item, end: ItemEnd, node: str, worker: Job, tries_max: int, now: datetime) -> Item | None:
     # The node's clock may be wrong: how long it took is kept, and within what we know to be true.
     at = min(max(end.at, item.added_at), now)
-    started_at = at - max(end.at - end.started_at, timedelta())
+    took = min(max(end.at - end.started_at, timedelta()), at - item.added_at)
+    started_at = at - took
     if (item.worker, item.attempt, item.started_at) == (worker.id, worker.attempt, started_at):
         return None  # the same try once more
     tried = {

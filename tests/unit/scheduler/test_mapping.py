@@ -1,6 +1,6 @@
 """Map jobs: their items, their workers, and how they end."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -145,6 +145,7 @@ def test_a_map_job_runs_its_items_on_workers_and_ends(maps) -> None:
     assert {world.node_of(first), world.node_of(second)} == {"n0", "n1"}, "they are not spread"
     assert world.job.state is JobState.RUNNING
     assert sorted(world.given(first) + world.given(second)) == ["a", "b", "c"]
+    world.world.now += 5
     for worker in (first, second):
         world.say(worker, *world.given(worker))
     assert world.job.state is JobState.SUCCEEDED
@@ -295,6 +296,25 @@ def test_the_same_end_twice_is_one_try(maps) -> None:
     world.say(worker, "a", error=FAILED, started_at=began)
     world.say(worker, "a", error=FAILED, started_at=began)
     assert world.items()["a"].tries == 1
+
+
+@pytest.mark.parametrize("years", [1, 9999])
+def test_a_node_whose_clock_is_wrong_ends_items_within_what_is_true(maps, years) -> None:
+    world = maps()
+    world.add("a", "b", "c")
+    worker = world.start()[0]
+    world.world.now += 7
+    when = datetime(years, 6, 1, tzinfo=UTC)
+    ends = tuple(
+        ItemEnd(id=ident(name), started_at=datetime(began, 1, 1, tzinfo=UTC), at=when)
+        for name, began in (("a", 1), ("b", 9999), ("c", years))
+    )
+    world.world.turn(
+        world.world.about_items(worker, ItemsSaid(world.node_of(worker), AttemptItems(attempt=1, ends=ends, at=when)))
+    )
+    assert counts(world) == (3, 3, 0)
+    for item in world.items().values():
+        assert world.make.at(0).at <= item.started_at <= item.ended_at <= world.make.at(7).at
 
 
 def test_the_first_end_counts(maps) -> None:
