@@ -2,37 +2,46 @@
 
 import asyncio
 import hashlib
+import io
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 
+from shared.blobs import BlobClient
 from shared.bus import Record, job_filter
-from shared.channels import JOB_CHANGED
+from shared.channels import JOB_CHANGED, Service
+from shared.errors import NotFound, Unavailable
 from shared.events import Event, JobChanged
 from shared.fleet import ItemOrder, Order
 from shared.ids import new_id
 from shared.job import Attempt, BlobRef, GangPlace, Item, Job
+from shared.requests import BlobRead
 from shared.spec import ItemSpec, JobSpec, Map
 from shared.states import AttemptState, JobState
 from tests.integration.agent_stack import (
     IMAGE,
     NOW,
     OWNER,
+    ROOT,
     AgentProcess,
     Head,
     agent_of,
     busybox,
     head_of,
     storage_of,
+    whole,
     zip_of,
 )
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
 
+FILTERS = "wherry/filters"
 #: Makes capitals of a file; one that says "bad" fails, one that says "slow" takes its time.
 WARM = r"""
 echo started
@@ -58,9 +67,9 @@ async def head(mongo_server: str, folder: Path) -> AsyncIterator[Head]:
         yield head
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def agent(head: Head, tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    async with agent_of(head.stack, head, tmp_path) as agent:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def agent(head: Head, folder: Path) -> AsyncIterator[AgentProcess]:
+    async with agent_of(head.stack, head, folder / "agent") as agent:
         yield agent
 
 
@@ -196,9 +205,7 @@ async def test_a_command_is_run_for_each_item(head: Head, agent: AgentProcess, r
     await one.tell(close=True)
     assert (await one.finished())["state"] == "succeeded"
     said = [(line.s, line.x) for line in head.lines[one.order.job_id]]
-    assert sorted(said) == sorted(
-        [("e", "{}"), ("e", '{"k": "v \' \\" $x"}'), ("o", "open line"), ("o", "open line")]
-    )
+    assert sorted(said) == sorted([("e", "{}"), ("e", '{"k": "v \' \\" $x"}'), ("o", "open line"), ("o", "open line")])
 
 
 async def test_an_item_that_takes_too_long_fails_and_its_worker_is_stopped(
@@ -237,3 +244,98 @@ async def test_a_worker_runs_on_without_its_agent_and_the_next_agent_loses_and_r
     (runs,) = (entry.blob for entry in (await head.manifest(finished)).entries)
     assert runs
     assert sorted((await head.read(runs)).decode().split("\n")[:-1]) == sorted(f"run {id_}" for id_ in [*ids, more])
+
+
+async def test_what_a_worker_does_while_its_node_is_cut_off_is_told_afterwards_and_before_its_end(
+    head: Head, agent: AgentProcess, runtime: dict[str, Any]
+) -> None:
+    source = await head.upload(zip_of({"warm.sh": WARM}))
+    one = await worker(head, {"warm": True}, command="exec sh warm.sh", source=source, **runtime)
+    bodies = [b"slow %d" % index if index % 10 == 2 else b"quick %d" % index for index in range(20)]
+    ids = await one.add(*bodies)
+    await one.tell(close=True)
+    await one.until_ended(2)
+    head.stack.nats.kill()
+    try:
+        await asyncio.sleep(1)
+        await agent.stop(signal.SIGKILL)  # what was said meanwhile is known to its journal, or in the output
+        await agent.start()
+        await asyncio.sleep(2)
+    finally:
+        head.stack.nats.start()
+    finished = await one.finished()
+    for index, item_id in enumerate(ids):
+        assert await one.left(item_id) == {f"text-{index}.txt": bodies[index].upper()}
+    assert finished["state"] == "succeeded"
+    assert [name for job, name, _ in head.reports if job == one.order.job_id][-1] == "finished"
+
+
+def picture(format_: str, number: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").rotate(10 * number).save(buffer, format_)
+    return buffer.getvalue()
+
+
+def opened(body: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(body))
+    image.load()
+    return image
+
+
+async def test_the_filters_image_is_a_warm_worker_by_its_own_entry_point(head: Head, agent: AgentProcess) -> None:
+    filters_image()
+    spec: dict[str, Any] = {"image": FILTERS, "params": {"filter": "blur"}, "resources": {"disk": "64MiB"}}
+    one = await worker(head, {"warm": True}, **spec)
+    good = await one.add(*(picture("PNG", number) for number in range(20)), names="{}.png")
+    jpeg, bad = await one.add(picture("JPEG"), b"no picture", names="photo-{}.JPG")
+    await one.until_ended(22)
+    for number, item_id in enumerate(good):
+        (body,) = (await one.left(item_id)).values()
+        expected = opened(picture("PNG", number)).filter(ImageFilter.GaussianBlur(2))
+        assert ImageChops.difference(opened(body), expected).getbbox() is None
+    ((name, body),) = (await one.left(jpeg)).items()
+    assert (name, opened(body).format) == ("photo-0.JPG", "JPEG")
+    assert one.ends[bad]["error"]["message"] == "it is no picture of a format that is known"
+    await one.tell(close=True)
+    assert (await one.finished())["state"] == "succeeded"
+
+
+async def test_the_filters_image_does_an_ordinary_job(head: Head, agent: AgentProcess) -> None:
+    filters_image()
+    source = await head.upload(zip_of({"in/a.png": picture("PNG"), "in/b.bmp": picture("BMP")}))
+    command = 'python3 -m filters grayscale in "$WHERRY_OUTPUTS"'
+    _, finished = await head.run(60, image=FILTERS, source=source, command=command, resources={"disk": "64MiB"})
+    assert finished["state"] == "succeeded", finished
+    manifest = await head.manifest(finished)
+    found = {entry.path: await head.read(entry.blob) for entry in manifest.entries if entry.blob}
+    assert sorted(found) == ["a.png", "b.png"]
+    for body in found.values():
+        assert ImageChops.difference(opened(body), ImageOps.grayscale(opened(picture("PNG")))).getbbox() is None
+
+
+async def test_a_node_reads_the_items_of_the_workers_that_it_runs_and_no_others(
+    head: Head, agent: AgentProcess
+) -> None:
+    one = await worker(head, {"warm": True}, command="cat", image=IMAGE, resources={"disk": "64MiB"})
+    (mine,) = await one.add(b"mine")
+    (other,) = await (await worker(head, {}, command="cat", image=IMAGE)).add(b"of another job")
+    secret = await head.upload(b"nobody's item")
+    given = one.given[mine].spec.artifact
+    wanted = BlobRead(artifact_id=given, job_id=one.order.job_id, item=mine, min_seq=one.order.seq)
+    async with head.stack.bus(Service.NODE_AGENT, "n1") as bus, head.stack.bus(Service.NODE_AGENT, "n2") as second:
+        node, stranger = BlobClient(bus, "node", "n1"), BlobClient(second, "node", "n2")
+        assert await whole(node.read(wanted)) == b"mine"
+        for refused in (
+            wanted.model_copy(update={"artifact_id": secret}),
+            wanted.model_copy(update={"job_id": one.order.parent}),
+        ):
+            with pytest.raises(NotFound):
+                await whole(node.read(refused))
+        with pytest.raises(Unavailable):  # as if it were not known yet
+            await whole(node.read(wanted.model_copy(update={"item": other}), patience_s=0))
+        with pytest.raises(NotFound):
+            await whole(stranger.read(wanted))
+
+
+def filters_image() -> None:
+    subprocess.run([ROOT / "infra/docker/build-filters.sh"], check=True, stdout=subprocess.DEVNULL)

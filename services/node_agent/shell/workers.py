@@ -85,7 +85,8 @@ class Workers:
             key = Key(one.job_id, one.attempt)
             if one.items is None and not one.close:
                 continue
-            self._wanted[key] = one
+            if one.items is not None or key not in self._wanted:
+                self._wanted[key] = one
             if (worker := self._workers.get(key)) is not None:
                 worker.want(one)
 
