@@ -208,11 +208,12 @@ def with_remark(parent: Job, text: Remark) -> Job:
 
 
 def ran_for_s(job: Job) -> float:
-    """Return for how many seconds the program of a member that has ended had run."""
+    """Return for how many seconds the program of a member had run when it ended."""
     attempt = job.attempts[-1] if job.attempts else None
     if attempt is None or attempt.running_at is None:
         return 0.0
-    return ((attempt.ended_at or job.ended_at or attempt.running_at) - attempt.running_at).total_seconds()
+    ended_at = attempt.finishing_at or attempt.ended_at or job.ended_at or attempt.running_at
+    return (ended_at - attempt.running_at).total_seconds()
 
 
 def _next_id(parent_id: str, number: int, known: Container[str]) -> tuple[int, str]:

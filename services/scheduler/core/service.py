@@ -81,8 +81,12 @@ def follow(job: Job, team: Team, now: datetime, limits: Limits) -> Plan:
     """Return what follows for a service, its new replicas, and those that are to be stopped."""
     before, seen = job, crew.see(job.members, team.jobs, team.missing)
     job = job.model_copy(update={"members": seen.members, "replicas": wanted(job)})
+    known = {one.job_id: one.state for one in before.members}
+    for member in seen.members:
+        if member.state is JobState.FINISHING is not known[member.job_id]:
+            job = _finishing(job, team.jobs.get(member.job_id), now, limits)
     for member, ended in seen.ended:
-        job = _replaced(job, member, ended, now, limits)
+        job = _replaced(job, member, ended, now, limits, is_charged=known[member.job_id] is JobState.FINISHING)
     if clocks.is_unwanted(job, now):
         return _ending(before, job, team, now)
     idled = _idled(job, team.used_at, team.jobs, now)
@@ -138,16 +142,35 @@ def _updated(job: Job, wished: Service, update: ServiceUpdated, now: datetime) -
 # --- what has become of replicas -----------------------------------------------------------------------------------
 
 
-def _replaced(job: Job, member: GangMember, ended: Job | None, now: datetime, limits: Limits) -> Job:
+def _finishing(job: Job, replica: Job | None, now: datetime, limits: Limits) -> Job:
+    """Return the service after the program of a replica has ended, while what that left is stored.
+
+    It is replaced by then, for the storing may take its time; so it is charged for by then, too.
+    """
+    if replica is None or replica.cancel_requested_at is not None:
+        return job
+    return _charged(job, replica, EndReason.EXIT_CODE, now, limits)
+
+
+def _replaced(
+    job: Job, member: GangMember, ended: Job | None, now: datetime, limits: Limits, *, is_charged: bool
+) -> Job:
     """Return the service after the end of one of its replicas: charged for it, where it was not wished."""
     if ended is None or ended.cancel_requested_at is not None:
         return job
     failure = ended.error or Failure(reason=EndReason.EXIT_CODE, message="its program has ended")
     if failure.reason is EndReason.NODE_DRAINED:
         return job
+    if not is_charged:
+        job = _charged(job, ended, failure.reason, now, limits)
+    return crew.with_remark(job, _told(job, member, failure))
+
+
+def _charged(job: Job, ended: Job, reason: EndReason, now: datetime, limits: Limits) -> Job:
+    """Return the service with one more end in a row counted, and the back-off that follows from it."""
     is_fresh = crew.ran_for_s(ended) >= limits.replica_well_s or _is_quiet(job, now, limits)
     tries, losses = (0, 0) if is_fresh else (job.tries, job.losses)
-    if failure.reason in INFRASTRUCTURE_REASONS:
+    if reason in INFRASTRUCTURE_REASONS:
         losses += 1
         wait_s = _backoff_s(losses - 1, limits)  # the first is nothing to wait for
     else:
@@ -156,8 +179,7 @@ def _replaced(job: Job, member: GangMember, ended: Job | None, now: datetime, li
     not_before = job.not_before
     if wait_s:
         not_before = max(filter(None, (not_before, now + timedelta(seconds=wait_s))))
-    charged = job.model_copy(update={"tries": tries, "losses": losses, "not_before": not_before})
-    return crew.with_remark(charged, _told(job, member, failure))
+    return job.model_copy(update={"tries": tries, "losses": losses, "not_before": not_before})
 
 
 def _is_quiet(job: Job, now: datetime, limits: Limits) -> bool:

@@ -218,6 +218,20 @@ def test_a_program_that_ends_well_was_not_to_end_either(world: Any, make: Simple
     assert "its program has ended" in world.job("s1").remarks[-1]
 
 
+def test_what_a_replica_leaves_is_not_waited_for_and_its_end_is_charged_once(world: Any, make: SimpleNamespace):
+    first = start(world, make).members[0]
+    report(world, first, make.finishing(s=1))
+    job = world.job("s1")
+    assert (job.tries, job.not_before, len(job.members)) == (1, make.at(1).at, 2)
+    world.now = 2
+    world.hear("n1")
+    world.settle()
+    assert len(replicas(world, JobState.PLACED)) == 1
+    end(world, make, first, EndReason.EXIT_CODE)
+    job = world.job("s1")
+    assert (job.tries, len(job.members), len(job.remarks)) == (1, 2, 1)
+
+
 def test_the_back_off_begins_anew_after_a_replica_that_ran_well(world: Any, make: SimpleNamespace):
     start(world, make, service={"replicas": 1})
     for _ in range(3):

@@ -5,17 +5,18 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.core import crew
 from services.scheduler.core.facts import Recorded
 from services.scheduler.core.fleet.state import State
 from services.scheduler.core.fleet_facts import NodeRecorded
+from services.scheduler.core.lifecycle import Cancel
 from services.scheduler.core.limits import Limits
 from services.scheduler.core.machine import Batch, handle
 from services.scheduler.core.replay import Replay
-from shared.events import ServiceAsked, ServiceUpdated
+from shared.events import AttemptFinishing, ServiceAsked, ServiceUpdated
 from shared.job import Job
 from shared.states import JOB_TERMINAL, AttemptState, EndReason, JobEventName, JobState
 
@@ -69,14 +70,14 @@ class Fleet:
         self.world.settle()
 
     def report(self) -> None:
-        active = self.replicas(JobState.PLACED, JobState.STARTING, JobState.RUNNING)
+        active = self.replicas(JobState.PLACED, JobState.STARTING, JobState.RUNNING, JobState.FINISHING)
         if not active:
             return
         job, make = self.draw(active), self.make
         if job.cancel_requested_at is not None:
             said = make.finished(state=AttemptState.CANCELLED, s=self.world.now)
         elif self.draw((True, True, False)):
-            said = make.running(s=self.world.now)
+            said = self.draw((make.running, make.running, make.running, make.finishing))(s=self.world.now)
         else:
             state, reason = self.draw(ENDS)
             said = make.finished(state=state, reason=reason, s=self.world.now)
@@ -129,13 +130,13 @@ class Fleet:
             self.world.wish("undrain", NODES[0])
             self.draining.discard(NODES[0])
         for _ in range(60):
-            for job in self.replicas(JobState.PLACED, JobState.STARTING, JobState.RUNNING):
+            for job in self.replicas(JobState.PLACED, JobState.STARTING, JobState.RUNNING, JobState.FINISHING):
                 self._go_on(job)
             self.wait(10)
 
     def _go_on(self, job: Job) -> None:
         said = None
-        if job.cancel_requested_at is not None:
+        if job.cancel_requested_at is not None or job.state is JobState.FINISHING:
             said = self.make.finished(state=AttemptState.CANCELLED, s=self.world.now)
         elif job.state is not JobState.RUNNING:
             said = self.make.running(s=self.world.now)
@@ -154,7 +155,9 @@ def running(job: Job) -> set[str]:
 def check_story(world: Any) -> None:
     """Check every two events of the service that follow each other."""
     story = [one.job for one in world.log if isinstance(one, Recorded) and one.job.id == "s1"]
-    wished = {one.job_id for one in world.log if not isinstance(one, Recorded) and type(one.event).__name__ == "Cancel"}
+    inputs = [one for one in world.log if not isinstance(one, Recorded)]
+    by_itself = {one.job_id for one in inputs if isinstance(one.event, Cancel)}
+    by_itself |= {one.job_id for one in inputs if isinstance(getattr(one.event, "data", None), AttemptFinishing)}
     for before, after in pairwise(story):
         assert after.state in {to for found in crew.PARENT_MOVES[before.state].values() for to in found}
         assert after.attempt >= before.attempt
@@ -163,13 +166,18 @@ def check_story(world: Any) -> None:
         if after.is_terminal or after.cancel_requested_at:
             continue
         assert len(going_on(after)) <= max(after.replicas + 1, len(going_on(before)))
-        told = running(before) - running(after) - wished
+        told = running(before) - running(after) - by_itself
         told = {one.job_id for one in after.members if one.job_id in told}  # told to stop, and not ended by itself
         if told:
             assert len(running(after)) >= after.replicas
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_whatever_happens_a_service_comes_to_have_the_replicas_that_are_wanted(
     make: SimpleNamespace, data: st.DataObject
