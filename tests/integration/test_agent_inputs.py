@@ -160,6 +160,20 @@ async def test_inputs_beyond_what_the_node_keeps_are_refused(head: Head, tmp_pat
         assert "WHERRY_INPUTS_DISK" in finished["error"]["message"]
 
 
+async def test_inputs_that_fit_one_by_one_and_not_together_are_refused_and_not_waited_for(
+    head: Head, tmp_path: Path
+) -> None:
+    async with agent_of(head.stack, head, tmp_path) as agent:
+        source = (await made(head)).job_id
+        await agent.stop(signal.SIGTERM)
+        agent.env["WHERRY_INPUTS_DISK"] = "3MB"  # both have the zeros, of 2 MB
+        await agent.start()
+        inputs = {"folder": f"job:{source}/deep", "zeros": f"job:{source}/deep/er/zeros"}
+        _, finished = await head.run(command="true", runtime="process", inputs=inputs)
+        assert finished["error"]["reason"] == "disk"
+        assert "of others of this job" in finished["error"]["message"]
+
+
 async def test_what_a_killed_agent_was_filling_is_removed_and_what_it_kept_stays(
     head: Head, agent: AgentProcess
 ) -> None:

@@ -100,6 +100,7 @@ class Inputs:
         self._taken: dict[str, int] = {}  # bytes that fillings will have, by volume
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._changed = asyncio.Condition()
+        self._changes = 0
         for path in folder.glob("*.zip"):
             path.unlink()
 
@@ -150,8 +151,7 @@ class Inputs:
             users.discard(attempt)
             if not users:
                 del self._users[place]
-        async with self._changed:
-            self._changed.notify_all()
+        await self._tell_of_change()
 
     async def run(self) -> None:
         """Look after the disk and the volumes until cancelled."""
@@ -242,7 +242,7 @@ class Inputs:
         self._volumes.add(volume)
         is_whole = False
         try:
-            await self._take(volume, wanted.bytes, wanted.name)
+            await self._take(volume, wanted.bytes, wanted)
             async with self._places:
                 is_file = await self._pour(volume, wanted, runtime, image, spooled)
             kept = Kept(*place, volume, is_file, self._taken[volume], utc_now().timestamp())
@@ -258,8 +258,7 @@ class Inputs:
                     await runtime.drop_input(volume)
             self._volumes.discard(volume)
             KEPT_BYTES.set(self._bytes())
-            async with self._changed:
-                self._changed.notify_all()
+            await self._tell_of_change()
 
     async def _pour(self, volume: str, wanted: Wanted, runtime: Runtime, image: str, spooled: Path) -> bool:
         """Fill *volume*; return whether the input is a file."""
@@ -278,7 +277,7 @@ class Inputs:
                     file.write(piece)  # into the page cache: not worth a thread
         try:
             size = await asyncio.to_thread(_unpacked_size, spooled, self._limit)
-            await self._take(volume, size + wanted.bytes, wanted.name)
+            await self._take(volume, size + wanted.bytes, wanted)
             members = source_zip.members(spooled, bytes_max=size)
             await _put(runtime, volume, image, Stoppable(_unpacked(members)))
             self._taken[volume] = size
@@ -289,24 +288,39 @@ class Inputs:
             raise WherryError(EndReason.BAD_SOURCE, f"The input {wanted.name} cannot be unpacked: {what}") from error
         return False
 
-    async def _take(self, volume: str, size: int, name: str) -> None:
+    async def _take(self, volume: str, size: int, wanted: Wanted) -> None:
         """Set *size* bytes aside for *volume*, removing what is used by nobody; wait for attempts that use the rest.
 
         Raises:
-            WherryError: ``disk``: it is more than all inputs may have.
+            WherryError: ``disk``: it is more than all inputs may have, by itself or with the others of its attempt.
         """
-        if size > self._limit:
-            raise WherryError(
-                EndReason.DISK,
-                f"The input {name} needs {in_units(size)}, and this node keeps {in_units(self._limit)} for all inputs "
-                "(WHERRY_INPUTS_DISK).",
-            )
         self._taken.pop(volume, None)
-        while not await self._make_room(size):
+        while True:
+            seen = self._changes
+            self._check_disk(size, wanted)
+            if await self._make_room(size):
+                break
             async with self._changed:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), _TIDY_S)
+                    await asyncio.wait_for(self._changed.wait_for(lambda seen=seen: self._changes != seen), _TIDY_S)
         self._taken[volume] = size
+
+    def _check_disk(self, size: int, wanted: Wanted) -> None:
+        attempt = Key(wanted.order.job_id, wanted.order.attempt)
+        others = sum(one.bytes for place, one in self._kept.items() if attempt in self._users.get(place, ()))
+        if size + others > self._limit:
+            besides = f" beside {in_units(others)} of others of this job" if others else ""
+            raise WherryError(
+                EndReason.DISK,
+                f"The input {wanted.name} needs {in_units(size)}{besides}, and this node keeps "
+                f"{in_units(self._limit)} for all inputs (WHERRY_INPUTS_DISK).",
+            )
+
+    async def _tell_of_change(self) -> None:
+        """Let those look again who wait for room."""
+        self._changes += 1
+        async with self._changed:
+            self._changed.notify_all()
 
     # --- room ---
 
