@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from client.wherry import AsyncClient, Client, WherryError
 from shared.blobs import BlobClient
 from shared.channels import Service
 from shared.permissions import node_user
@@ -456,3 +457,46 @@ def test_the_seeds_paths_stand_at_the_root_for_curl(stack: GatewayStack, workloa
         assert http.get(f"/images/{image['image_id']}").content == PNG
         assert http.delete("/logout").json()["logout_message"]
         refused(http.get("/status"), 401, "")
+
+
+# --- the client ----------------------------------------------------------------------------------------------------
+
+
+def test_the_client_gives_items_and_images_and_reads_them_back_both_ways(
+    stack: GatewayStack, anna: httpx.Client, tmp_path: Path
+):
+    token = anna.headers["Authorization"].removeprefix("Bearer ")
+    photo = tmp_path / "Fête.png"
+    photo.write_bytes(PNG)
+
+    async def use(scheduler: MapScheduler, blobs: BlobClient) -> None:
+        async with AsyncClient(stack.url, token) as client:
+            made = await client.create_workload("blur", name="by client")
+            image = await client.put_image(made.workload_id, photo)
+            await scheduler.take_in(made.workload_id)
+            worker = await scheduler.start_worker(made.workload_id)
+            await scheduler.succeed(made.workload_id, image.image_id, worker, blobs, {"Fête.png": b"filtered"})
+            done = await client.workload(made.workload_id)
+            assert (done.status, done.images.filtered) == ("completed", 1)
+            saved = await client.get_image(done.filtered_images[0], tmp_path / "out.png")
+            assert saved.read_bytes() == b"filtered"
+            (listed,) = [one async for one in client.workloads(limit=1)]
+            assert listed.workload_name == "by client"
+            (one,) = [one async for one in client.items(made.workload_id)]
+            assert (one.name, one.files[0].path) == ("Fête.png", "Fête.png")
+            kept = await client.download_item(made.workload_id, one.item_id, "Fête.png", tmp_path / "kept.png")
+            assert kept.read_bytes() == b"filtered"
+            assert (await client.end_workload(made.workload_id)).workload_id == made.workload_id
+
+    playing(stack, use)
+    with Client(stack.url, token) as client:
+        job = client.submit(SPEC | {"map": {"open": True}})
+        added = client.add_items(job.job_id, ["one", {"name": "two", "params": {"x": 1}}], close=True, key="k")
+        assert client.add_items(job.job_id, ["one", {"name": "two", "params": {"x": 1}}], close=True, key="k") == added
+        taken_in(stack, job.job_id)
+        assert [one.name for one in client.items(job.job_id, limit=1)] == ["one"]
+        assert [one.name for one in client.items(job.job_id, states=("waiting",))] == ["one", "two"]
+        assert client.job(job.job_id).items is not None
+        assert client.close_job(job.job_id).job_id == job.job_id
+        with pytest.raises(WherryError, match="has not ended"):
+            client.rerun(job.job_id)
