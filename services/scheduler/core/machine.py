@@ -347,7 +347,8 @@ class _Turn:
         gangs = self.state.gangs
         missing = gangs.take_missing(parent.id)
         jobs = {member_id: self.state.jobs[member_id].job for member_id in gangs.members(parent.id)} | changed
-        plan = self._plan_crew(parent, jobs, missing)
+        with taking_in("job", parent.id, tracked.seq):
+            plan = self._plan_crew(parent, jobs, missing)
         if plan.change is not None:
             self._draft(tracked, plan.change, None)  # first: a member that no parent knows of is stopped
         for member in plan.hired:
@@ -451,7 +452,7 @@ class _Turn:
                 continue  # once those are believed
             workers = {one: self.state.jobs[one].job for one in self.state.gangs.members(job_id)}
             book, job = self.state.books[job_id], self.state.jobs[job_id].job
-            for worker_id in mapping.share(job, book, workers, self.now, self.state.limits):
+            for worker_id in mapping.share(job, book, workers, self._is_leaving, self.now, self.state.limits):
                 if worker_id in workers:
                     self.fetch.add(workers[worker_id].attempts[-1].node)
 

@@ -4,7 +4,7 @@ Workers are members that come and go (`crew`). The events of the job itself tell
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -336,10 +336,13 @@ def _staffed(
 
 
 def _overstayed(job: Job, book: Book, mono: float, limits: Limits) -> tuple[str, ...]:
-    """Return the workers that were to end by themselves long ago."""
+    """Return the workers that were to end by themselves, and have had nothing to do for long."""
     hands = ((one.job_id, book.hand(one.job_id)) for one in job.members)
-    closing = ((worker, hand.closing_since) for worker, hand in hands if hand is not None)
-    return tuple(worker for worker, since in closing if since is not None and mono - since > limits.worker_close_s)
+    times = ((worker, hand.closing_since, hand.empty_since) for worker, hand in hands if hand is not None)
+    since = {
+        worker: max(closing, empty) for worker, closing, empty in times if closing is not None and empty is not None
+    }
+    return tuple(worker for worker, at in since.items() if mono - at > limits.worker_close_s)
 
 
 def _is_at_work(member: GangMember, book: Book) -> bool:
@@ -395,10 +398,18 @@ def _map(job: Job) -> Map:
 # --- who has what ----------------------------------------------------------------------------------------------------
 
 
-def share(job: Job, book: Book, jobs: Mapping[str, Job], now: Now, limits: Limits) -> set[str]:
+def share(
+    job: Job, book: Book, jobs: Mapping[str, Job], is_leaving: Callable[[str], bool], now: Now, limits: Limits
+) -> set[str]:
     """Share the items out among a job's workers; return those that are to have others now, or are to end.
 
-    *jobs*: the workers by id, as believed.
+    Args:
+        job: as believed.
+        book: its items.
+        jobs: the workers by id, as believed.
+        is_leaving: whether a node is being drained: its workers end once they have done what they have.
+        now: the time.
+        limits: how much each worker has.
     """
     if clocks.is_unwanted(job, now.at):
         return set()
@@ -408,8 +419,14 @@ def share(job: Job, book: Book, jobs: Mapping[str, Job], now: Now, limits: Limit
     # What a worker that ends has answered is still to be told: the rest waits for that, but for who is idle.
     begun = [one.id for one in there if one.state in (JobState.RUNNING, JobState.FINISHING)]
     changed = book.share(ahead, begun, now.mono, limits.items_hand_bytes_max)
-    hands = {one.id: book.hand(one.id) for one in there if one.state is JobState.RUNNING}
-    return changed | {worker for worker, hand in hands.items() if _is_to_close(job, book, hand, now.mono, limits)}
+    for one in there:
+        hand = book.hand(one.id) if one.state is JobState.RUNNING else None
+        if hand is not None and hand.closing_since is None:
+            moves = is_leaving(one.attempts[-1].node)
+            if moves or _is_to_close(job, book, hand, now.mono, limits):
+                hand.closing_since = now.mono
+                changed.add(one.id)
+    return changed
 
 
 def _share_of(worker: Job, book: Book, count_each: int) -> int:
@@ -421,15 +438,12 @@ def _share_of(worker: Job, book: Book, count_each: int) -> int:
     return count_each if worker.state is JobState.RUNNING else 1
 
 
-def _is_to_close(job: Job, book: Book, hand: Hand | None, mono: float, limits: Limits) -> bool:
-    """Let a worker end that has had nothing to do for a while, or will have nothing any more."""
-    if hand is None or hand.closing_since is not None or hand.empty_since is None or book.waiting:
+def _is_to_close(job: Job, book: Book, hand: Hand, mono: float, limits: Limits) -> bool:
+    """Return whether a worker has had nothing to do for a while, or will have nothing any more."""
+    if hand.empty_since is None or book.waiting:
         return False
     is_closed = job.items is not None and job.items.closed
-    if not is_closed and mono - hand.empty_since < limits.worker_idle_s:
-        return False
-    hand.closing_since = mono
-    return True
+    return is_closed or mono - hand.empty_since >= limits.worker_idle_s
 
 
 def _ahead(book: Book, limits: Limits) -> int:

@@ -3,10 +3,12 @@
 import random
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
 from services.scheduler.core import snapshot
+from services.scheduler.core.crew import PARENT_MOVES
 from services.scheduler.core.desired import desired_state
 from services.scheduler.core.facts import Input, Recorded
 from services.scheduler.core.mapping import ItemsSaid
@@ -205,6 +207,9 @@ def _check_history(world, job_id: str, asked: int) -> None:
     ends = [history[-1].state for history in histories.values()]
     assert (ends.count(ItemState.SUCCEEDED), ends.count(ItemState.FAILED)) == (job.items.succeeded, job.items.failed)
     assert job.state is (JobState.FAILED if job.items.failed else JobState.SUCCEEDED)
+    states = [entry.job.state for entry in world.log if isinstance(entry, Recorded) and entry.job.id == job_id]
+    for before, after in pairwise(states):
+        assert after in {before}.union(*PARENT_MOVES[before].values())
     for history in histories.values():
         states = [item.state for item in history]
         assert ItemState.SUCCEEDED not in states[:-1], "an item ended twice"
