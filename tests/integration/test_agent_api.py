@@ -6,9 +6,9 @@ import hashlib
 import random
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -154,7 +154,7 @@ while not os.path.exists("go"):
 
 
 @contextlib.contextmanager
-def listening_everywhere() -> Iterator[int]:
+def listening_everywhere() -> Generator[int]:
     """A port of this machine that every container with a network reaches."""
     with socket.create_server(("0.0.0.0", 0), backlog=64) as server:
         yield server.getsockname()[1]
@@ -301,6 +301,78 @@ async def test_a_relay_that_is_killed_is_replaced_beside_the_program(head: Head,
     await head.forget(order, agent)
 
 
+async def test_a_node_without_the_relays_image_says_so(head: Head, agent: AgentProcess) -> None:
+    await head.until(lambda: head.beats[-1].node.api == ("docker", "process"))
+    await agent.stop()
+    await agent.start(WHERRY_RELAY_IMAGE="no/such:image")
+    try:
+        await head.until(lambda: head.beats[-1].node.api == ("process",))
+        order, finished = await head.run(**program("", image=PYTHON))  # a scheduler that does not know better
+        assert (finished["state"], finished["error"]["reason"]) == ("failed", "runtime_error")
+        assert "no/such:image (WHERRY_RELAY_IMAGE)" in finished["error"]["message"]
+        await head.forget(order, agent)
+    finally:
+        await agent.stop()
+        await agent.start()
+
+
+@contextlib.asynccontextmanager
+async def engine_by_tcp() -> AsyncGenerator[str]:
+    """The engine of this machine as a remote one is reached."""
+    path = docker("context", "inspect", "--format", "{{.Endpoints.docker.Host}}").removeprefix("unix://")
+
+    under_way: set[asyncio.Task[Any]] = set()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.write_eof()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        under_way.add(task := cast("asyncio.Task[Any]", asyncio.current_task()))
+        far_reader, far_writer = await asyncio.open_unix_connection(path)
+        try:
+            await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            for one in (far_writer, writer):
+                one.transport.abort()
+            under_way.discard(task)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in list(under_way):
+            task.cancel()
+        while under_way:
+            await asyncio.sleep(0.01)
+
+
+async def test_the_door_of_a_container_on_a_remote_engine_opens_too(head: Head, agent: AgentProcess) -> None:
+    async with engine_by_tcp() as url:
+        await agent.stop()
+        head.beats.clear()
+        await agent.start(DOCKER_HOST=url)
+        try:
+            await head.until(lambda: head.beats and "docker" in head.beats[-1].node.api)
+            order, finished = await head.run(**program(SENDS, image=PYTHON))
+            assert finished["state"] == "succeeded", head.text(order.job_id)
+            files = await files_of(head, await head.manifest(finished))
+            assert files == {"much": bytes(3 * MIB)}
+            await head.forget(order, agent)
+        finally:
+            await agent.stop()
+            await agent.start()
+
+
+SENDS = """
+assert ask("GET", "/v1/job")[0] == 200
+assert ask("PUT", "/v1/job/outputs/much", bytes(3 * 1024 * 1024))[0] == 201
+"""
 MUCH = """
 import hashlib, http.client
 connection = http.client.HTTPConnection("127.0.0.1", int(API.rpartition(":")[2]), timeout=120)
@@ -321,13 +393,11 @@ said("up", answer.status, answer.read().decode())
 
 
 @pytest.mark.slow
-async def test_two_hundred_megabytes_go_through_in_bounded_memory(
-    head: Head, agent: AgentProcess, runtime: dict[str, Any]
-) -> None:
+async def test_two_hundred_megabytes_go_through_in_bounded_memory(head: Head, agent: AgentProcess) -> None:
     body = random.Random(2).randbytes(MIB) * 200
     much = await given(head, body, unpack=False)
     more = {"inputs": {"much": much}, "resources": SMALL | {"disk": "1GiB"}}
-    order, finished = await head.run(**program(MUCH, **more, **runtime), timeout_s=180)
+    order, finished = await head.run(**program(MUCH, image=PYTHON, **more), timeout_s=180)
     text = head.text(order.job_id)
     assert finished["state"] == "succeeded", text
     assert text[0] == f"down {len(body)} {hashlib.sha256(body).hexdigest()}"
