@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -245,30 +247,26 @@ def test_what_fails_in_the_users_code_is_the_reason_and_its_traceback_in_the_log
 
 def test_the_command_trains_follows_and_brings_the_model(user: User, stack: Stack, digits: str, tmp_path: Path) -> None:
     files = [text for name in fields() for text in (f"--{name}", str(EXAMPLE / f"{name}.py"))]
-    spec = tmp_path / "rest.json"
-    spec.write_text(json.dumps({"resources": SMALL}))
-    made = wherry(
-        stack,
-        tmp_path,
-        "train",
-        *files,
-        "--dataset",
-        digits,
-        "--param",
-        "epochs=4",
-        "--spec",
-        str(spec),
-        "--name",
-        "cli",
-    )
-    training_id = made["training_id"]
-    assert user.ended(training_id)["status"] == "completed"
-    got = wherry(stack, tmp_path, "trainings", "get", training_id, "-o", str(tmp_path / "model"))
-    assert {Path(name).name for name in got["files"]} >= {"model.npz", "model.json", "metrics.json"}
-    [listed] = wherry(stack, tmp_path, "trainings", "list", "--name", "cli", "-n", "1")["trainings"]
-    assert (listed["training_id"], listed["status"]) == (training_id, "completed")
-    shown = wherry(stack, tmp_path, "trainings", "show", training_id)
+    (tmp_path / "rest.json").write_text(json.dumps({"resources": SMALL}))
+    name, model = new_id("cli"), tmp_path / "model"
+    options = ["--dataset", digits, "--param", "epochs=4", "--spec", str(tmp_path / "rest.json"), "--name", name]
+    done = subprocess.run(
+        [sys.executable, "-m", "client.wherry", "train", *files, *options, "--follow", "-o", str(model)],
+        cwd=ROOT, env=command_env(stack, tmp_path), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "images to learn from" in done.stdout
+    assert {"model.npz", "model.json", "metrics.json"} <= {file.name for file in model.iterdir()}
+    [listed] = wherry(stack, tmp_path, "trainings", "list", "--name", name)["trainings"]
+    assert listed["status"] == "completed"
+    shown = wherry(stack, tmp_path, "trainings", "show", listed["training_id"])
     assert (shown["params"], shown["metrics"]["workers"]) == ({"epochs": 4}, 1)
+
+
+def command_env(stack: Stack, folder: Path) -> dict[str, str]:
+    token = str(stack.http.headers["authorization"]).removeprefix("Bearer ")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("WHERRY_")}
+    return env | {"WHERRY_URL": f"http://127.0.0.1:{stack.port}", "WHERRY_TOKEN": token, "XDG_CONFIG_HOME": str(folder)}
 
 
 def test_a_container_without_a_gpu_says_so(user: User, stack: Stack) -> None:
