@@ -66,14 +66,14 @@ class MapScheduler(Scheduler):
         params = {"owner": job.owner.id, "job_id": job_id, "event": "items"}
         await self.bus.record(Record(JOB_CHANGED, params, told, (job_filter(job_id), seq)))
 
-    async def start_worker(self, job_id: str) -> str:
-        """Record a worker of a map job that runs on NODE; return its id."""
+    async def start_worker(self, job_id: str, state: JobState = JobState.RUNNING) -> str:
+        """Record a worker of a map job that runs on NODE, or is in another state; return its id."""
         _, parent = await self.last(job_id)
         worker_id, now = new_id("j"), utc_now()
         attempt = Attempt(number=1, node=NODE, state=AttemptState.RUNNING, placed_at=now)
         place = GangPlace(gang_id=job_id, round=0, role="worker", index=0, rank=0, size=1)
         worker = Job(
-            id=worker_id, owner=parent.owner, spec=WORKER_SPEC, state=JobState.RUNNING, created_at=now, updated_at=now,
+            id=worker_id, owner=parent.owner, spec=WORKER_SPEC, state=state, created_at=now, updated_at=now,
             attempt=1, attempts=(attempt,), member_of=place,
         )  # fmt: skip
         told = self.bus.event(JOB_CHANGED, JobChanged(job=worker, epoch=1), subject=worker_id, event="running")

@@ -16,7 +16,8 @@ from client.wherry import AsyncClient, Client, WherryError
 from shared.blobs import BlobClient
 from shared.channels import Service
 from shared.permissions import node_user
-from tests.integration.gateway_stack import ADMIN, NODE, GatewayStack, new_id
+from shared.states import JobState
+from tests.integration.gateway_stack import ADMIN, NODE, GatewayStack, new_id, until
 from tests.integration.map_scheduler import MapScheduler
 
 PASSWORD = "a password of anna 1"
@@ -226,6 +227,19 @@ def test_an_artifact_that_an_item_needs_is_not_deleted_while_the_job_has_not_end
     refused(anna.delete(f"/artifacts/{artifact_id}"), 409, f"Job {job_id} needs artifact")
     playing(stack, lambda scheduler, _: scheduler.end(job_id, "cancelled"))
     assert anna.delete(f"/artifacts/{artifact_id}").status_code == 204
+
+
+def test_workers_that_wait_for_room_are_not_among_the_jobs_that_a_quota_lets_wait(
+    stack: GatewayStack, admin: httpx.Client, bert: httpx.Client
+):
+    assert admin.put("/users/bert/quota", json={"queued": 1}).is_success
+    try:
+        job_id = submitted(bert, {"items": ["one"]})
+        until(lambda: submit(bert, {"items": ["two"]}).status_code == 429, "the job itself counts")
+        playing(stack, lambda scheduler, _: scheduler.start_worker(job_id, JobState.QUEUED))
+        until(lambda: submit(bert, {"items": ["two"]}).status_code == 202, "its workers do not")
+    finally:
+        admin.delete("/users/bert/quota")
 
 
 # --- results -------------------------------------------------------------------------------------------------------

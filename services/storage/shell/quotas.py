@@ -36,7 +36,9 @@ class Quotas:
         owner_id = found.user.id
         quota = await self._quota(owner_id)
         await self._jobs.catch_up()
-        held = await self._job_store.counts({"owner_id": owner_id, "state": {"$in": _ACTIVE}})
+        # Workers and replicas that wait for room do so for a job that is counted itself.
+        own = [{"gang_id": None}, {"state": {"$ne": JobState.QUEUED.value}}]
+        held = await self._job_store.counts({"owner_id": owner_id, "state": {"$in": _ACTIVE}, "$or": own})
         return QuotaView(quota=quota, by_state=held)
 
     async def _quota(self, owner_id: str) -> Quota | None:
