@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import docker
-
 from services.node_agent.adapters import relay_program
 from services.node_agent.adapters.docker_relay import RelayDoor
 from services.node_agent.core import container, door
@@ -33,7 +31,7 @@ class Engine:
         create: makes a container, in the place of one of that name; gives its id.
     """
 
-    api: Callable[[], docker.APIClient]
+    api: Callable[[], Any]  # docker's; one module knows it
     call: Callable[[Callable[[], Any]], Awaitable[Any]]
     long_call: Callable[[Callable[[], Any]], Awaitable[Any]]
     create: Callable[[dict[str, Any], str], Awaitable[str]]
