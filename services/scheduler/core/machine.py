@@ -265,8 +265,8 @@ class _Turn:
         if not self.state.observe(beat.node_id, beat.heartbeat, self.now):
             return
         self.members.heard(beat.node_id)
-        self._note_uses(beat.heartbeat)
         node = self.state.nodes[beat.node_id]
+        self._note_uses(node, beat.heartbeat)
         self._follow(watch.heard(self.state, node, before, beat.heartbeat, self.now))
         held = {(a.job_id, a.attempt) for a in beat.heartbeat.attempts}
         for job_id in tuple(node.jobs):
@@ -278,11 +278,12 @@ class _Turn:
             elif tracked.job.state is not JobState.PLACED or key in node.accepted or self._is_stopping(tracked):
                 self._miss(node, tracked, key)
 
-    def _note_uses(self, heartbeat: Heartbeat) -> None:
+    def _note_uses(self, node: Node, heartbeat: Heartbeat) -> None:
         for held in heartbeat.attempts:
-            tracked = self.state.jobs.get(held.job_id) if held.served or held.in_flight else None
-            if tracked is not None and tracked.job.member_of is not None:
-                self.state.uses.heard(tracked.job.member_of.gang_id, held, self.now.at)
+            if (held.served or held.in_flight) and held.job_id in node.jobs:
+                place = self.state.jobs[held.job_id].job.member_of
+                if place is not None:
+                    self.state.uses.heard(place.gang_id, held, self.now.at)
 
     def expire(self) -> None:
         """Look at the jobs for which a limit or a back-off has passed."""

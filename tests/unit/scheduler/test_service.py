@@ -12,7 +12,7 @@ from services.scheduler.core.facts import Input, read_fact
 from services.scheduler.core.fleet.state import State
 from services.scheduler.core.limits import Limits
 from services.scheduler.core.replay import Replay
-from shared.events import Event, ServiceAsked, ServiceUpdated
+from shared.events import Event, JobChanged, ServiceAsked, ServiceUpdated
 from shared.fleet import HeldAttempt
 from shared.job import GangMember, Job
 from shared.spec import JobSpec
@@ -438,6 +438,28 @@ def test_a_service_that_is_asked_keeps_its_replicas(world: Any, make: SimpleName
         hear_replicas(world, make, served=6, in_flight=1)  # one long request
     assert len(replicas(world, JobState.RUNNING)) == 2
     assert world.job("s1").replicas == 2
+
+
+def test_what_a_node_says_of_replicas_that_it_does_not_have_keeps_no_service_awake(world: Any, make: SimpleNamespace):
+    [one] = start(world, make, service={"idle": 60, "replicas": 1}).members
+    other = "n1" if one.node != "n1" else "n2"
+    for second in range(10, 80, 10):
+        world.now = second
+        hear_replicas(world, make)
+        world.beats += 1
+        held = HeldAttempt(job_id=one.job_id, attempt=1, state="running", in_flight=1)
+        world.turn(beats=(make.beat(other, seq=world.beats).model_copy(update={"attempts": (held,)}),))
+    assert world.job("s1").replicas == 0
+
+
+def test_a_service_that_was_handed_in_with_replicas_of_others_is_none(make: SimpleNamespace):
+    job = service_job(make)
+    stolen = GangMember(
+        job_id="other", role="replica", index=0, node="n1", state=JobState.RUNNING, placed_at=make.START
+    )
+    for handed_in, is_read in ((job, True), (job.model_copy(update={"members": (stolen,)}), False)):
+        event = Event(id="e1", source="s", type="t", time=make.START, subject="s1", data=JobChanged(job=handed_in))
+        assert (read_fact("wherry.job.u1.s1.created", 7, event) is not None) is is_read
 
 
 def test_a_replica_that_takes_long_to_start_is_not_taken_away_before_it_was_of_use(world: Any, make: SimpleNamespace):
