@@ -9,10 +9,11 @@ from services.storage.core.access import (
     check_input,
     check_source,
     input_of,
+    parent_of_worker,
     scope_of,
 )
 from shared.errors import NotFound, WherryError
-from shared.job import Attempt, BlobRef, Job, OutputsRef, Owner
+from shared.job import Attempt, BlobRef, GangPlace, Job, OutputsRef, Owner
 from shared.requests import BlobScope
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState
@@ -117,3 +118,14 @@ def test_inputs_are_of_the_same_owner_and_there_once_the_other_job_has_ended() -
     ):  # fmt: skip
         with pytest.raises(NotFound):
             check_input(reader(), ended.model_copy(update=update))
+
+
+def test_the_node_of_a_worker_may_read_items_of_its_map_job() -> None:
+    place = GangPlace(gang_id="j9", round=1, role="worker", index=0, rank=0, size=1)
+    worker = job().model_copy(update={"member_of": place})
+    assert parent_of_worker(worker, "n1", "i1") == "j9"
+    replica = worker.model_copy(update={"member_of": place.model_copy(update={"role": "replica"})})
+    ended = worker.model_copy(update={"state": JobState.FAILED})
+    for other, node in ((worker, "n2"), (job(), "n1"), (replica, "n1"), (ended, "n1")):
+        with pytest.raises(NotFound):
+            parent_of_worker(other, node, "i1")
