@@ -12,8 +12,9 @@ force=
 if [ "${1:-}" = --force ]; then force=1; shift; fi
 tag=${1:-wherry/serving}
 
-files() { find images/serving -type f ! -name '*.pyc'; echo requirements/dev.lock; echo requirements/scheduler.lock; echo infra/docker/build-serving.sh; }
-made_of=$(files | sort | xargs sha256sum | sha256sum | cut -c1-64)
+files() { find images/serving -type f ! -name '*.pyc'; echo requirements/scheduler.lock; echo infra/docker/build-serving.sh; }
+packages() { sh infra/docker/one-package.sh pillow requirements/dev.lock; }
+made_of=$({ files | sort | xargs sha256sum; packages; } | sha256sum | cut -c1-64)
 if [ -z "$force" ] && [ "$(docker image inspect --format '{{index .Config.Labels "io.wherry.made-of"}}' "$tag" 2>/dev/null)" = "$made_of" ]; then
     echo "$tag is there"
     exit 0

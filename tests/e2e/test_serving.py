@@ -21,7 +21,12 @@ from tritonclient.utils import InferenceServerException
 from tests.e2e.stack import ROOT, Stack, docker_answers, until, zip_of
 from tests.integration.web_server import Web
 
-pytestmark = [pytest.mark.docker, pytest.mark.skipif(not docker_answers(), reason="replicas need an engine")]
+# The first test may have to build the image.
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not docker_answers(), reason="replicas need an engine"),
+]
 SMALL = {"cpus": 0.1, "memory": "128MiB", "disk": "64MiB"}
 
 

@@ -30,9 +30,7 @@ def service(state: JobState = JobState.RUNNING, replicas: int | None = None, **m
     fields = {key: more.pop(key) for key in ("idle",) if key in more}
     spec = JobSpec.model_validate({"kind": "service", "image": "i", "service": {"port": 80, "replicas": 2, **fields}})
     owner = Owner(id="u1", name="ann")
-    return Job(
-        id="j1", owner=owner, spec=spec, state=state, created_at=T0, updated_at=T0, replicas=replicas, **more
-    )
+    return Job(id="j1", owner=owner, spec=spec, state=state, created_at=T0, updated_at=T0, replicas=replicas, **more)
 
 
 def member(job_id: str, state: JobState, node: str = "n1", error: Failure | None = None) -> GangMember:
@@ -145,7 +143,7 @@ def test_why_a_service_has_no_replica(job: Job, lack: Lack):
         ("too_large", True, False),
     ],
 )
-def test_another_replica_is_asked_where_that_may_help_and_does_no_harm(code: str, is_safe: bool, elsewhere: bool):
+def test_another_replica_is_asked_where_that_may_help_and_does_no_harm(code: str, *, is_safe: bool, elsewhere: bool):
     assert is_elsewhere(code, is_safe=is_safe) is elsewhere
 
 

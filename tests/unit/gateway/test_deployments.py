@@ -1,0 +1,160 @@
+"""Deployments as a view of services, and what is asked of them."""
+
+import base64
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from services.gateway.core.deployments import (
+    DeploymentChanges,
+    NewDeployment,
+    changed,
+    document,
+    name_for,
+    only_replicas,
+    spec_of,
+    status_of,
+)
+from services.gateway.core.predictions import (
+    PredictOrder,
+    QuickPredict,
+    deployment_of,
+    image_body,
+    instances_body,
+    predictions_in,
+)
+from shared.errors import WherryError
+from shared.job import GangMember, Job, Owner
+from shared.states import JobState
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+ARTIFACT, OTHER = "a" * 26, "a" * 25 + "b"
+IMAGE = "wherry/serving:latest"
+
+
+def wish(**more: Any) -> NewDeployment:
+    return NewDeployment.model_validate({"name": "digits", "artifact": ARTIFACT, **more})
+
+
+def job(state: JobState = JobState.RUNNING, *members: tuple[JobState, int], **more: Any) -> Job:
+    service = {key: more.pop(key) for key in ("idle", "replicas") if key in more}
+    spec = spec_of(wish(**service), IMAGE)
+    replicas = tuple(
+        GangMember(job_id=f"j{n}", role="replica", index=n, revision=revision, node="n1", state=one, placed_at=T0)
+        for n, (one, revision) in enumerate(members)
+    )
+    return Job(
+        id="j1", owner=Owner(id="u1", name="ann"), spec=spec, state=state, created_at=T0, updated_at=T0,
+        members=replicas, **more,
+    )  # fmt: skip
+
+
+def test_a_deployment_is_a_service_with_our_image_unless_another_is_named():
+    ours = spec_of(wish(replicas=3, idle="10m"), IMAGE)
+    assert (ours.kind, ours.view, ours.image, ours.source) == ("service", "deployment", IMAGE, ARTIFACT)
+    assert ours.service
+    assert (ours.service.port, ours.service.health, ours.service.replicas) == (8080, "/healthz", 3)
+    assert ours.service.idle == 600
+    other = spec_of(wish(image="triton", port=8000), IMAGE)
+    assert other.service
+    assert (other.image, other.service.port, other.service.health) == ("triton", 8000, None)
+
+
+def test_a_model_of_the_catalogue_brings_its_image_or_is_served_by_ours():
+    assert spec_of(NewDeployment(name="a", model="digits@2"), None).image is None
+    assert spec_of(NewDeployment(name="a", model="digits@2"), IMAGE).image == IMAGE
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", "a b", ".a", "a" * 129])
+def test_a_name_that_is_no_part_of_a_url_is_refused(name: str):
+    with pytest.raises(ValidationError):
+        wish(name=name)
+
+
+def test_changes_leave_the_rest_as_it_was():
+    before = spec_of(wish(replicas=2, env={"A": "1"}, idle=60), IMAGE)
+    after = changed(before, DeploymentChanges(artifact=OTHER, concurrency=3), IMAGE)
+    assert (after.source, after.env, after.image, after.view) == (OTHER, {"A": "1"}, IMAGE, "deployment")
+    assert after.service
+    assert (after.service.replicas, after.service.idle, after.service.concurrency) == (2, 60, 3)
+    awake = changed(before, DeploymentChanges.model_validate({"idle": None}), IMAGE)
+    assert awake.service
+    assert awake.service.idle is None
+
+
+def test_another_model_takes_the_place_of_the_one_before():
+    filed = spec_of(NewDeployment(name="a", model="digits@2"), IMAGE)
+    as_zip = changed(filed, DeploymentChanges(artifact=OTHER), IMAGE)
+    assert (as_zip.model, as_zip.source, as_zip.image) == (None, OTHER, IMAGE)
+    again = changed(as_zip, DeploymentChanges(model="letters"), None)
+    assert (again.model, again.source, again.image) == ("letters", None, None)
+
+
+def test_only_a_number_of_replicas_is_no_new_revision():
+    assert only_replicas(DeploymentChanges(replicas=0))
+    assert not only_replicas(DeploymentChanges(replicas=2, port=80))
+    assert not only_replicas(DeploymentChanges())
+    assert not only_replicas(DeploymentChanges.model_validate({"replicas": None}))
+
+
+@pytest.mark.parametrize(
+    ("it", "status"),
+    [
+        (job(JobState.QUEUED), "starting"),
+        (job(JobState.STARTING, (JobState.STARTING, 0)), "starting"),
+        (job(JobState.RUNNING, (JobState.RUNNING, 0), (JobState.QUEUED, 0)), "running"),
+        (job(JobState.RUNNING, (JobState.RUNNING, 0), (JobState.STARTING, 1), revision=1), "updating"),
+        (job(JobState.QUEUED, replicas=0), "stopped"),
+        (job(JobState.QUEUED, idle=60).model_copy(update={"replicas": 0}), "idle"),
+        (job(JobState.FAILED), "failed"),
+        (job(JobState.CANCELLED), "removed"),
+    ],
+)  # fmt: skip
+def test_the_status_word(it: Job, status: str):
+    assert status_of(it) == status
+    shown = document(it, lambda path: f"http://here{path}")
+    assert (shown.status, shown.predict_url) == (status, "http://here/v1/deployments/j1/predict")
+    assert shown.running == sum(one.state is JobState.RUNNING for one in it.members)
+
+
+def test_a_deployment_for_one_question_has_a_name_of_what_it_is_made_of():
+    first = QuickPredict(model_url="https://a/b.zip", image_url="https://c/1.png")
+    again = QuickPredict(model_url="https://a/b.zip", image_url="https://c/2.png", width=3)
+    other = QuickPredict(model_url="https://a/c.zip", image_url="https://c/1.png")
+    names = [name_for(deployment_of(one, "x")) for one in (first, again, other)]
+    assert names[0] == names[1] != names[2]
+    spec = spec_of(deployment_of(first, names[0]), IMAGE)
+    assert spec.inputs["model"].source == "https://a/b.zip"
+    assert spec.service
+    assert spec.service.idle == 300
+
+
+def test_what_a_model_is_sent():
+    order = PredictOrder(instances=[[1, 2]], signature_name="s", width=1)
+    assert json.loads(instances_body(order)) == {"instances": [[1, 2]], "signature_name": "s", "width": 1}
+    sent = json.loads(image_body(b"png", PredictOrder(width=8, height=4)))
+    assert sent == {"instances": [{"b64": base64.b64encode(b"png").decode()}], "width": 8, "height": 4}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "words"),
+    [
+        (400, b'{"error": "too wide"}', "model_refused", "too wide"),
+        (404, b"<html>", "model_refused", "it answers 404"),
+        (500, b'{"predictions": []}', "model_failed", "500"),
+        (200, b"{}", "model_failed", "without predictions"),
+        (200, b"no json", "model_failed", "without predictions"),
+        (200, b"[1]", "model_failed", "without predictions"),
+    ],
+)
+def test_an_answer_that_is_none_is_told_in_the_models_words(status: int, body: bytes, code: str, words: str):
+    with pytest.raises(WherryError, match=words) as refused:
+        predictions_in(status, body)
+    assert refused.value.code == code
+
+
+def test_predictions_are_handed_on_as_they_are():
+    assert predictions_in(200, b'{"predictions": [[0.5, 0.5], {"a": 1}]}') == [[0.5, 0.5], {"a": 1}]
