@@ -11,6 +11,8 @@ from tests.e2e.stack import ROOT, Stack, docker_answers, free_port
 from tests.integration.registry_server import RegistryServer
 from tests.integration.web_server import Web
 
+#: A node that may join the stack: whoever wants it starts its agent.
+EDGE = "edge-1"
 BUSYBOX = "wherry/busybox:latest"
 
 
@@ -56,7 +58,8 @@ def stack(web: Web, registry_port: int) -> Iterator[Stack]:
     stack = Stack.start(
         home, runtime="docker" if on_docker else "process", image=BUSYBOX if on_docker else None,
         env={
-            "WHERRY_FETCH_ALLOW": web.place, "WHERRY_REGISTRIES": f"127.0.0.1:{registry_port}",
+            "WHERRY_OTHER_NODES": EDGE, "WHERRY_FETCH_ALLOW": web.place,
+            "WHERRY_REGISTRIES": f"127.0.0.1:{registry_port}",
             "WHERRY_FILTERS_RUNTIME": "docker" if on_docker and _filters_image() else "process",
         },
     )  # fmt: skip
