@@ -150,6 +150,36 @@ def test_the_simulation_does_lose_nodes_and_attempts(make) -> None:
     assert {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED} <= seen
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_services_have_their_replicas_again_whatever_happened_to_nodes_and_scheduler(make, seed) -> None:
+    """Programs end by themselves again and again, at first; from then on they run, and nothing else goes wrong."""
+    dice = random.Random(seed)
+    world = make.World()
+    agents = [Agent(f"n{n}", random.Random(f"{seed}-{n}")) for n in range(4)]
+    services = ("s1", "s2")
+    for job_id in services:
+        small = {"cpus": 0.5, "memory": 2**23, "disk": 2**23}
+        world.turn(world.create(make.job(job_id, kind="service", service={"port": 1, "replicas": 3}, resources=small)))
+    for _ in range(150):
+        if dice.random() < 0.1:
+            misfortune(make, world, agents, dice)
+        second(make, world, agents)
+    for agent in agents:
+        agent.silent_until = -1
+        agent.dice.uniform = lambda *_: 1e9
+    for _ in range(400):
+        second(make, world, agents)
+    cancelled = {job_id for job_id in services if world.job(job_id).is_terminal}
+    assert all(world.job(job_id).state is JobState.CANCELLED for job_id in cancelled)
+    wanted = {one.job_id for job_id in services for one in world.job(job_id).members}
+    assert len(wanted) == 3 * (len(services) - len(cancelled))
+    assert all(world.job(job_id).state is JobState.RUNNING for job_id in wanted)
+    assert {job_id for agent in agents for job_id, _ in agent.left} == wanted
+    started = [key for agent in agents for key in agent.started]
+    assert len(started) == len(set(started)), "an attempt was started twice"
+    assert len(started) < 200, "ended programs are replaced without a back-off"
+
+
 def test_a_late_report_of_a_replaced_attempt_does_not_count(make) -> None:
     world = make.World()
     agents = [Agent(f"n{n}", random.Random(n)) for n in range(2)]
