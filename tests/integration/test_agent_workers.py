@@ -39,9 +39,10 @@ from tests.integration.agent_stack import (
     zip_of,
 )
 
-pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
 FILTERS = "wherry/filters"
+WAIT_S = 120  # engines that are busy with other tests
 #: Makes capitals of a file; one that says "bad" fails, one that says "slow" takes its time.
 WARM = r"""
 echo started
@@ -50,7 +51,7 @@ while IFS= read -r line; do
     id=$(value item)
     in=$(value in)
     echo "run $id" >> "$WHERRY_OUTPUTS/runs"
-    if grep -q slow "$in"; then sleep 2; fi
+    if grep -q slow "$in"; then sleep 1; fi
     if grep -q stuck "$in"; then sleep 600; fi
     if grep -q bad "$in"; then echo "::item $id failed it is bad"; continue; fi
     tr a-z A-Z < "$in" > "$(value out)"
@@ -115,7 +116,7 @@ class Parent:
         left = tuple(one for id_, one in self.given.items() if id_ not in self.ends)
         await self.head.say(self.order, action, items=left, close=close)
 
-    async def until_ended(self, count: int, timeout_s: float = 60) -> dict[str, dict[str, Any]]:
+    async def until_ended(self, count: int, timeout_s: float = WAIT_S) -> dict[str, dict[str, Any]]:
         await self.head.until(lambda: len(self.ends) >= count, timeout_s)
         return self.ends
 
@@ -124,7 +125,7 @@ class Parent:
         return {one["path"]: await self.head.read(BlobRef(**one["blob"])) for one in files}
 
     async def finished(self) -> dict[str, Any]:
-        return await self.head.until(lambda: self.head.told(self.order.job_id, "finished"), 60)
+        return await self.head.until(lambda: self.head.told(self.order.job_id, "finished"), WAIT_S)
 
     async def _record(self, items: list[Item]) -> None:
         assert self.order.parent
@@ -247,10 +248,10 @@ async def test_a_worker_runs_on_without_its_agent_and_the_next_agent_loses_and_r
 
 
 async def test_what_a_worker_does_while_its_node_is_cut_off_is_told_afterwards_and_before_its_end(
-    head: Head, agent: AgentProcess, runtime: dict[str, Any]
+    head: Head, agent: AgentProcess
 ) -> None:
-    source = await head.upload(zip_of({"warm.sh": WARM}))
-    one = await worker(head, {"warm": True}, command="exec sh warm.sh", source=source, **runtime)
+    source, disk = await head.upload(zip_of({"warm.sh": WARM})), {"disk": "64MiB"}
+    one = await worker(head, {"warm": True}, command="exec sh warm.sh", source=source, image=IMAGE, resources=disk)
     bodies = [b"slow %d" % index if index % 10 == 2 else b"quick %d" % index for index in range(20)]
     ids = await one.add(*bodies)
     await one.tell(close=True)
@@ -304,7 +305,7 @@ async def test_the_filters_image_does_an_ordinary_job(head: Head, agent: AgentPr
     filters_image()
     source = await head.upload(zip_of({"in/a.png": picture("PNG"), "in/b.bmp": picture("BMP")}))
     command = 'python3 -m filters grayscale in "$WHERRY_OUTPUTS"'
-    _, finished = await head.run(60, image=FILTERS, source=source, command=command, resources={"disk": "64MiB"})
+    _, finished = await head.run(WAIT_S, image=FILTERS, source=source, command=command, resources={"disk": "64MiB"})
     assert finished["state"] == "succeeded", finished
     manifest = await head.manifest(finished)
     found = {entry.path: await head.read(entry.blob) for entry in manifest.entries if entry.blob}

@@ -252,10 +252,7 @@ class Worker:
                     tasks.create_task(bring(order))
             ready = [one for one in orders if slot_of(one.id, one.tries) in files]
             if ready:
-                await self._runtime.put(self._key, handle, self._tar(ready, files))
-                unwanted = self._items.are_staged(ready)
-                self._to_forget.update({slot: None for slot in unwanted if slot not in self._items.begun})
-                self._rings.give.set()
+                await self._put(handle, ready, files)
         finally:
             for path in files.values():
                 if path is not None:
@@ -263,6 +260,18 @@ class Worker:
         if errors:
             raise errors[0]
         return True
+
+    async def _put(self, handle: str, ready: list[ItemOrder], files: Mapping[str, Path | None]) -> None:
+        try:
+            await self._runtime.put(self._key, handle, self._tar(ready, files))
+        except WherryError as error:
+            for one in ready:
+                if self._is_late(slot_of(one.id, one.tries)):
+                    self._refuse(one, error)
+            raise
+        unwanted = self._items.are_staged(ready)
+        self._to_forget.update({slot: None for slot in unwanted if slot not in self._items.begun})
+        self._rings.give.set()
 
     async def _bring(self, order: ItemOrder, slot: str) -> Path | None:
         """Bring an item's file to the agent's disk, where it has one of its own."""
