@@ -114,6 +114,6 @@ def test_the_status_counts_jobs_and_nodes() -> None:
         jobs={"queued": 2, "running": 1}, nodes_online=1, nodes_total=3, conditions={"online": 1, "suspect": 2},
         duties={"draining": 1},
     )  # fmt: skip
-    shown = translate.status(counts, "wherry", NOW)
-    assert (shown.jobs.total, shown.nodes.online, shown.nodes.total, shown.active_workloads) == (3, 1, 3, [])
+    shown = translate.status(counts, ["j1"], "wherry", NOW)
+    assert (shown.jobs.total, shown.nodes.online, shown.nodes.total, shown.active_workloads) == (3, 1, 3, ["j1"])
     assert (shown.nodes.suspect, shown.nodes.lost, shown.nodes.draining) == (2, 0, 1)
