@@ -194,20 +194,20 @@ def test_a_client_of_the_open_inference_protocol_asks_in_json_and_in_binary(
         told = client.get_model_metadata("inference", headers=headers)
         assert (told["name"], told["inputs"][0]["shape"]) == ("inference", [-1, 4])
         rows = np.eye(4, dtype=np.float32)[[3, 0, 1]]
-        for is_binary in (True, False):
+        for is_binary in (True, False):  # the client adds headers of its own to those that it is given
             given = InferInput("input", list(rows.shape), "FP32")
             given.set_data_from_numpy(rows, binary_data=is_binary)
             wanted = [InferRequestedOutput(name, binary_data=is_binary) for name in ("probabilities", "label")]
-            answer = client.infer("inference", [given], outputs=wanted, request_id="r1", headers=headers)
+            answer = client.infer("inference", [given], outputs=wanted, request_id="r1", headers={**headers})
             assert answer.get_response()["id"] == "r1"
             assert answer.as_numpy("probabilities").argmax(1).tolist() == [3, 0, 1]
             assert [bytes(one).decode() if is_binary else one for one in answer.as_numpy("label")] == ["se", "nw", "ne"]
         with pytest.raises(InferenceServerException, match="input"):
             client.infer(
-                "inference", [InferInput("other", [1, 4], "FP32").set_data_from_numpy(rows[:1])], headers=headers
+                "inference", [InferInput("other", [1, 4], "FP32").set_data_from_numpy(rows[:1])], headers={**headers}
             )
         with pytest.raises(InferenceServerException):
-            client.infer("no-such-model", [given], headers=headers)
+            client.infer("no-such-model", [given], headers={**headers})
 
 
 def test_a_zip_without_a_model_is_told_so(stack: Stack, gone: Callable[[str], str]) -> None:

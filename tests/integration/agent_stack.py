@@ -202,12 +202,13 @@ class AgentProcess:
             return await self.process.wait()
 
     def left_behind(self) -> list[str]:
-        """Return what the agent still has of attempts: containers, volumes, folders."""
+        """Return what the agent still has of attempts: containers, volumes, networks, folders."""
         label = f"label=wherry.stack={self.stack_id}"
         containers = docker("ps", "-a", "--format", "{{.Names}}", "--filter", label)
         volumes = docker("volume", "ls", "-q", "--filter", label)
+        networks = docker("network", "ls", "--format", "{{.Name}}", "--filter", label)
         folders = [path.name for name in ("attempts", "processes") for path in (self.data / name).glob("*")]
-        return [*containers.split(), *volumes.split(), *folders]
+        return [*containers.split(), *volumes.split(), *networks.split(), *folders]
 
     def log(self) -> str:
         return (self.data.parent / "agent.log").read_text()
@@ -287,12 +288,15 @@ def clean_up(stack_id: str) -> None:
     while time.monotonic() < give_up_at:
         containers = docker("ps", "-aq", "--filter", label).split()
         volumes = docker("volume", "ls", "-q", "--filter", label).split()
-        if not containers and not volumes:
+        networks = docker("network", "ls", "-q", "--filter", label).split()
+        if not containers and not volumes and not networks:
             return
         for name in containers:
             docker("rm", "-fv", name, check=False)
         for name in volumes:
             docker("volume", "rm", "-f", name, check=False)
+        for name in networks:
+            docker("network", "rm", name, check=False)
     raise AssertionError(f"still there: {containers} {volumes}")
 
 

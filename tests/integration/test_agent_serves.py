@@ -166,6 +166,7 @@ async def test_a_replica_has_no_way_out_and_its_network_goes_with_it(head: Head,
     assert not docker("network", "ls", "-q", "--filter", f"label=wherry.job={order.job_id}")
 
 
+@pytest.mark.slow
 async def test_a_request_longer_than_a_step_is_waited_for(head: Head, agent: AgentProcess, gateway: Bus):
     order = await replica(head)
     assert (await get(gateway, order, "/sleep/6", 30)).body == b"slept"
@@ -173,6 +174,7 @@ async def test_a_request_longer_than_a_step_is_waited_for(head: Head, agent: Age
     await head.forget(order, agent)
 
 
+@pytest.mark.slow
 async def test_more_requests_than_it_takes_wait_a_moment_and_are_sent_elsewhere(
     head: Head, agent: AgentProcess, gateway: Bus
 ):
@@ -205,6 +207,7 @@ async def test_a_stopped_replica_answers_what_it_has_begun_and_takes_nothing_new
     await head.forget(order, agent)
 
 
+@pytest.mark.slow
 async def test_what_a_replica_takes_too_long_for_does_not_outlast_its_grace(
     head: Head, agent: AgentProcess, gateway: Bus
 ):
