@@ -295,6 +295,7 @@ class Attempts:
     async def _follow_once(self, held: m.Held) -> Outcome:
         key = held.key
         runtime = self._do.runtimes[held.order.spec.runtime]
+        await self._api.keep(held)
         pump = OutputPump(
             self.folder(key),
             partial(self._do.publish, key),
@@ -303,7 +304,6 @@ class Attempts:
             listener=(worker := self._worker(held)),
         )
         self._pumps.add(pump)
-        await self._api.keep(held)
         self._api.hear(key, pump)
         beside = [asyncio.create_task(pump.run()), asyncio.create_task(self._measure(runtime, held, pump))]
         if worker is not None:
