@@ -29,9 +29,9 @@ TINY = {"cpus": 0.1, "memory": "64MiB", "disk": "64MiB"}
 
 PAGE = """# Inputs, measured
 
-Written by `python -m benchmarks.inputs` ({when}) on {machine} (load average {load_average}); raw figures in
-[inputs.json](inputs.json). Two nodes, each with an engine of its own in a network namespace; NATS, MongoDB, all services,
-both agents and both engines share these cores and one disk.
+Written by `python -m benchmarks.inputs` ({when}) on {machine} (load average {load_before} before,
+{load_after} after); raw figures in [inputs.json](inputs.json). Two nodes, each with an engine of its own in a
+network namespace; NATS, MongoDB, all services, both agents and both engines share these cores and one disk.
 
 The input is a file of {mib:,} MiB of random bytes. *Time to start* is from the job's record to its program's start, as its
 timeline has both. Storage's own counter says how much it sent.
@@ -118,7 +118,7 @@ def measure(size: int, samples: int) -> dict[str, Any]:
     return {
         "when": time.strftime("%Y-%m-%d"),
         "machine": machine(),
-        "load_average": round(load, 1),
+        "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],
         "bytes": size,
         "runs": runs,
     }
@@ -135,7 +135,8 @@ def page(results: dict[str, Any]) -> str:
     return PAGE.format(
         when=results["when"],
         machine=results["machine"],
-        load_average=results["load_average"],
+        load_before=results["load_average"][0],
+        load_after=results["load_average"][1],
         mib=results["bytes"] // MIB,
         rows="\n".join(rows),
         cold=statistics.median(cold),
