@@ -679,6 +679,13 @@ class AsyncClient:
         question = catalogue.Questions.decline(name, request_id, why)
         return await self._driver.run(scripts.ask(*question, self._patience_s))
 
+    async def node_series(
+        self, node: str, *, names: Sequence[str] = (), since: datetime | None = None, points: int = 1000
+    ) -> models.Metrics:
+        """Return what a machine used over time: ``cpu`` (percent), ``memory`` (bytes), ``running_jobs`` and more."""
+        request = protocol.node_metrics(node, names, since, points)
+        return await self._driver.run(scripts.ask(models.Metrics, request, self._patience_s))
+
     async def clusters(self) -> list[models.Cluster]:
         """Return every cluster with its machines and what they offer together."""
         return await self._driver.run(

@@ -632,9 +632,7 @@ class Client:
         """Remove a model with all that is about it, or one version (experts)."""
         self._driver.run(scripts.done(Request("DELETE", catalogue.path(ref)), self._patience_s))
 
-    def run_model(
-        self, ref: str, wish: Mapping[str, Any] | None = None, *, key: str | None = None
-    ) -> models.Submitted:
+    def run_model(self, ref: str, wish: Mapping[str, Any] | None = None, *, key: str | None = None) -> models.Submitted:
         """Run a model with `dataset`, `params` and more; return the job. Repeated under one key, it is one job."""
         question = catalogue.Questions.run(ref, wish or {}, key or secrets.token_urlsafe(24))
         return self._driver.run(scripts.ask(*question, self._patience_s))
@@ -647,9 +645,7 @@ class Client:
         """Keep the `metrics` of a model's version; the answer says whether it has become worse (experts)."""
         return self._driver.run(scripts.ask(*catalogue.Questions.evaluate(name, wish), self._patience_s))
 
-    def model_evaluations(
-        self, name: str, *, version: int | None = None, limit: int = 100
-    ) -> catalogue.EvaluationPage:
+    def model_evaluations(self, name: str, *, version: int | None = None, limit: int = 100) -> catalogue.EvaluationPage:
         """Return what a model was measured to be worth, the newest first."""
         question = catalogue.Questions.evaluations(name, version, limit)
         return self._driver.run(scripts.ask(*question, self._patience_s))
@@ -666,6 +662,13 @@ class Client:
     def decline_request(self, name: str, request_id: str, why: str) -> catalogue.FineTune:
         """Say no to a request, and why (experts)."""
         return self._driver.run(scripts.ask(*catalogue.Questions.decline(name, request_id, why), self._patience_s))
+
+    def node_series(
+        self, node: str, *, names: Sequence[str] = (), since: datetime | None = None, points: int = 1000
+    ) -> models.Metrics:
+        """Return what a machine used over time: ``cpu`` (percent), ``memory`` (bytes), ``running_jobs`` and more."""
+        request = protocol.node_metrics(node, names, since, points)
+        return self._driver.run(scripts.ask(models.Metrics, request, self._patience_s))
 
     def clusters(self) -> list[models.Cluster]:
         """Return every cluster with its machines and what they offer together."""

@@ -160,6 +160,14 @@ def node(node: str) -> Request:
     return Request("GET", f"/nodes/{_segment(node)}")
 
 
+def node_metrics(node: str, names: Sequence[str], since: datetime | None, points: int) -> Request:
+    """Ask for what a machine has used over time."""
+    query: dict[str, str | list[str]] = {"points": str(points)} | ({"name": list(names)} if names else {})
+    if since is not None:
+        query["since"] = since.isoformat()
+    return Request("GET", f"/nodes/{_segment(node)}/metrics", query=query)
+
+
 def nodes(cursor: str | None) -> Request:
     """Ask for a page of machines."""
     return Request("GET", "/nodes", query={"limit": "500"} | ({"cursor": cursor} if cursor else {}))

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from client.wherry import Client
 from shared.bus import Bus, Received, Record
 from shared.channels import (
     DEAD_LETTER,
@@ -155,6 +156,10 @@ def test_what_a_node_uses_is_kept_over_time(admin: httpx.Client, anna: httpx.Cli
     later = (utc_now() + timedelta(hours=1)).isoformat()
     assert anna.get(f"/nodes/{NODE}/metrics", params={"since": later}).json()["points"] == []
     assert anna.get("/nodes/nothing-like-it/metrics").status_code == 404
+    token = anna.headers["Authorization"].removeprefix("Bearer ")
+    with Client(str(anna.base_url).removesuffix("/v1/"), token) as client:
+        seen = client.node_series(NODE, names=["memory"], since=utc_now() - timedelta(hours=1))
+    assert {(point.name, point.value) for point in seen.points} == {("memory", 8 * GIB)}
 
 
 @pytest.mark.usefixtures("two_nodes")

@@ -122,7 +122,10 @@ class Filters(BaseModel):
     name: str | None = None
     kind: str | None = None
     label: str | None = None
-    gang: str | None = Field(default=None, description="A gang's id: its members, which other lists leave out.")
+    view: str | None = Field(default=None, description="What they are seen as: job, workload, training, deployment.")
+    gang: str | None = Field(
+        default=None, description="Its members, which other lists leave out; of a map job its workers."
+    )
     limit: int = Field(default=50, ge=1, le=500)
     cursor: str | None = None
 
@@ -134,7 +137,7 @@ async def list_jobs(gateway: Door, principal: Caller, filters: Annotated[Filters
         owner_id=await _owner_id(gateway, principal, filters.owner),
         states=_states(filters.state),
         gang_id=filters.gang,
-        **filters.model_dump(include={"name", "kind", "label", "limit", "cursor"}),
+        **filters.model_dump(include={"name", "kind", "label", "view", "limit", "cursor"}),
     )
     page = await gateway.ask(JOB_LIST, query)
     jobs = [translate.job(view, with_spec=False) for view in page.jobs]
