@@ -56,12 +56,6 @@ class Book:
         self.pace_s: float | None = None
         self.shunned: set[str] = set()
 
-    def __contains__(self, item_id: str) -> bool:
-        return item_id in self._items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
     # --- what has become of them -----------------------------------------------------------------------------------
 
     def counts(self, *, closed: bool) -> ItemCounts:
@@ -142,10 +136,6 @@ class Book:
     def hand(self, worker: str) -> Hand | None:
         """Return what a worker has; None for one that `share` does not know."""
         return self._hands.get(worker)
-
-    def has_all_idle(self) -> bool:
-        """Return whether no worker has anything."""
-        return not self._held_by
 
     def said(self, worker: str, node: str, seconds: float) -> None:
         """Take note that a worker on *node* has said the end of an item, which took so long."""
