@@ -128,7 +128,12 @@ def main() -> None:
         finally:
             stack.http.timeout = httpx.Timeout(5)
             stack.stop()
-    results: dict[str, Any] = {"when": time.strftime("%Y-%m-%d"), "machine": machine(), "load_average": round(load, 1), **found}
+    results: dict[str, Any] = {
+        "when": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "load_average": round(load, 1),
+        **found,
+    }
     dump(results, HERE / "flood.json")
     (HERE / "flood.md").write_text(page(results))
     print("written: benchmarks/flood.md")
