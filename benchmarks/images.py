@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import numpy as np
@@ -58,6 +58,12 @@ class Server:
     def __init__(self, url: str, token: str) -> None:
         limits = httpx.Limits(max_connections=32, max_keepalive_connections=32)
         self.http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=120, limits=limits)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
 
     def filtered(self, filter_: str, originals: Sequence[Picture], clients: int) -> tuple[float, list[str]]:
         """Filter images; return the seconds until the last was done, and what is wrong with the results."""
@@ -149,12 +155,11 @@ def measure(filter_: str, originals: Sequence[Picture], clients: int, docker_run
         for service in ("storage", "scheduler", "gateway"):
             stack.service(service)
         stack.agent(NODE)
-        url = f"http://127.0.0.1:{stack.port}/v1"
-        server = Server(url, stack.login())
-        wait_for(lambda: "yes" if server.http.get("/nodes").json()["nodes"] else None, 60)
-        server.filtered(filter_, originals[:2], 1)  # what is only the first time: the image is looked at, caches fill
-        alone, wrong = server.filtered(filter_, originals, 1)
-        together, also_wrong = server.filtered(filter_, originals, clients)
+        with Server(f"http://127.0.0.1:{stack.port}/v1", stack.login()) as server:
+            wait_for(lambda: "yes" if server.http.get("/nodes").json()["nodes"] else None, 60)
+            server.filtered(filter_, originals[:2], 1)  # what is only the first time: caches fill
+            alone, wrong = server.filtered(filter_, originals, 1)
+            together, also_wrong = server.filtered(filter_, originals, clients)
     few = originals[:: max(1, len(originals) // docker_runs)][:docker_runs]
     return {
         "machine": machine(),

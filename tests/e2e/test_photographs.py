@@ -20,5 +20,6 @@ def test_every_photograph_is_the_right_filter_of_the_right_original(stack: Stack
     credentials = json.loads((stack.home / "credentials.json").read_text())
     url = f"http://127.0.0.1:{stack.port}/v1"
     login = stack.http.post("/login", auth=(credentials["user"], credentials["password"]))
-    _, wrong = Server(url, login.json()["token"]).filtered("blur", originals, clients)
+    with Server(url, login.json()["token"]) as server:
+        _, wrong = server.filtered("blur", originals, clients)
     assert wrong == []

@@ -123,9 +123,7 @@ class Filters(BaseModel):
     kind: str | None = None
     label: str | None = None
     view: str | None = Field(default=None, description="What they are seen as: job, workload, training, deployment.")
-    gang: str | None = Field(
-        default=None, description="Its members, which other lists leave out; of a map job its workers."
-    )
+    gang: str | None = Field(default=None, description="Its members; a map job's workers. Other lists leave them out.")
     limit: int = Field(default=50, ge=1, le=500)
     cursor: str | None = None
 
