@@ -34,8 +34,12 @@ def why_not() -> str:
         return "several engines on one machine need root"
     if missing := [name for name in ("ip", "nsenter", "dockerd", "docker") if shutil.which(name) is None]:
         return f"several engines on one machine need {', '.join(missing)}"
-    if _quiet("ip", "netns", "list").returncode:
-        return "several engines on one machine need network namespaces"
+    probe = f"wherry-probe-{os.getpid()}"
+    tries = (("ip", "netns", "add", probe), ("ip", "-n", probe, "link", "add", "type", "bridge"))
+    has_failed = any(_quiet(*words).returncode for words in tries)
+    _quiet("ip", "netns", "del", probe)
+    if has_failed:
+        return "several engines on one machine need network namespaces and bridges"
     if _quiet("docker", "info").returncode:  # the machine's own cannot either, or there is none
         return "no engine answers here"
     return ""
