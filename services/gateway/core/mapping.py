@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 
 from services.gateway.core.problems import invalid
 from shared.errors import FieldProblem, WherryError
@@ -94,7 +93,7 @@ def of_files(paths: Iterable[str], pattern: str | None) -> list[ItemSpec]:
     """
     wanted = matcher(pattern)
     found = [
-        ItemSpec(name=PurePosixPath(path).name[:255], path=f"{OVER}/{path}") for path in sorted(paths) if wanted(path)
+        ItemSpec(name=path.rpartition("/")[2][:255], path=f"{OVER}/{path}") for path in sorted(paths) if wanted(path)
     ]
     if not found:
         raise invalid([_problem("map.pattern", f"None of the files matches {pattern!r}")])
@@ -230,18 +229,24 @@ def _plain(name: str) -> str:
     """Return *name* as one name of a file, in any file system, short enough to get a number and an ending."""
     plain = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f]', "_", name).strip(" .") or "item"
     cut = plain.encode()[:180].decode(errors="ignore")
-    suffix = PurePosixPath(plain).suffix
+    suffix = _ending(plain)
     return cut if cut == plain or len(suffix) > 16 else f"{cut[: -len(suffix) or None]}{suffix}"
+
+
+def _ending(path: str) -> str:
+    """Return the ending of a file's name with its dot, or nothing: ``.hidden`` has none."""
+    stem, _, ending = path.rpartition("/")[2].rpartition(".")
+    return f".{ending}" if stem and ending else ""
 
 
 def _named_as(place: str, path: str) -> str:
     """Return *place* with the ending of *path*, which says what the program has really written."""
-    ending = PurePosixPath(path).suffix
-    return place if not ending or place.lower().endswith(ending.lower()) else f"{_without_ending(place)}{ending}"
+    ending = _ending(path)
+    return place if len(ending) not in range(2, 17) or place.lower().endswith(ending.lower()) else f"{_without_ending(place)}{ending}"
 
 
 def _without_ending(place: str) -> str:
-    suffix = PurePosixPath(place).suffix
+    suffix = _ending(place)
     return place[: -len(suffix)] if 1 < len(suffix) <= 6 else place
 
 
