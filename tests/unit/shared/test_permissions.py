@@ -81,6 +81,15 @@ def test_what_crosses_a_wall_is_a_service_inwards_and_a_stream_outwards():
     assert ("wherry.storage.auth.login", Account.EDGE) not in by_subject
 
 
+def test_requests_to_replicas_pass_from_the_gateway_to_agents_who_answer_them_and_nobody_else():
+    [passage] = [p for p in passages() if p.subject.startswith("wherry.serve.")]
+    assert (passage.kind, passage.owner, passage.account) == ("service", Account.EDGE, Account.API)
+    agent = USERS["node-n1"]
+    assert "wherry.serve.n1.*" in agent.subscribe
+    assert agent.responds
+    assert not [subject for subject in agent.publish if subject.startswith(("_INBOX", "_R_", "wherry.serve"))]
+
+
 def test_what_stays_in_ctrl_has_no_passage():
     crossing = {p.subject for p in passages()}
     inner = [c for c in CHANNELS if all(ACCOUNT_OF.get(s) is Account.CTRL for s in c.sent_by | c.read_by)]
