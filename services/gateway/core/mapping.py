@@ -242,7 +242,8 @@ def _ending(path: str) -> str:
 def _named_as(place: str, path: str) -> str:
     """Return *place* with the ending of *path*, which says what the program has really written."""
     ending = _ending(path)
-    return place if len(ending) not in range(2, 17) or place.lower().endswith(ending.lower()) else f"{_without_ending(place)}{ending}"
+    is_told = not 1 < len(ending) <= 16 or place.lower().endswith(ending.lower())
+    return place if is_told else f"{_without_ending(place)}{ending}"
 
 
 def _without_ending(place: str) -> str:
