@@ -226,11 +226,13 @@ class Gang(Frozen):
     """Roles that start together or not at all, and end together.
 
     `on_failure`: one member that fails ends all; then the job has failed (``stop``), or all begin anew as long as
-    `max_attempts` and `retry_on` allow (``restart``). What is the machines' fault is tried again in either case.
+    `max_attempts` and `retry_on` allow (``restart``). What is the machines' fault is tried again in either case;
+    but with `on_loss` ``stop`` a gang that runs has failed once a machine of it is lost.
     """
 
     roles: Annotated[dict[RoleName, GangRole], Field(min_length=1, max_length=16)]
     on_failure: Literal["stop", "restart"] = "stop"
+    on_loss: Literal["stop", "restart"] = "restart"
     #: Seconds from their placing within which all members must run; else all are given up and placed anew.
     deadline: Seconds = 1800
     #: Members reach each other, on whatever nodes they are, under addresses that each is given.

@@ -243,6 +243,7 @@ async def test_a_distributed_training_is_a_gang_whose_first_worker_stands_for_it
         "parameter_servers": 1,
         "workers": 2,
         "on_failure": "stop",
+        "on_loss": "restart",
         "server_resources": None,
     }
     answer = anna.get(found["download_url"])

@@ -65,6 +65,8 @@ class Distribution(Frozen):
     workers: int = Field(default=2, ge=1, le=96)
     #: When a member fails: all end and it has failed, or all begin anew as long as `max_attempts` allows.
     on_failure: Literal["stop", "restart"] = "stop"
+    #: When a machine is lost that a member runs on: all begin anew elsewhere, at no charge, or it has failed.
+    on_loss: Literal["stop", "restart"] = "restart"
     #: Of a parameter server, where it needs other than the workers.
     server_resources: Resources | None = None
 
@@ -331,7 +333,7 @@ def _gang(wish: Distribution) -> Gang:
     roles = {WORKER: worker}
     if wish.parameter_servers:
         roles[SERVER] = GangRole(count=wish.parameter_servers, resources=wish.server_resources)
-    return Gang(roles=roles, on_failure=wish.on_failure, connected=True)
+    return Gang(roles=roles, on_failure=wish.on_failure, on_loss=wish.on_loss, connected=True)
 
 
 def _distribution(spec: JobSpec) -> Distribution | None:
@@ -342,5 +344,6 @@ def _distribution(spec: JobSpec) -> Distribution | None:
         parameter_servers=server.count if server else 0,
         workers=spec.gang.roles[WORKER].count if WORKER in spec.gang.roles else 1,
         on_failure=spec.gang.on_failure,
+        on_loss=spec.gang.on_loss,
         server_resources=server.resources if server else None,
     )

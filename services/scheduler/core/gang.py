@@ -110,7 +110,9 @@ def follow(
     state = min((one.state for one in members if one.state not in JOB_TERMINAL), key=_ORDER.index)
     ended = [one for was, one in zip(before, members, strict=True) if one.state in JOB_TERMINAL and was != one]
     if ended:  # recorded at once: a member that has ended is soon known to the log alone
-        failed = next((f"{_name(one)} {_why(one)}; the others are stopped" for one in ended if _has_failed(one)), None)
+        is_told = any(_has_failed(one) for one in before)  # who is stopped because of that is not worth a word
+        causes = [one for one in ended if (_has_failed(one) and not is_told) or _is_cause(one)]
+        failed = next((f"{_name(one)} {_why(one)}; the others are stopped" for one in causes), None)
         told = lifecycle.with_remark(gang, failed) if failed else None
         return told or lifecycle.Change(gang, JobEventName.REMARKED)
     if _ORDER.index(state) > _ORDER.index(gang.state) and not is_given_up:  # what is being stopped gets no further
@@ -166,7 +168,7 @@ def _seen(member: GangMember, job: Job | None, *, is_missing: bool) -> GangMembe
         update={
             "node": last.node if last else member.node,
             "state": job.state,
-            "error": job.error and Failure(reason=job.error.reason, message=job.error.message[:_ERROR_CHARS]),
+            "error": _error_of(job),
             "exit_code": last.exit_code if last else None,
             "outputs": job.outputs,
         }
@@ -193,14 +195,14 @@ def _over(gang: Job, now: datetime, limits: Limits) -> lifecycle.Change:
     attempt = Attempt(
         number=gang.attempt,
         node=cause.node if cause else gang.members[0].node,
-        state=_ATTEMPT_STATE[cause.state] if cause else AttemptState.CANCELLED,
+        state=_attempt_state(cause),
         placed_at=gang.members[0].placed_at,
         ended_at=now,
         exit_code=cause.exit_code if cause else None,
         error=failure,
     )
     gang = gang.model_copy(update={"attempts": (*gang.attempts, attempt)[-ATTEMPTS_KEPT:]})
-    if failure.reason in INFRASTRUCTURE_REASONS:
+    if failure.reason in INFRASTRUCTURE_REASONS and not _is_given_up(gang, failure):
         may_run = any(one.error is not None and one.error.reason is EndReason.UNKILLABLE for one in gang.members)
         return lifecycle.after_loss(gang, failure, now, limits, may_run=may_run)
     if over := lifecycle.stopped(gang, now):
@@ -218,8 +220,36 @@ def _is_restarted(spec: JobSpec, attempt: Attempt, failure: Failure) -> bool:
     )
 
 
+def _is_given_up(gang: Job, failure: Failure) -> bool:
+    """Return whether a gang is to end with a machine that is lost. A drain is a wish, and moves it."""
+    is_final = gang.spec.gang is not None and gang.spec.gang.on_loss == "stop"
+    return is_final and gang.state in _STARTED and failure.reason is not EndReason.NODE_DRAINED
+
+
+def _error_of(job: Job) -> Failure | None:
+    """Return why a member has ended.
+
+    Who loses a peer may fail before its node is given up. That the node was silent when the member was to be stopped
+    because of that is then what began it.
+    """
+    error, last = job.error, job.attempts[-1] if job.attempts else None
+    asked_at = job.cancel_requested_at
+    if last is not None and last.error is not None and last.error.reason is EndReason.NODE_LOST and asked_at is not None:
+        was_silent = last.heard_at is not None and last.heard_at < asked_at
+        error = last.error if was_silent else error
+    return error and Failure(reason=error.reason, message=error.message[:_ERROR_CHARS])
+
+
+def _attempt_state(cause: GangMember | None) -> AttemptState:
+    if cause is None:
+        return AttemptState.CANCELLED
+    return AttemptState.LOST if cause.state is JobState.CANCELLED else _ATTEMPT_STATE[cause.state]
+
+
 def _is_cause(member: GangMember) -> bool:
-    return _has_failed(member) and member.state is not JobState.CANCELLED
+    if member.state is JobState.CANCELLED:
+        return member.error is not None and member.error.reason is EndReason.NODE_LOST
+    return _has_failed(member)
 
 
 def _is_fault_of_job(member: GangMember) -> bool:

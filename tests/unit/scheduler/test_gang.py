@@ -165,6 +165,84 @@ def test_a_lost_machine_is_not_charged_to_the_user_and_all_are_placed_again(worl
     assert (job.state, job.tries, job.losses) == (JobState.QUEUED, 0, 1)
 
 
+def run_until(world: Any, job: Job, silent: str, seconds: range) -> None:
+    """Let time pass with all nodes of a gang heard but one; all others have their members."""
+    for second in seconds:
+        world.now = second
+        for other in {one.node for one in job.members} - {silent}:
+            held = tuple((one.job_id, 1) for one in job.members if one.node == other)
+            world.hear(other, held=held)
+        world.tick(second)
+        world.settle()
+
+
+def one_on_each_node(world: Any, make: SimpleNamespace, **gang: Any) -> Job:
+    """Start a gang of three on three nodes, all members running."""
+    roles = {"worker": {"count": 3, "resources": {"cpus": 3}}}
+    job = start(world, make, gang={"roles": roles} | gang)
+    for rank in range(3):
+        report(world, make, rank, make.running())
+    assert len({one.node for one in world.job("g1").members}) == 3
+    return world.job("g1")
+
+
+def test_a_peer_that_fails_before_the_lost_machine_is_given_up_does_not_make_it_the_jobs_fault(
+    world: Any, make: SimpleNamespace
+):
+    job = one_on_each_node(world, make)
+    silent = job.members[2]
+    run_until(world, job, silent.node, range(1, 9))
+    for rank in (0, 1):  # they hear no more of it, and its node is not given up yet
+        report(world, make, rank, make.finished(state=AttemptState.FAILED, reason=EndReason.EXIT_CODE, s=8))
+    assert world.job(silent.job_id).cancel_requested_at is not None
+    run_until(world, job, silent.node, range(9, 60))
+    job = world.job("g1")
+    assert (job.state, job.tries, job.losses) == (JobState.QUEUED, 0, 1)
+    [first] = job.attempts
+    assert (first.state, first.error.reason, first.node) == (AttemptState.LOST, EndReason.NODE_LOST, silent.node)
+    assert first.error.message.startswith(f"member worker-2: node name-{silent.node} was not heard for ")
+
+
+def test_a_machine_that_is_lost_after_a_peer_has_failed_is_not_why(world: Any, make: SimpleNamespace):
+    job = one_on_each_node(world, make)
+    run_until(world, job, "", range(1, 9))
+    report(world, make, 0, make.finished(state=AttemptState.FAILED, reason=EndReason.EXIT_CODE, s=8))
+    run_until(world, job, "", range(9, 12))  # its node is still there to hear that it is to stop
+    report(world, make, 1, make.finished(state=AttemptState.CANCELLED, s=12))
+    run_until(world, job, job.members[2].node, range(12, 60))
+    job = world.job("g1")
+    assert (job.state, job.tries, job.error.reason) == (JobState.FAILED, 1, EndReason.EXIT_CODE)
+    assert job.error.message.startswith("member worker-0: ")
+    assert [one for one in job.remarks if "the others are stopped" in one] == list(job.remarks[:1])
+
+
+@pytest.mark.parametrize(("on_loss", "state"), [("stop", JobState.FAILED), ("restart", JobState.QUEUED)])
+def test_what_follows_the_loss_of_a_machine_is_for_the_user_to_say(
+    world: Any, make: SimpleNamespace, on_loss: str, state: JobState
+):
+    job = one_on_each_node(world, make, on_loss=on_loss)
+    lost = job.members[2]
+    run_until(world, job, lost.node, range(1, 60))
+    assert all(world.job(job.members[rank].job_id).cancel_requested_at for rank in (0, 1))
+    for rank in (0, 1):
+        report(world, make, rank, make.finished(state=AttemptState.CANCELLED, s=60))
+    job = world.job("g1")
+    assert job.state is state
+    said = job.error if job.is_terminal else job.attempts[-1].error
+    assert said.reason is EndReason.NODE_LOST
+    assert said.message.startswith(f"member worker-2: node name-{lost.node} was not heard for ")
+    assert job.remarks[-1].startswith(f"member worker-2 has failed (node name-{lost.node} was not heard for ")
+
+
+def test_a_drain_moves_a_gang_also_where_a_loss_would_end_it(world: Any, make: SimpleNamespace):
+    one_on_each_node(world, make, on_loss="stop")
+    report(world, make, 2, make.finished(state=AttemptState.LOST, reason=EndReason.NODE_DRAINED))
+    for rank in (0, 1):
+        report(world, make, rank, make.finished(state=AttemptState.CANCELLED))
+    job = world.job("g1")
+    assert (job.state, job.tries, job.losses) == (JobState.QUEUED, 0, 0)
+
+
 def test_a_gang_whose_members_do_not_all_run_in_time_is_given_up_and_placed_anew(world: Any, make: SimpleNamespace):
     start(world, make, gang={"deadline": 20})
     report(world, make, 0, make.running())
@@ -542,7 +620,8 @@ def test_whatever_happens_gangs_end_once_with_all_their_members_and_hold_nothing
         chaos.beat(node_id, "all")
     for number in range(data.draw(st.integers(1, 2))):
         spec = {"max_attempts": 2, "exclusive": data.draw(st.booleans()), "resources": {"cpus": 2, "memory": GIB}}
-        wanted = {"on_failure": chaos.draw(("stop", "restart")), "deadline": chaos.draw((20, 1800))}
+        wanted = {name: chaos.draw(("stop", "restart")) for name in ("on_failure", "on_loss")}
+        wanted |= {"deadline": chaos.draw((20, 1800))}
         world.turn(world.create(gang_job(make, f"g{number}", gang=wanted, **spec)))
     world.turn(world.create(make.job("alone", max_attempts=2)))
     for _ in range(data.draw(st.integers(0, 25))):
