@@ -233,10 +233,10 @@ def _error_of(job: Job) -> Failure | None:
     because of that is then what began it.
     """
     error, last = job.error, job.attempts[-1] if job.attempts else None
-    asked_at = job.cancel_requested_at
-    if last is not None and last.error is not None and last.error.reason is EndReason.NODE_LOST and asked_at is not None:
-        was_silent = last.heard_at is not None and last.heard_at < asked_at
-        error = last.error if was_silent else error
+    asked_at, heard_at = job.cancel_requested_at, last.heard_at if last else None
+    was_silent = asked_at is not None and heard_at is not None and heard_at < asked_at
+    if was_silent and last is not None and last.error is not None and last.error.reason is EndReason.NODE_LOST:
+        error = last.error
     return error and Failure(reason=error.reason, message=error.message[:_ERROR_CHARS])
 
 

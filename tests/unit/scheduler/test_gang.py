@@ -179,7 +179,7 @@ def run_until(world: Any, job: Job, silent: str, seconds: range) -> None:
 def one_on_each_node(world: Any, make: SimpleNamespace, **gang: Any) -> Job:
     """Start a gang of three on three nodes, all members running."""
     roles = {"worker": {"count": 3, "resources": {"cpus": 3}}}
-    job = start(world, make, gang={"roles": roles} | gang)
+    start(world, make, gang={"roles": roles} | gang)
     for rank in range(3):
         report(world, make, rank, make.running())
     assert len({one.node for one in world.job("g1").members}) == 3
