@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.conftest import BUSYBOX
 from tests.e2e.stack import ROOT, Stack, free_port, until
 from tests.e2e.test_trainings import EXAMPLE, FINAL, User, fields
-from tests.engines import Engines, why_not
+from tests.engines import Engine, Engines, why_not
 from tests.integration.agent_stack import busybox
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(400)]
@@ -28,6 +28,8 @@ for one in $(echo "$TF_CONFIG" | sed 's/.*"ps":\\[\\([^]]*\\)\\].*/\\1/' | tr -d
 done
 """
 TINY = {"cpus": 0.1, "memory": "32MiB", "disk": "64MiB"}
+#: What each machine's agent is told.
+AGENT = {"WHERRY_HOST_NETWORK": "1", "WHERRY_CAPACITY": "cpus=1"}
 #: To bring so much counts for more than that another node is emptier, and less busy at the moment.
 INPUT_BYTES = 64_000_000
 
@@ -56,7 +58,7 @@ def fleet(engines: Engines) -> Iterator[Stack]:
     }
     stack = Stack.start(home, runtime="docker", image=BUSYBOX, env=settings, engines=list(engines))
     try:
-        stack.join(*engines, WHERRY_HOST_NETWORK="1", WHERRY_CAPACITY="cpus=1")
+        stack.join(*engines, **AGENT)
         yield stack
     finally:
         stack.stop()
@@ -210,21 +212,69 @@ def test_a_training_over_three_machines_comes_to_the_loss_of_one(user: User, tra
     assert together["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-6)
 
 
-def test_a_training_that_loses_a_machine_begins_anew_on_the_others_and_says_so(
-    user: User, training: dict[str, Any], fleet: Stack, engines: Engines
-) -> None:
+@pytest.fixture(scope="module")
+def long(training: dict[str, Any]) -> dict[str, Any]:
+    """The same, for long enough that something may happen to it; two machines have room for it too."""
     small = {"cpus": 0.4, "memory": "128MiB", "disk": "64MiB"}
-    wish = {**training, "params": {"epochs": 300}, "resources": small, "placement": {"policy": "spread"}}
+    return {**training, "params": {"epochs": 300}, "resources": small, "placement": {"policy": "spread"}}
+
+
+def under_way(user: User, wish: dict[str, Any], engines: Engines) -> tuple[str, Engine]:
+    """Begin to train on three machines; return the training, and the machine of its second worker, once it learns."""
     training_id = user.train(**wish)
     shown = user.poll(training_id, lambda shown: shown["progress"])
-    lost = next(one["node"] for one in shown["members"] if (one["role"], one["index"]) == ("worker", 1))
-    [engine] = [one for one in engines if one.name == lost]
-    with engine.away():
+    assert len({member["node"] for member in shown["members"]}) == 3
+    node = next(one["node"] for one in shown["members"] if (one["role"], one["index"]) == ("worker", 1))
+    return training_id, next(one for one in engines if one.name == node)
+
+
+def test_a_training_that_loses_a_machine_begins_anew_on_the_others_and_says_so(
+    user: User, long: dict[str, Any], fleet: Stack, engines: Engines
+) -> None:
+    training_id, lost = under_way(user, long, engines)
+    with lost.away():
         until(lambda: fleet.job(training_id).get("attempts"), "the first round is over", 90)
         first = fleet.job(training_id)["attempts"][0]
         assert (first["error"]["reason"], first["error"]["message"][:15]) == ("node_lost", "member worker-1"), first
         done = user.poll(training_id, lambda shown: shown["status"] in FINAL, 200)
     assert done["status"] == "completed", done
-    assert lost not in {member["node"] for member in done["members"]}
+    assert lost.name not in {member["node"] for member in done["members"]}
+    assert f"member worker-1 has failed (node {lost.name} was not heard for " in " ".join(done["remarks"])
     assert done["metrics"]["accuracy"] > 0.9
-    until(lambda: fleet.node(lost)["condition"] == "online", "the node is back", 120)
+    is_back(fleet, lost)
+
+
+def test_a_training_that_is_to_end_with_a_machine_fails_and_says_which(
+    user: User, long: dict[str, Any], fleet: Stack, engines: Engines
+) -> None:
+    wish = {**long, "distributed": {**long["distributed"], "on_loss": "stop"}, "max_attempts": 3}
+    training_id, lost = under_way(user, wish, engines)
+    with lost.away():
+        done = user.poll(training_id, lambda shown: shown["status"] in FINAL)
+    assert (done["status"], done["error"]["reason"]) == ("failed", "node_lost"), done
+    assert done["error"]["message"].startswith(f"member worker-1: node {lost.name} was not heard for ")
+    assert {(one["role"], one["index"]): one["state"] for one in done["members"]} == {
+        ("worker", 0): "cancelled", ("worker", 1): "failed", ("ps", 0): "cancelled",
+    }  # fmt: skip
+    is_back(fleet, lost)
+
+
+def test_an_agent_that_is_killed_while_its_member_trains_finds_it_again(
+    user: User, long: dict[str, Any], fleet: Stack, engines: Engines
+) -> None:
+    training_id, there = under_way(user, long, engines)
+    before = there.docker("ps", "-q", "--no-trunc")
+    fleet.agents[there.name].kill()
+    fleet.agents[there.name].wait()
+    fleet.join(there, **AGENT)
+    assert there.docker("ps", "-q", "--no-trunc") == before != ""
+    done = user.poll(training_id, lambda shown: shown["status"] in FINAL, 200)
+    assert (done["status"], fleet.job(training_id)["attempts"]) == ("completed", []), done
+    is_back(fleet, there)
+
+
+def is_back(fleet: Stack, engine: Engine) -> None:
+    """Wait until a machine is with the others again, and has nothing of what it ran."""
+    until(lambda: fleet.node(engine.name)["condition"] == "online", "the node is back", 120)
+    until(lambda: not engine.docker("ps", "-aq"), "what ran there is gone", 120)
+    assert not [one for one in engine.docker("network", "ls", "--format", "{{.Name}}").split() if "wherry" in one]
