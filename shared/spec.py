@@ -354,8 +354,8 @@ class JobSpec(Frozen):
     view: View = Field(default="job", json_schema_extra=_READ_ONLY)
     runtime: Literal["docker", "process"] = "docker"
     image: ImageRef | None = None
-    #: One of the catalogue, instead of an image: ``name`` (its newest version) or ``name@version``. `params` have to fit
-    #: its schema.
+    #: One of the catalogue, instead of an image: ``name`` (its newest version) or ``name@version``. `params` have to
+    #: fit its schema.
     model: ModelRef | None = None
     #: Text runs in ``sh -c``, a list as it is; absent, the image's own command runs.
     command: Arg | Annotated[tuple[Arg, ...], Field(min_length=1, max_length=4096)] | None = None

@@ -623,7 +623,8 @@ class _Client(docker.APIClient):
     def post_json(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the answer to a call of the API, given as it is."""
         api: Any = self
-        return api._result(api.post(f"{api.base_url}/v{api.api_version}/{path}", json=body), json=True)
+        answer = api.post(f"{api.base_url}/v{api.api_version}/{path}", json=body)
+        return api._result(answer, json=True)  # noqa: SLF001 - our own, as a subclass has it
 
     def _set_request_timeout(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if kwargs.get("timeout") is None:

@@ -172,9 +172,10 @@ class ProcessRuntime:
     async def outputs(
         self, key: Key, handle: str, below: str = "", *, of: Literal["outputs", "items"] = "outputs"
     ) -> AsyncIterator[Output]:
-        """Give what is in the outputs folder, or what items have left. No link is followed, and of a file that grows no more than it had.
+        """Give what is in the outputs folder, or what items have left.
 
-        What this agent may not read is of kind "other": it does not keep the rest from being kept.
+        No link is followed, and of a file that grows no more is given than it had. What this agent may not read is of
+        kind "other": it does not keep the rest from being kept.
         """
         del handle
         root = self._of(key) / ("outputs" if of == "outputs" else f"workspace/{ITEMS}/out")

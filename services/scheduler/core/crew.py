@@ -171,7 +171,8 @@ def member_spec(spec: JobSpec) -> JobSpec:
         "timeouts": Timeouts(
             queue=None,
             pull=spec.timeouts.pull,
-            stage_in=spec.timeouts.stage_in,
+            # A replica is not ready before it answers; its node keeps the limit on that.
+            stage_in=spec.timeouts.stage_in + (spec.service.start_timeout if spec.service else 0),
             run=_FOREVER_S,
             total=_FOREVER_S,
         ),

@@ -136,10 +136,10 @@ class Fetches:
                     if inflow.size > wish.bytes_max:
                         raise f.too_large(wish.url, wish.bytes_max)
                 stored = await inflow.commit()
+                return stored
             finally:
                 if stored is None:
                     await asyncio.shield(inflow.drop())
-            return stored
 
     async def with_artifact(self, artifact: Artifact) -> str | None:
         """Return the job that has an artifact from the web and may still want it, as a sentence's subject, or None."""
