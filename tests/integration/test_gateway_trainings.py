@@ -263,6 +263,8 @@ async def test_a_distributed_training_is_a_gang_whose_first_worker_stands_for_it
         ({"dataset": "http://169.254.169.254/x"}, "dataset", "may not be fetched"),
         ({"dataset": "two words"}, "dataset", ""),
         ({"distributed": {"workers": 0}}, "distributed.workers", ""),
+        ({"distributed": {"parameter_servers": 0, "server_resources": {}}}, "distributed", "no parameter servers"),
+        ({"distributed": {"on_loss": "wait"}}, "distributed.on_loss", ""),
         ({"distributed": {"workers": 1, "chiefs": 1}}, "distributed.chiefs", "There is no such field"),
         ({"helper": "x"}, "helper", "did you mean helpers?"),
         ({"view": "job"}, "view", "There is no such field"),

@@ -4,9 +4,9 @@ import ast
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, model_validator
 
 from services.gateway.core import translate, views
 from services.gateway.core.problems import invalid
@@ -29,7 +29,7 @@ from shared.spec import (
     RetryOn,
     Timeouts,
 )
-from shared.states import JobState
+from shared.states import INFRASTRUCTURE_REASONS, JobState
 
 #: The whole request, and each of its three modules in characters.
 BODY_BYTES_MAX = 1024 * 1024
@@ -69,6 +69,12 @@ class Distribution(Frozen):
     on_loss: Literal["stop", "restart"] = "restart"
     #: Of a parameter server, where it needs other than the workers.
     server_resources: Resources | None = None
+
+    @model_validator(mode="after")
+    def _has_servers(self) -> Self:
+        if self.server_resources is not None and not self.parameter_servers:
+            raise ValueError("there are no parameter servers that `server_resources` are for")
+        return self
 
 
 class NewTraining(Frozen):
@@ -251,6 +257,8 @@ def leading(job: Job) -> str | None:
 
 def at_fault(job: Job) -> str | None:
     """Return the job whose program has failed, of a training that has; None where it was no program."""
+    if job.error is not None and job.error.reason in INFRASTRUCTURE_REASONS:  # what its peers say of it is not why
+        return None
     if job.spec.kind == "run":
         last = job.attempts[-1] if job.attempts else None
         return job.id if last is not None and last.exit_code else None

@@ -202,7 +202,9 @@ def _over(gang: Job, now: datetime, limits: Limits) -> lifecycle.Change:
         error=failure,
     )
     gang = gang.model_copy(update={"attempts": (*gang.attempts, attempt)[-ATTEMPTS_KEPT:]})
-    if failure.reason in INFRASTRUCTURE_REASONS and not _is_given_up(gang, failure):
+    if _is_given_up(gang, failure):
+        return lifecycle.stopped(gang, now) or lifecycle.end(gang, JobState.FAILED, failure, now)
+    if failure.reason in INFRASTRUCTURE_REASONS:
         may_run = any(one.error is not None and one.error.reason is EndReason.UNKILLABLE for one in gang.members)
         return lifecycle.after_loss(gang, failure, now, limits, may_run=may_run)
     if over := lifecycle.stopped(gang, now):
@@ -222,8 +224,9 @@ def _is_restarted(spec: JobSpec, attempt: Attempt, failure: Failure) -> bool:
 
 def _is_given_up(gang: Job, failure: Failure) -> bool:
     """Return whether a gang is to end with a machine that is lost. A drain is a wish, and moves it."""
-    is_final = gang.spec.gang is not None and gang.spec.gang.on_loss == "stop"
-    return is_final and gang.state in _STARTED and failure.reason is not EndReason.NODE_DRAINED
+    if gang.spec.gang is None or gang.spec.gang.on_loss == "restart" or gang.state not in _STARTED:
+        return False
+    return failure.reason in INFRASTRUCTURE_REASONS and failure.reason is not EndReason.NODE_DRAINED
 
 
 def _error_of(job: Job) -> Failure | None:

@@ -230,6 +230,8 @@ def test_the_program_at_fault_is_the_one_that_failed() -> None:
     members = (member("worker", 0, JobState.CANCELLED), member("worker", 1, JobState.FAILED, 1), member("ps", 0))
     gang = view(spec(distributed={"workers": 2}), JobState.FAILED, members=members)
     assert trainings.at_fault(gang.job) == "j-worker-1"
+    lost = Failure(reason=EndReason.NODE_LOST, message="member ps-0: node n2 was not heard for 31 s")
+    assert trainings.at_fault(gang.job.model_copy(update={"error": lost})) is None  # its worker only missed the server
 
 
 def test_the_last_line_of_the_runner_says_why() -> None:

@@ -176,10 +176,10 @@ def run_until(world: Any, job: Job, silent: str, seconds: range) -> None:
         world.settle()
 
 
-def one_on_each_node(world: Any, make: SimpleNamespace, **gang: Any) -> Job:
+def one_on_each_node(world: Any, make: SimpleNamespace, *, max_attempts: int = 1, **gang: Any) -> Job:
     """Start a gang of three on three nodes, all members running."""
     roles = {"worker": {"count": 3, "resources": {"cpus": 3}}}
-    start(world, make, gang={"roles": roles} | gang)
+    start(world, make, gang={"roles": roles} | gang, max_attempts=max_attempts)
     for rank in range(3):
         report(world, make, rank, make.running())
     assert len({one.node for one in world.job("g1").members}) == 3
@@ -220,7 +220,7 @@ def test_a_machine_that_is_lost_after_a_peer_has_failed_is_not_why(world: Any, m
 def test_what_follows_the_loss_of_a_machine_is_for_the_user_to_say(
     world: Any, make: SimpleNamespace, on_loss: str, state: JobState
 ):
-    job = one_on_each_node(world, make, on_loss=on_loss)
+    job = one_on_each_node(world, make, on_loss=on_loss, on_failure="restart", max_attempts=3)
     lost = job.members[2]
     run_until(world, job, lost.node, range(1, 60))
     assert all(world.job(job.members[rank].job_id).cancel_requested_at for rank in (0, 1))
