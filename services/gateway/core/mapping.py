@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from services.gateway.core.glob import Glob
 from services.gateway.core.problems import invalid
 from shared.errors import FieldProblem, WherryError
 from shared.job import Item, Job
@@ -117,30 +118,12 @@ def matcher(pattern: str | None) -> Callable[[str], object]:
     """
     if pattern is None:
         return lambda _: True
-    text = "".join(_translated(pattern if "/" in pattern else f"**/{pattern}"))
     try:
-        return re.compile(rf"{text}\Z", re.DOTALL).match
-    except re.error:
+        return Glob(pattern if "/" in pattern else f"**/{pattern}").match
+    except ValueError:
         raise invalid(
             [_problem("map.pattern", "This is no pattern: its brackets have a range that ends first")]
         ) from None
-
-
-_TOKENS = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
-_MEANS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-
-
-def _translated(pattern: str) -> Iterator[str]:
-    for token in _TOKENS.findall(pattern):
-        if token in _MEANS:
-            yield _MEANS[token]
-        elif token.startswith("[") and len(token) > 1:
-            negated, inner = token[1] == "!", token[2:-1] if token[1] == "!" else token[1:-1]
-            # Of all that `re` knows within brackets only ranges are meant.
-            plain = re.sub(r"(?<!\\-)\\-(?!\\-)", "-", re.escape(inner))
-            yield f"(?!/)[{'^' if negated else ''}{plain}]"
-        else:
-            yield re.escape(token)
 
 
 def check_count(count: int) -> None:

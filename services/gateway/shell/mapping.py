@@ -63,7 +63,7 @@ async def _of_zip(gateway: Gateway, spec: JobSpec) -> list[ItemSpec]:
         raise problems.invalid(
             [FieldProblem(field="map.over", message=f"Items are the files of a zip: {why}")]
         ) from None
-    return mapping.of_files(paths, spec.map.pattern if spec.map else None)
+    return await asyncio.to_thread(mapping.of_files, paths, spec.map.pattern if spec.map else None)
 
 
 async def resolved(gateway: Gateway, principal: Principal, items: Sequence[ItemSpec], field: str) -> list[ItemSpec]:

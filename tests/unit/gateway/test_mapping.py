@@ -1,6 +1,7 @@
 """Which files become items, in which messages they travel, and under which names results are shown."""
 
 import contextlib
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -54,6 +55,43 @@ def item(name: str, *paths: str, index: int = 0) -> Item:
 )
 def test_a_pattern_chooses_files_as_a_shell_does(pattern: str | None, path: str, *, fits: bool):
     assert bool(mapping.matcher(pattern)(path)) is fits
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("*a" * 100 + "b", "a" * 255),
+        ("**/" * 80 + "b", "a/" * 500 + "c"),
+        ("**a" * 80 + "b", "a" * 1000),
+        ("*a" + "?" * 200 + "b", "a" * 1000),
+    ],
+)
+def test_a_pattern_with_many_stars_is_told_at_once_not_to_fit(pattern: str, path: str):
+    # As a regular expression each of these goes on for longer than anybody waits.
+    assert not mapping.matcher(pattern)(path)
+
+
+@given(
+    st.text("*?/ab[!]-", min_size=1, max_size=12).filter(lambda text: "***" not in text),
+    st.text("ab/-", max_size=12),
+)
+def test_a_pattern_means_what_its_regular_expression_does(pattern: str, path: str):
+    means = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    text = ""
+    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", pattern if "/" in pattern else f"**/{pattern}"):
+        if token.startswith("[") and len(token) > 1:
+            negated = token[1] == "!"
+            plain = re.sub(r"(?<!\\-)\\-(?!\\-)", "-", re.escape(token[1 + negated : -1]))
+            text += f"(?!/)[{'^' if negated else ''}{plain}]"
+        else:
+            text += means.get(token, re.escape(token))
+    try:
+        fits = re.fullmatch(text, path, re.DOTALL) is not None
+    except re.error:
+        with pytest.raises(WherryError):
+            mapping.matcher(pattern)
+    else:
+        assert bool(mapping.matcher(pattern)(path)) is fits
 
 
 @given(st.text(min_size=1, max_size=30), st.text(max_size=60))
