@@ -81,6 +81,7 @@ class Limits:
     worker_idle_s: float = 30.0  # a worker without items is kept so long, for more may come
     worker_close_s: float = 60.0  # one that is to end by itself has done so
     worker_backoff_s: float = 1.0  # after a worker has failed; doubles with each in a row
+    worker_backoff_max_s: float = 300.0
     worker_failures_max: int = 3  # in a row, without the end of an item, before the job has failed
     wake_again_s: float = 0.5  # a wake may be lost; until then one is enough
 

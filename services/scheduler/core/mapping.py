@@ -283,7 +283,8 @@ def _after_ends(job: Job, some: Changes, seen: crew.Seen, now: Now, limits: Limi
     if not tries and not losses:
         return job, None
     job = job.model_copy(update={"tries": job.tries + tries, "losses": job.losses + losses})
-    wait_s = limits.worker_backoff_s * 2 ** (job.tries + job.losses - 1)
+    times = min(job.tries + job.losses - 1, 32)  # hundreds of workers may fail at once
+    wait_s = min(limits.worker_backoff_s * 2**times, limits.worker_backoff_max_s)
     return job.model_copy(update={"not_before": now.at + timedelta(seconds=wait_s)}), failure
 
 

@@ -663,3 +663,14 @@ def test_what_a_scheduler_that_takes_over_knows_is_what_the_log_says(maps) -> No
 def test_a_snapshot_without_new_kinds_is_one_that_the_release_before_reads(make) -> None:
     head, _ = snapshot.encode(7, [(make.job(), 3)])
     assert b'"version": 1' in head
+
+
+def test_many_workers_that_fail_at_once_end_the_job_and_not_the_scheduler(maps) -> None:
+    world = maps(nodes=20, map={"parallelism": 60})
+    world.add(*(f"item{number}" for number in range(60)), close=True)
+    workers = world.start()
+    assert len(workers) == 60
+    report = world.make.finished(state=AttemptState.FAILED, reason=EndReason.COMMAND_NOT_FOUND)
+    world.world.turn(*(world.world.report(world.node_of(one), one, report) for one in workers))
+    world.world.settle()
+    assert (world.job.state, world.job.error.reason) == (JobState.FAILED, EndReason.COMMAND_NOT_FOUND)
