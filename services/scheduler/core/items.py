@@ -28,6 +28,7 @@ class Hand:
         empty_since: in monotonic seconds; None while it has some.
         closing_since: the same, of when it was to end once it has done what it has; None: it is to go on.
         ended: how many it has said the end of.
+        is_taken_over: whether it worked already when it came to be known: nobody knows what it was told before.
     """
 
     empty_since: float | None
@@ -35,6 +36,7 @@ class Hand:
     ended: int = 0
     items: dict[str, ItemOrder] = field(default_factory=dict[str, ItemOrder])
     size: int = 0
+    is_taken_over: bool = False
 
 
 class Book:
@@ -165,11 +167,12 @@ class Book:
         """
         for worker in self._hands.keys() - ahead.keys():
             self.drop(worker)
+        at_work = frozenset(begun)
         for worker in ahead:
             if worker not in self._hands:
-                self._hands[worker] = Hand(mono)
+                self._hands[worker] = Hand(mono, is_taken_over=worker in at_work)
         changed = self._deal(ahead, most_bytes)
-        changed |= self._even_out(ahead, frozenset(begun))
+        changed |= self._even_out(ahead, at_work)
         for hand in self._hands.values():
             if hand.items:
                 hand.empty_since = None

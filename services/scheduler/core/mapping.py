@@ -265,7 +265,8 @@ def _after_ends(job: Job, some: Changes, seen: crew.Seen, now: Now, limits: Limi
         if ended is None or ended.cancel_requested_at is not None or (hand and hand.closing_since is not None):
             continue
         if ended.state is JobState.SUCCEEDED:
-            is_idle = hand is not None and hand.ended == 0
+            # A scheduler before may have told it to end, when it had done much.
+            is_idle = hand is not None and hand.ended == 0 and not hand.is_taken_over
             failed = Failure(reason=EndReason.EXIT_CODE, message=_SILENT) if is_idle else None
         else:
             failed = ended.error or Failure(reason=EndReason.EXIT_CODE, message="its program has ended")

@@ -111,6 +111,18 @@ class MapWorld:
             found |= {item.spec.name: item for item in getattr(entry, "items", ())}
         return found
 
+    def take_over(self) -> None:
+        """Let a new scheduler lead, which knows nothing but what the log says."""
+        replay = Replay()
+        for fact in self.world.log:
+            replay.feed(fact)
+        self.world.state = type(self.world.state)(self.world.limits, self.make.at(self.world.now))
+        self.world.state.position = replay.position
+        self.world.state.adopt(replay.books)
+        self.world.deferred = ()
+        self.world.turn(*replay.facts())
+        self.world.settle()
+
     def tick(self, seconds: float = 1.0) -> None:
         end = self.world.now + seconds
         while self.world.now < end:
@@ -674,3 +686,22 @@ def test_many_workers_that_fail_at_once_end_the_job_and_not_the_scheduler(maps) 
     world.world.turn(*(world.world.report(world.node_of(one), one, report) for one in workers))
     world.world.settle()
     assert (world.job.state, world.job.error.reason) == (JobState.FAILED, EndReason.COMMAND_NOT_FOUND)
+
+
+def test_workers_that_a_scheduler_before_had_told_to_end_are_not_charged_for_it(maps) -> None:
+    world = maps(nodes=2, map={"parallelism": 4})
+    world.add("a", "b", "c", "d", close=True)
+    workers = world.start()
+    slow, *quick = workers
+    for one in quick:
+        world.say(one, *world.given(one))
+    world.tick(1)
+    assert [world.assignment(one).close for one in quick] == [True, True, True]
+    world.take_over()
+    for one in quick:
+        world.end(one, AttemptState.SUCCEEDED)
+    assert (world.job.state, world.job.tries, world.book.shunned) == (JobState.RUNNING, 0, set())
+    assert slow in world.workers()
+    for name in "abcd":
+        world.say(slow, name)
+    assert world.job.state is JobState.SUCCEEDED
