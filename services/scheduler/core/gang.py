@@ -202,6 +202,15 @@ def _over(gang: Job, now: datetime, limits: Limits) -> lifecycle.Change:
         error=failure,
     )
     gang = gang.model_copy(update={"attempts": (*gang.attempts, attempt)[-ATTEMPTS_KEPT:]})
+    change = _verdict(gang, attempt, failure, now, limits)
+    if change.job.state is not JobState.QUEUED:
+        return change
+    told = lifecycle.with_remark(change.job, f"round {gang.attempt} is over: {failure.message}; all begin anew")
+    return lifecycle.Change(told.job, change.name) if told else change
+
+
+def _verdict(gang: Job, attempt: Attempt, failure: Failure, now: datetime, limits: Limits) -> lifecycle.Change:
+    """Return what follows when a round came to nothing: the end, or another."""
     if _is_given_up(gang, failure):
         return lifecycle.stopped(gang, now) or lifecycle.end(gang, JobState.FAILED, failure, now)
     if failure.reason in INFRASTRUCTURE_REASONS:

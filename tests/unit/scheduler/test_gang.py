@@ -201,6 +201,7 @@ def test_a_peer_that_fails_before_the_lost_machine_is_given_up_does_not_make_it_
     [first] = job.attempts
     assert (first.state, first.error.reason, first.node) == (AttemptState.LOST, EndReason.NODE_LOST, silent.node)
     assert first.error.message.startswith(f"member worker-2: node name-{silent.node} was not heard for ")
+    assert job.remarks[-1] == f"round 1 is over: {first.error.message}; all begin anew"
 
 
 def test_a_machine_that_is_lost_after_a_peer_has_failed_is_not_why(world: Any, make: SimpleNamespace):
@@ -231,7 +232,9 @@ def test_what_follows_the_loss_of_a_machine_is_for_the_user_to_say(
     said = job.error if job.is_terminal else job.attempts[-1].error
     assert said.reason is EndReason.NODE_LOST
     assert said.message.startswith(f"member worker-2: node name-{lost.node} was not heard for ")
-    assert job.remarks[-1].startswith(f"member worker-2 has failed (node name-{lost.node} was not heard for ")
+    told = [one for one in job.remarks if one.startswith(f"member worker-2 has failed (node name-{lost.node} was ")]
+    assert len(told) == 1
+    assert ("all begin anew" in job.remarks[-1]) is (on_loss == "restart")
 
 
 def test_a_drain_moves_a_gang_also_where_a_loss_would_end_it(world: Any, make: SimpleNamespace):
