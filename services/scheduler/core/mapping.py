@@ -302,6 +302,8 @@ def _charge(job: Job, some: Changes, item_id: str, worker: Job, failure: Failure
 
 
 def _is_given_up(job: Job, limits: Limits) -> bool:
+    if any(one.state is JobState.RUNNING for one in job.members):
+        return False  # others go on: what has failed, or was lost, may be the fault of a few nodes
     return job.tries >= max(limits.worker_failures_max, job.spec.max_attempts) or job.losses > limits.losses_max
 
 

@@ -705,3 +705,37 @@ def test_workers_that_a_scheduler_before_had_told_to_end_are_not_charged_for_it(
     for name in "abcd":
         world.say(slow, name)
     assert world.job.state is JobState.SUCCEEDED
+
+
+def test_nodes_that_are_lost_one_after_the_other_do_not_end_a_job_whose_other_workers_go_on(maps) -> None:
+    world = maps(nodes=8, map={"parallelism": 8})
+    world.add(*"abcdefgh", close=True)
+    *doomed, last = world.start()
+    for worker in doomed:
+        world.end(worker, reason=EndReason.NODE_LOST)
+    assert world.job.losses > Limits().losses_max
+    assert world.job.state is JobState.RUNNING
+    world.say(last, *world.given(last))
+    assert world.job.losses == 0
+
+
+def test_nodes_that_are_lost_again_and_again_under_the_only_worker_end_the_job(maps) -> None:
+    world = maps(nodes=2, map={"parallelism": 1})
+    world.add("a", close=True)
+    for _ in range(Limits().losses_max + 1):
+        while not (workers := world.start()):
+            world.tick(20)
+        world.end(workers[0], reason=EndReason.NODE_LOST)
+    assert (world.job.state, world.job.error.reason) == (JobState.FAILED, EndReason.NODE_LOST)
+
+
+def test_workers_that_fail_on_a_bad_node_do_not_end_a_job_whose_other_workers_go_on(maps) -> None:
+    world = maps(nodes=8, map={"parallelism": 8})
+    world.add(*"abcdefgh", close=True)
+    *failing, last = world.start()
+    for worker in failing[:4]:
+        world.end(worker, reason=EndReason.COMMAND_NOT_FOUND)
+    assert world.job.state is JobState.RUNNING
+    for worker in (*failing[4:], last):
+        world.end(worker, reason=EndReason.COMMAND_NOT_FOUND)
+    assert (world.job.state, world.job.error.reason) == (JobState.FAILED, EndReason.COMMAND_NOT_FOUND)
