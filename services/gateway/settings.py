@@ -41,7 +41,7 @@ class GatewaySettings(ServiceSettings):
     stream_backlog_bytes: int = Field(default=2 * 1024 * 1024, gt=0)
     heartbeat_s: float = Field(default=15.0, gt=0)
     drain_s: float = Field(default=10.0, ge=0)  # for open requests after SIGTERM
-    serve_bytes_max: int = Field(default=64 * 1024 * 1024, gt=0)  # of a request to a service
+    serve_bytes_max: int = Field(default=64 * 1024 * 1024, gt=0)  # of a request to a service, and its answer
     serve_at_once: int = Field(default=256, gt=0)  # requests to services; the rest waits, then is sent away
     serve_wait_s: float = Field(default=60.0, gt=0)  # for a replica, where none runs
     serving_image: str = "wherry/serving:latest"  # of deployments that name none

@@ -16,6 +16,10 @@ from shared.requests import CHUNK_BYTES, SERVE_HEADER, ServeAnswer, ServeStep
 
 T = TypeVar("T")
 
+#: Bytes of an answer, where nothing else is said.
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+#: Of an answer that is one: what is below is not the last, and what is above is not HTTP.
+_STATUS_MIN, _STATUS_MAX = 200, 599
 #: Chunks of one body under way.
 _WINDOW = 4
 #: Seconds for the answer to one step: a node holds it for five, until the program has answered.
@@ -44,14 +48,16 @@ class Answer:
     took_s: float
 
 
-async def ask(bus: Bus, node: str, job_id: str, wish: Wish, timeout_s: float) -> Answer:
-    """Ask the replica *job_id* on *node*.
+async def ask(
+    bus: Bus, node: str, job_id: str, wish: Wish, timeout_s: float, bytes_max: int = ANSWER_BYTES_MAX
+) -> Answer:
+    """Ask the replica *job_id* on *node*, for an answer of at most *bytes_max*.
 
     Raises:
         WherryError: ``replica_…``: this replica does not answer, and another may; ``unavailable``: nobody is there;
-            ``replica_timeout``, ``too_large``, ``answer_too_large``.
+            ``replica_timeout``, ``too_large``, ``answer_too_large``; ``model_failed``: it answers what is no HTTP.
     """
-    exchange = _Exchange(bus, node, job_id, new_id("q"), monotonic() + timeout_s)
+    exchange = _Exchange(bus, node, job_id, new_id("q"), monotonic() + timeout_s, bytes_max)
     try:
         return await exchange.run(wish)
     except BaseException:
@@ -60,8 +66,8 @@ async def ask(bus: Bus, node: str, job_id: str, wish: Wish, timeout_s: float) ->
 
 
 class _Exchange:
-    def __init__(self, bus: Bus, node: str, job_id: str, request_id: str, give_up_at: float) -> None:
-        self._bus, self._params = bus, {"node_id": node, "job_id": job_id}
+    def __init__(self, bus: Bus, node: str, job_id: str, request_id: str, give_up_at: float, bytes_max: int) -> None:
+        self._bus, self._params, self._bytes_max = bus, {"node_id": node, "job_id": job_id}, bytes_max
         self._id, self._give_up_at = request_id, give_up_at
         self._is_known = False  # to the node, which would keep it for a while
 
@@ -84,6 +90,10 @@ class _Exchange:
             if self._left_s <= 0:
                 raise WherryError("replica_timeout", "The replica has not answered in time.")
             head, body = await self._more(0)
+        if not _STATUS_MIN <= head.status <= _STATUS_MAX:
+            raise WherryError("model_failed", f"The replica answers {head.status}, which is no status of an answer.")
+        if head.size > self._bytes_max:
+            raise WherryError("answer_too_large", f"The answer has more than {self._bytes_max} bytes.")
         if len(body) < head.size:
             rest = [partial(self._more, offset) for offset in range(len(body), head.size, CHUNK_BYTES)]
             body += b"".join([piece for _, piece in await _windowed(rest)])
@@ -121,7 +131,10 @@ class _Exchange:
             if was_known:
                 raise WherryError(LOST, error.message, retryable=True) from error
             raise
-        return ServeAnswer.from_bytes(answer.headers.get(SERVE_HEADER, "").encode()), answer.body
+        try:
+            return ServeAnswer.from_bytes(answer.headers.get(SERVE_HEADER, "").encode()), answer.body
+        except ValueError as error:
+            raise WherryError(LOST, "The node answers what cannot be understood.", retryable=True) from error
 
 
 async def _windowed(steps: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:

@@ -1,5 +1,7 @@
 """Which replica of a service is asked next, and what follows from its answer."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -13,6 +15,21 @@ _BUSY = "replica_busy"
 _ELSEWHERE = frozenset({"replica_draining", "replica_gone", "replica_starting", "unavailable", _BUSY})
 #: The request may have been worked on.
 LOST = "replica_lost"
+#: Headers of an answer that are not a program's to set: they are about a connection, or tell a browser how to treat
+#: this gateway, where others have what is theirs.
+_OURS = frozenset(
+    {
+        "alt-svc", "clear-site-data", "connection", "content-length", "content-security-policy",
+        "content-security-policy-report-only", "date", "keep-alive", "link", "nel", "permissions-policy",
+        "proxy-authenticate", "proxy-connection", "referrer-policy", "refresh", "report-to", "reporting-endpoints",
+        "server", "service-worker-allowed", "set-cookie", "set-cookie2", "strict-transport-security", "te", "trailer",
+        "transfer-encoding", "upgrade", "www-authenticate", "x-content-type-options", "x-frame-options", "x-request-id",
+    }
+)  # fmt: skip
+_OURS_BEGIN = ("access-control-", "cross-origin-", "origin-")
+_NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+#: Whatever a program answers, no browser runs or shows it as a page of this gateway.
+_NO_PAGE = ("content-security-policy", "default-src 'none'; frame-ancestors 'none'; sandbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +121,14 @@ def lack_of(job: Job) -> Lack:
 def is_elsewhere(code: str, *, is_safe: bool) -> bool:
     """Return whether another replica may be asked after one answered *code*. *is_safe*: it may be done twice."""
     return code in _ELSEWHERE or (is_safe and code == LOST)
+
+
+def passed_back(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return the headers under which a program's answer is passed on, in small letters. Several of one name stay."""
+    small = ((name.lower(), value) for name, value in headers)
+    kept = ((name, value) for name, value in small if name not in _OURS and not name.startswith(_OURS_BEGIN))
+    sound = ((name, value) for name, value in kept if _NAME.fullmatch(name) and _VALUE.fullmatch(value))
+    return (*sound, _NO_PAGE)
 
 
 def why_waiting(job: Job) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
@@ -9,6 +10,7 @@ from services.gateway.adapters.replica import Answer, Wish
 from services.gateway.core import deployments
 from services.gateway.core.deployments import DeploymentAccepted, DeploymentDocument, DeploymentPage, Filters
 from services.gateway.core.predictions import PredictDocument, PredictOrder, QuickPredict
+from services.gateway.core.serving import passed_back
 from services.gateway.routes.http import JSON, Caller, Door, answer, body_of, json_body, parsed, uploaded
 from services.gateway.shell import deployments as shell
 from services.gateway.shell import predictions as asking
@@ -22,6 +24,7 @@ v2 = APIRouter(prefix="/v2", tags=["inference"])
 Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 #: Of a request, what is not for the program: who asks, and what was for this gateway.
 _OURS = frozenset({"authorization", "cookie", "x-forwarded-for", "x-forwarded-proto", "forwarded"})
+_PLAIN = "/:@!$&'()*+,;="
 _BODY_BYTES_MAX = 256 * 1024
 _IMAGE: dict[str, Any] = {
     "multipart/form-data": {
@@ -153,14 +156,15 @@ async def _passed(request: Request, gateway: Gateway, principal: Principal, job:
     body = await body_of(request, gateway.settings.serve_bytes_max)
     headers = tuple((name, value) for name, value in request.headers.items() if name not in _OURS)
     query = f"?{request.url.query}" if request.url.query else ""
-    return _response(await shell.ask(gateway, principal, job, Wish(request.method, path + query, headers, body)))
+    target = quote(path, safe=_PLAIN) + query  # it came decoded: a ? in it is part of it
+    return _response(await shell.ask(gateway, principal, job, Wish(request.method, target, headers, body)))
 
 
 def _response(found: Answer) -> Response:
     made = Response(found.body, found.status)
-    # Several of one name stay several; a program sets no cookies here, where users have theirs.
-    kept = [(name, value) for name, value in found.headers if name.lower() not in ("content-length", "set-cookie")]
-    made.raw_headers += [(name.lower().encode("latin-1"), value.encode("latin-1", "replace")) for name, value in kept]
+    made.raw_headers += [
+        (name.encode("latin-1"), value.encode("latin-1")) for name, value in passed_back(found.headers)
+    ]
     return made
 
 

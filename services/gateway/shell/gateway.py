@@ -78,7 +78,7 @@ class Gateway:
         self.bus = bus
         self.blobs = BlobClient(blob_bus, "gateway", peer)
         self.resumables = ResumableClient(blob_bus)
-        self.serving = Serving(bus, serve_bus, settings.serve_wait_s)
+        self.serving = Serving(bus, serve_bus, settings.serve_wait_s, settings.serve_bytes_max)
         self.serve_places = Places(settings.serve_at_once, settings.transfer_wait_s, "requests to services")
         self.deployments: dict[tuple[str, str], str] = {}  # by owner and name, as found last
         self._buses = (bus, blob_bus, serve_bus)

@@ -64,10 +64,11 @@ class Serving:
         bus: the connection that questions and events go over.
         serve_bus: the one that requests to replicas go over.
         wait_s: seconds to wait for a replica where none runs.
+        bytes_max: of one answer.
     """
 
-    def __init__(self, bus: Bus, serve_bus: Bus, wait_s: float) -> None:
-        self._bus, self._serve_bus, self._wait_s = bus, serve_bus, wait_s
+    def __init__(self, bus: Bus, serve_bus: Bus, wait_s: float, bytes_max: int) -> None:
+        self._bus, self._serve_bus, self._wait_s, self._bytes_max = bus, serve_bus, wait_s, bytes_max
         self._followed: OrderedDict[str, _Followed] = OrderedDict()
         self._beginning: dict[str, asyncio.Lock] = {}
 
@@ -134,7 +135,7 @@ class Serving:
     async def _ask_one(self, board: Board, one: Replica, wish: Wish, timeout_s: float) -> Answer:
         board.begin(one)
         try:
-            return await replicas.ask(self._serve_bus, one.node, one.job_id, wish, timeout_s)
+            return await replicas.ask(self._serve_bus, one.node, one.job_id, wish, timeout_s, self._bytes_max)
         finally:
             board.end(one)
 

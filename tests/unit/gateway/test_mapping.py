@@ -84,7 +84,7 @@ def test_a_pattern_means_what_its_regular_expression_does(pattern: str, path: st
             plain = re.sub(r"(?<!\\-)\\-(?!\\-)", "-", re.escape(token[1 + negated : -1]))
             text.append(f"(?!/)[{'^' if negated else ''}{plain}]")
         else:
-            text.append(means.get(token, re.escape(token)))
+            text.append(means[token] if token in means else re.escape(token))
     try:
         for one in text:
             re.compile(one)

@@ -15,6 +15,7 @@ from services.gateway.core.serving import (
     Replica,
     is_elsewhere,
     lack_of,
+    passed_back,
     replicas_of,
     why_waiting,
 )
@@ -153,3 +154,35 @@ def test_who_waits_for_a_replica_is_told_why():
     assert "2 nodes have too little memory" in why_waiting(service(pending=pending))
     failed = member("jx", JobState.FAILED, error=Failure(reason=EndReason.EXIT_CODE, message="exit code 3"))
     assert "exit code 3" in why_waiting(service(members=(failed,)))
+
+
+PAGE = ("content-security-policy", "default-src 'none'; frame-ancestors 'none'; sandbox")
+
+
+def test_an_answer_keeps_what_is_about_itself():
+    headers = (("Content-Type", "application/json"), ("X-Took", "1"), ("X-Took", "2"), ("Inference-Header-Length", "9"))
+    small = (("content-type", "application/json"), ("x-took", "1"), ("x-took", "2"), ("inference-header-length", "9"))
+    assert passed_back(headers) == (*small, PAGE)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("Set-Cookie", "token=1"),
+        ("Content-Security-Policy", "script-src *"),
+        ("Access-Control-Allow-Origin", "*"),
+        ("Service-Worker-Allowed", "/"),
+        ("Clear-Site-Data", "*"),
+        ("WWW-Authenticate", "Basic"),
+        ("Strict-Transport-Security", "max-age=1"),
+        ("Transfer-Encoding", "chunked"),
+        ("Content-Length", "1"),
+        ("X-Any", "1\r\nSet-Cookie: token=1"),
+        ("X-Any\r\nSet-Cookie", "token=1"),
+        ("X-Any", "\u2713"),
+        ("\u2713", "1"),
+        ("", "1"),
+    ],
+)
+def test_a_program_sets_nothing_that_is_the_gateways_or_no_header(header: tuple[str, str]):
+    assert passed_back([header]) == (PAGE,)

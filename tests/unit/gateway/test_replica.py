@@ -1,0 +1,55 @@
+"""What a node may answer to a request for one of its replicas, and what it may not."""
+
+from typing import Any, cast
+
+import pytest
+
+from services.gateway.adapters.replica import LOST, Wish, ask
+from shared.bus import Raw
+from shared.errors import WherryError
+from shared.requests import SERVE_HEADER
+
+WISH = Wish("GET", "/v1/models/model", (), b"")
+
+
+class OneAnswer:
+    """A bus on which each step gets the same answer."""
+
+    def __init__(self, head: str, body: bytes = b"") -> None:
+        self.answer = Raw(body, {SERVE_HEADER: head})
+        self.steps = 0
+
+    async def ask_raw(self, *_: Any, **__: Any) -> Raw:
+        self.steps += 1
+        return self.answer
+
+    async def send(self, *_: Any) -> None:
+        pass
+
+
+async def refused(bus: OneAnswer) -> str:
+    with pytest.raises(WherryError) as refusal:
+        await ask(cast("Any", bus), "n1", "j1", WISH, 1.0, bytes_max=1000)
+    return refusal.value.code
+
+
+async def test_an_answer_that_is_there_at_once_is_one_step():
+    bus = OneAnswer('{"status":200,"size":5}', b"hello")
+    assert (await ask(cast("Any", bus), "n1", "j1", WISH, 1.0)).body == b"hello"
+    assert bus.steps == 1
+
+
+async def test_a_node_that_announces_more_than_anybody_takes_is_asked_for_nothing_of_it():
+    bus = OneAnswer('{"status":200,"size":1000000000000000}')
+    assert await refused(bus) == "answer_too_large"
+    assert bus.steps == 1
+
+
+@pytest.mark.parametrize("status", [-1, 99, 101, 600, 999])
+async def test_what_is_no_status_of_an_answer_is_not_passed_on(status: int):
+    assert await refused(OneAnswer(f'{{"status":{status}}}')) == "model_failed"
+
+
+@pytest.mark.parametrize("head", ["", "{", "[]", '{"status":"ok"}'])
+async def test_an_answer_that_cannot_be_understood_is_a_lost_one(head: str):
+    assert await refused(OneAnswer(head)) == LOST
