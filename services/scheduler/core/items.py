@@ -57,6 +57,7 @@ class Book:
         self._hands: dict[str, Hand] = {}
         self.pace_s: float | None = None
         self.shunned: set[str] = set()
+        self._losses: dict[str, int] = {}
 
     # --- what has become of them -----------------------------------------------------------------------------------
 
@@ -121,6 +122,7 @@ class Book:
     def _put(self, item_id: str, state: ItemState, body: bytes | None) -> None:
         self._items[item_id] = body
         self._failed.pop(item_id, None)
+        self._losses.pop(item_id, None)
         self._let_go(item_id)
         if state is ItemState.WAITING:
             self._waiting[item_id] = None
@@ -145,6 +147,11 @@ class Book:
         self.pace_s = seconds if self.pace_s is None else self.pace_s + _PACE_WEIGHT * (seconds - self.pace_s)
         if hand := self._hands.get(worker):
             hand.ended += 1
+
+    def lost(self, item_id: str) -> int:
+        """Count that a worker was lost while it was at an item; return how often that was since its last change."""
+        self._losses[item_id] = self._losses.get(item_id, 0) + 1
+        return self._losses[item_id]
 
     def drop(self, worker: str) -> tuple[str, ...]:
         """Let a worker have nothing any more; return what it had, which is the next to be given."""

@@ -273,12 +273,14 @@ def _after_ends(job: Job, some: Changes, seen: crew.Seen, now: Now, limits: Limi
         if failed is None or failed.reason in _NOT_CHARGED:
             continue
         failure = failed
+        has_run = bool(ended.attempts) and ended.attempts[-1].running_at is not None
         if failed.reason in INFRASTRUCTURE_REASONS:
             losses = 1  # a node that is lost takes several workers along: it is one loss
+            if had and has_run and some.book.lost(had[0]) > limits.losses_max:  # it may be what nodes die of
+                _charge(job, some, had[0], ended, failed, now.at)
             continue
         tries += hand is None or hand.ended == 0
         some.book.shunned.update(attempt.node for attempt in ended.attempts)
-        has_run = bool(ended.attempts) and ended.attempts[-1].running_at is not None
         if had and has_run and ended.state is not JobState.SUCCEEDED:
             _charge(job, some, had[0], ended, failed, now.at)
     if not tries and not losses:

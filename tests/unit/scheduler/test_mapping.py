@@ -739,3 +739,18 @@ def test_workers_that_fail_on_a_bad_node_do_not_end_a_job_whose_other_workers_go
     for worker in (*failing[4:], last):
         world.end(worker, reason=EndReason.COMMAND_NOT_FOUND)
     assert (world.job.state, world.job.error.reason) == (JobState.FAILED, EndReason.COMMAND_NOT_FOUND)
+
+
+def test_an_item_with_which_node_after_node_is_lost_fails_though_others_succeed(maps) -> None:
+    world = maps(nodes=2, map={"parallelism": 1, "open": True})
+    world.add("deadly")
+    for number in range(Limits().losses_max + 1):
+        while not (workers := world.start()):
+            world.tick(20)
+        assert world.given(workers[0])[:1] == ["deadly"]
+        world.add(f"well{number}")
+        world.say(workers[0], f"well{number}")
+        world.end(workers[0], reason=EndReason.NODE_LOST)
+    assert world.items()["deadly"].state is ItemState.FAILED
+    assert counts(world) == (7, 6, 1)
+    assert world.job.state is not JobState.FAILED
