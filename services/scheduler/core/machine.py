@@ -174,6 +174,7 @@ class _Turn:
     broken: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     deferred: list[Input] = field(default_factory=list[Input])
     items: dict[str, mapping.Changes] = field(default_factory=dict[str, mapping.Changes])  # of map jobs
+    speakers: set[str] = field(default_factory=set)  # workers that have said something about items
     to_share: set[str] = field(default_factory=set)  # map jobs whose items may be shared out otherwise
 
     def decisions(self) -> tuple[Decision, ...]:
@@ -222,7 +223,7 @@ class _Turn:
         tracked = self.state.jobs.get(decided_for(self.state, fact))
         if tracked is None or fact.seq <= tracked.job.input_seq:
             return
-        if any(decided_for(self.state, one) == tracked.job.id for one in self.deferred):
+        if self._is_to_wait(tracked, fact):
             self.deferred.append(fact)
         elif isinstance(fact.event, mapping.ItemInput):
             self._take_items(tracked, fact, fact.event)
@@ -230,6 +231,17 @@ class _Turn:
             self._wish(tracked, fact.event, fact.cause)
         else:
             self._step(tracked, self._dated(tracked, fact.event), fact.cause)
+
+    def _is_to_wait(self, tracked: Tracked, fact: Input) -> bool:
+        """Return whether an input is for the next turn: others come before it, or an event that has to be on disk.
+
+        A worker ends once what it said before is recorded: nobody believes an ended one.
+        """
+        if isinstance(fact.event, mapping.ItemsSaid):
+            self.speakers.add(fact.job_id)
+        elif fact.job_id in self.speakers and isinstance(fact.event, lifecycle.Report):
+            return True
+        return any(decided_for(self.state, one) == tracked.job.id for one in self.deferred)
 
     def _take_items(self, tracked: Tracked, fact: Input, said: mapping.ItemInput) -> None:
         job = self._latest(tracked) or tracked.job

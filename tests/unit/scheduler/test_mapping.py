@@ -754,3 +754,18 @@ def test_an_item_with_which_node_after_node_is_lost_fails_though_others_succeed(
     assert world.items()["deadly"].state is ItemState.FAILED
     assert counts(world) == (7, 6, 1)
     assert world.job.state is not JobState.FAILED
+
+
+def test_what_a_worker_says_before_it_ends_counts_however_much_that_is(maps) -> None:
+    world = maps(limits=Limits(items_event_bytes_max=0), nodes=1, map={"parallelism": 1, "open": True})
+    for name in "abcdef":
+        world.add(name, params={"text": "x" * 60_000})
+    [worker] = world.start()
+    moment = world.make.at(world.world.now + 1).at
+    ends = tuple(ItemEnd(id=ident(name), error=FAILED, started_at=moment, at=moment) for name in "abcdef")
+    said = ItemsSaid("n0", AttemptItems(attempt=1, ends=ends, at=moment))
+    over = world.make.finished()
+    effects = world.world.turn(world.world.about_items(worker, said), world.world.report("n0", worker, over))
+    assert worker not in {one.job.id for one in effects.records}, "a crash between the two would lose what it said"
+    world.world.settle()
+    assert (counts(world), world.world.job(worker).state) == ((6, 0, 6), JobState.SUCCEEDED)
