@@ -7,9 +7,11 @@ import pytest
 
 from services.scheduler.core.desired import desired_state
 from services.scheduler.core.facts import Input, Recorded
-from services.scheduler.core.lifecycle import Report
+from services.scheduler.core.lifecycle import HOLDING, Report
+from services.scheduler.core.limits import Limits
 from services.scheduler.core.machine import Batch
 from services.scheduler.core.replay import Replay
+from shared.fleet import Order
 from shared.states import AttemptState, EndReason, JobState
 
 
@@ -26,17 +28,21 @@ class Agent:
     started: list[tuple[str, int]] = field(default_factory=list)
     outbox: list[tuple[str, object]] = field(default_factory=list)
     told: set[tuple[str, int]] = field(default_factory=set)  # attempts that a heartbeat of it has named
+    address: str = ""
+    begun: list[Order] = field(default_factory=list)  # since somebody looked
 
     def beat(self, make):
         self.seq += 1
         self.told |= set(self.left)
-        return make.beat(self.id, seq=self.seq, session=f"s{self.session}", held=tuple(self.left), cpus=4)
+        held = tuple(self.left)
+        return make.beat(self.id, seq=self.seq, session=f"s{self.session}", held=held, cpus=4, address=self.address)
 
     def obey(self, make, answer) -> None:
         for one in answer.assignments:
             key = (one.job_id, one.attempt)
             if one.action == "start" and key not in self.left:
                 self.started.append(key)
+                self.begun.append(one.order)
                 self.left[key] = self.dice.uniform(1, 8)
                 self.outbox.append((one.job_id, make.running(one.attempt)))
             elif one.action == "stop" and self.left.get(key, -1) >= 0:
@@ -178,6 +184,71 @@ def test_services_have_their_replicas_again_whatever_happened_to_nodes_and_sched
     started = [key for agent in agents for key in agent.started]
     assert len(started) == len(set(started)), "an attempt was started twice"
     assert len(started) < 200, "ended programs are replaced without a back-off"
+
+
+def gangs_of(dice):
+    """Return what some connected gangs are to be like: each has a server of two ports, and workers that follow it."""
+    size = {"cpus": 1, "memory": 2**23, "disk": 2**23}
+    roles = {"worker": {"count": 2, "start_after": ["ps"]}, "ps": {"count": 1, "ports": 2}}
+    for _ in range(14):
+        policy = {name: dice.choice(("stop", "restart")) for name in ("on_failure", "on_loss")}
+        gang = {"roles": roles, "connected": True, "deadline": 60, **policy}
+        yield {"kind": "gang", "gang": gang, "resources": size, "max_attempts": dice.choice((1, 3))}
+
+
+def check_ports(world) -> None:
+    """Check that no two members have a port of one machine at the same time."""
+    held = []
+    for job in world.latest.values():
+        if job.spec.kind == "gang" and job.state in HOLDING:
+            ports = ((one, job.spec.gang.roles[one.role].ports) for one in job.members)
+            held += [(one.host, one.port + n) for one, count in ports for n in range(count)]
+    assert len(held) == len(set(held)), "a port is taken twice"
+
+
+def check_order(world, order) -> None:
+    """Check that a member is told where all are as its gang has it, and begins after those that it follows."""
+    gang = world.latest[order.wiring.gang_id]
+    if gang.attempt != order.wiring.round:
+        return
+    assert [(one.host, one.port) for one in order.wiring.peers] == [(one.host, one.port) for one in gang.members]
+    if order.wiring.peers[order.wiring.rank].role == "worker":
+        server = next(one.job_id for one in gang.members if one.role == "ps")
+        assert world.latest[server].attempts[-1].running_at is not None
+
+
+def test_connected_gangs_end_once_and_are_never_in_each_others_way(make) -> None:
+    """On few ports, and two nodes to a machine: who takes what another has is soon found out."""
+    seen = set()
+    for seed in range(16):
+        dice = random.Random(seed)
+        world = make.World(Limits(gang_ports=(20000, 20011)))
+        agents = [Agent(f"n{n}", random.Random(f"{seed}-{n}"), address=f"10.0.0.{n // 2}") for n in range(6)]
+        wanted = [make.job(f"g{n}", **spec) for n, spec in enumerate(gangs_of(dice))]
+        for moment in range(500):
+            if wanted and dice.random() < 0.2:
+                world.turn(world.create(wanted.pop()))
+            if moment < 150 and dice.random() < 0.15:
+                misfortune(make, world, agents, dice)
+            second(make, world, agents)
+            check_ports(world)
+            for agent in agents:
+                for order in agent.begun:
+                    check_order(world, order)
+                agent.begun.clear()
+            if not wanted and not world.state.jobs and not any(agent.left for agent in agents):
+                break
+        ends = [one.job for one in world.log if isinstance(one, Recorded) and one.job.is_terminal]
+        assert len(ends) == len({job.id for job in ends}) == len(world.latest)
+        assert not any(agent.left for agent in agents), "an agent still holds something"
+        started = [key for agent in agents for key in agent.started]
+        assert len(started) == len(set(started)), "an attempt was started twice"
+        gangs = [job for job in ends if job.spec.kind == "gang"]
+        assert len(gangs) == 14
+        seen |= {(job.state, job.error.reason if job.error else None) for job in gangs}
+        seen |= {"another round" for job in gangs if job.attempt > 1}
+    assert (JobState.FAILED, EndReason.NODE_LOST) in seen, seen
+    assert {(JobState.SUCCEEDED, None), (JobState.FAILED, EndReason.EXIT_CODE), "another round"} <= seen
 
 
 def test_a_late_report_of_a_replaced_attempt_does_not_count(make) -> None:
