@@ -16,6 +16,8 @@ from shared.spec import ArtifactId, ImageRef, Resources, Seconds
 #: Where a serving image answers; it has one model, whatever it is called.
 PATH = "/v1/models/model:predict"
 JSON_HEADERS = (("Content-Type", "application/json"), ("Accept", "application/json"))
+#: Characters of what a program says of a request that it refuses.
+_WORDS_MAX = 2000
 _URL = r"^https?://[^\s\x00-\x1f\x7f]+$"
 
 
@@ -80,7 +82,8 @@ def predictions_in(status: int, body: bytes) -> list[Any]:
         said = None
     if 400 <= status < 500:
         words = said.get("error") if isinstance(said, Mapping) else None
-        raise WherryError("model_refused", f"The model does not take this: {words or f'it answers {status}'}")
+        told = str(words)[:_WORDS_MAX] if words else f"it answers {status}"
+        raise WherryError("model_refused", f"The model does not take this: {told}")
     if status != 200 or not isinstance(said, Mapping) or not isinstance(said.get("predictions"), list):
         raise WherryError("model_failed", f"The model answers {status}, without predictions.")
     return said["predictions"]

@@ -1,5 +1,6 @@
 """Image workloads: the paths of the image-processing seed, at the root and under /v1, and what goes beyond them."""
 
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -29,7 +30,7 @@ from shared.job import Job
 Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 Type = Annotated[views.ImageType | None, Query(alias="type", description="Of the image's pair; else itself.")]
 _FORM, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
-_FORM_BYTES_MAX = 8192
+_FORM_BYTES_MAX, _FIELDS_MAX = 8192, 20
 _IMAGE_FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -145,8 +146,12 @@ async def _document(gateway: Gateway, job: Job, status: int = 200) -> Response:
 async def _wish(request: Request) -> views.NewWorkload:
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind == _MULTIPART:
-        found = parts(request.headers["content-type"], request.stream())
-        sent = {part.name: (await part.content(_FORM_BYTES_MAX)).decode(errors="replace") async for part in found}
+        sent: dict[str, str] = {}
+        async with aclosing(parts(request.headers["content-type"], uploaded(request))) as found:
+            async for part in found:
+                if len(sent) == _FIELDS_MAX:
+                    raise WherryError("too_large", f"A form may have {_FIELDS_MAX} fields here.")
+                sent[part.name] = (await part.content(_FORM_BYTES_MAX)).decode(errors="replace")
     else:
         body = await body_of(request, gateway_of(request).settings.form_bytes_max)
         if not body.strip():

@@ -18,7 +18,7 @@ from shared.errors import FieldProblem, NotFound, WherryError
 from shared.job import Job
 from shared.requests import ArtifactQuery, BlobRead, Principal, WebFetch
 
-_FIELD_BYTES_MAX = 8192
+_FIELD_BYTES_MAX, _DIGITS_MAX = 8192, 9
 _IMAGE_BYTES_MAX = 32 * 1024 * 1024
 _FETCH_TIMEOUT_S = 30.0
 _IMAGE_FIELDS = frozenset({"image", "data", "file"})
@@ -110,7 +110,8 @@ async def form(
                 image = await part.content(bytes_max)
             elif part.name in model.model_fields:
                 text = (await part.content(_FIELD_BYTES_MAX)).decode(errors="replace")
-                fields[part.name] = int(text) if part.name in Size.model_fields and text.isdecimal() else text
+                is_number = part.name in Size.model_fields and text.isdecimal() and len(text) <= _DIGITS_MAX
+                fields[part.name] = int(text) if is_number else text
             else:
                 raise problems.invalid([FieldProblem(field=part.name[:100], message="A form has no such field")])
     try:

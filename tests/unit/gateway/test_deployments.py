@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +27,7 @@ from services.gateway.core.predictions import (
     instances_body,
     predictions_in,
 )
+from services.gateway.shell import predictions as asking
 from shared.errors import WherryError
 from shared.job import GangMember, Job, Owner
 from shared.states import JobState
@@ -158,3 +160,22 @@ def test_an_answer_that_is_none_is_told_in_the_models_words(status: int, body: b
 
 def test_predictions_are_handed_on_as_they_are():
     assert predictions_in(200, b'{"predictions": [[0.5, 0.5], {"a": 1}]}') == [[0.5, 0.5], {"a": 1}]
+
+
+async def _sent(*fields: tuple[str, str]) -> AsyncGenerator[bytes, None]:
+    for name, text in fields:
+        yield f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'.encode()
+    yield b"--b--\r\n"
+
+
+@pytest.mark.parametrize("text", ["9" * 8000, "x", "-1", "0", "²"])
+async def test_a_size_in_a_form_that_is_none_is_named(text: str):
+    with pytest.raises(WherryError) as refusal:
+        await asking.form(PredictOrder, "multipart/form-data; boundary=b", _sent(("width", text)), 1000)
+    assert [one.field for one in refusal.value.fields] == ["width"]
+
+
+def test_of_what_a_program_says_of_a_refusal_no_more_is_told_than_anybody_reads():
+    with pytest.raises(WherryError) as refusal:
+        predictions_in(400, json.dumps({"error": "x" * 1_000_000}).encode())
+    assert len(refusal.value.message) < 3000
