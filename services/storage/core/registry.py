@@ -159,6 +159,8 @@ def describe(labels: Mapping[str, str]) -> Described:
             params = cog_params(_object(labels[cog], cog))
     except ValueError as error:
         remarks.append(str(error))
+    except RecursionError:
+        remarks.append(f"{cog} is nested too deeply")
     return Described(name, description[:DESCRIPTION_CHARS_MAX], params, tuple(remarks))
 
 

@@ -118,3 +118,12 @@ def test_names_pages_and_challenges():
     assert challenge(header) == (
         "bearer", {"realm": "https://auth.example.org/token", "service": "reg", "scope": "repository:a:pull"},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", [300, 700, 900, 950, 2000])
+@pytest.mark.parametrize("label", ["io.wherry.model.params", "run.cog.openapi_schema"])
+def test_a_schema_of_any_depth_is_taken_or_remarked_upon(label: str, depth: int):
+    schema = '{"a":' * depth + "1" + "}" * depth
+    text = schema if label == "io.wherry.model.params" else f'{{"components": {{"schemas": {{"Input": {schema}}}}}}}'
+    found = describe({label: text})
+    assert (found.params is None) is bool(found.remarks)
