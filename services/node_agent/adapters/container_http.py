@@ -1,7 +1,7 @@
 """HTTP to the program of a replica: the agent's way into its own containers, and no other."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,6 +13,8 @@ from shared.errors import WherryError
 _CONNECT_S = 5.0
 #: Seconds after which a connection that nobody uses is closed.
 _KEEP_S = 30.0
+#: Of an answer that says that a program is well: what is in it is nobody's.
+_HEALTH_BYTES_MAX = 64 * 1024
 _LOST = "replica_lost"
 
 
@@ -44,22 +46,36 @@ class ContainerHttp:
         )
 
     async def ask(
-        self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, bytes_max: int
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        timeout_s: float,
+        judge: Callable[[int], None],
     ) -> Answered:
         """Send a request and return the answer.
 
         A connection that was kept may be closed by the program at this very moment: then it is asked once more.
 
+        Args:
+            method: as the others, of the request.
+            path: with its query.
+            headers: those about the connection are left out.
+            body: whole.
+            timeout_s: for all of it.
+            judge: told how many bytes of the answer there are, as they come; what it raises ends the request.
+
         Raises:
-            WherryError: ``replica_lost``: it does not answer, or broke off; ``replica_timeout``; ``answer_too_large``.
+            WherryError: ``replica_lost``: it does not answer, or broke off; ``replica_timeout``; what *judge* raises.
         """
         sent = [_encoded(name, value) for name, value in passed_on(headers)]
         try:
             async with asyncio.timeout(timeout_s):
                 try:
-                    return await self._ask(method, path, sent, body, bytes_max)
+                    return await self._ask(method, path, sent, body, judge)
                 except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                    return await self._ask(method, path, sent, body, bytes_max)
+                    return await self._ask(method, path, sent, body, judge)
         except TimeoutError:
             raise WherryError("replica_timeout", f"No answer within {timeout_s:g} s.") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -77,7 +93,12 @@ class ContainerHttp:
         await self._client.aclose()
 
     async def _ask(
-        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, bytes_max: int
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        judge: Callable[[int], None],
     ) -> Answered:
         timeout = httpx.Timeout(None, connect=_CONNECT_S)
         async with self._client.stream(
@@ -86,16 +107,21 @@ class ContainerHttp:
             held = bytearray()
             async for piece in answer.aiter_raw():
                 held += piece
-                if len(held) > bytes_max:
-                    raise WherryError("answer_too_large", f"The answer has more than {bytes_max} bytes.")
+                judge(len(held))
             return Answered(answer.status_code, passed_on(answer.headers.multi_items()), bytes(held))
 
     async def _answers(self, path: str) -> str:
         try:
-            answer = await self._client.get(path, timeout=httpx.Timeout(None, connect=_CONNECT_S))
+            timeout = httpx.Timeout(None, connect=_CONNECT_S)
+            async with self._client.stream("GET", path, timeout=timeout) as answer:
+                size = 0
+                async for piece in answer.aiter_raw():  # to its end, so that the connection is kept; but not for ever
+                    size += len(piece)
+                    if size > _HEALTH_BYTES_MAX:
+                        break
+                return "" if answer.is_success else f"GET {path} answers {answer.status_code}"
         except httpx.HTTPError as error:
             return f"GET {path}: {error!r}"
-        return "" if answer.is_success else f"GET {path} answers {answer.status_code}"
 
     async def _connects(self) -> str:
         try:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from services.node_agent.adapters.container_http import Answered, ContainerHttp
@@ -262,15 +263,24 @@ class Serving:
             assert replica.http is not None  # noqa: S101 - the door is open only with it
             began = monotonic()
             answered = await replica.http.ask(
-                step.method, step.path, step.headers, body, step.timeout_s, self._body_max
+                step.method, step.path, step.headers, body, step.timeout_s, partial(self._hold, exchange)
             )
             exchange.took_s = monotonic() - began
             replica.door.served += 1
-        more = max(0, len(answered.body) - exchange.reserved)
+        return answered
+
+    def _hold(self, exchange: _Exchange, size: int) -> None:
+        """Set room aside for an answer of which there are *size* bytes.
+
+        Raises:
+            WherryError: ``answer_too_large``, ``replica_busy``.
+        """
+        if size > self._body_max:
+            raise WherryError("answer_too_large", f"The answer has more than {self._body_max} bytes.")
+        more = max(0, size - exchange.reserved)
         if not self._budget.take(more):
             raise WherryError("replica_busy", "This node holds too many large answers.", retryable=True)
         exchange.reserved += more
-        return answered
 
     @asynccontextmanager
     async def _inside(self, replica: _Replica) -> AsyncGenerator[None]:
