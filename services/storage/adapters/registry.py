@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -16,7 +17,7 @@ from shared.outbound import BlockedAddressError, WayOut
 
 TIMEOUT_S = 20.0
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
-_PAGE = 500
+_PAGE, _PAGES_MAX = 500, 1000
 _REDIRECTS_MAX = 5
 _OURS = {"User-Agent": "wherry", "Accept-Encoding": "identity"}
 _HOPS = frozenset({301, 302, 303, 307, 308})
@@ -52,14 +53,12 @@ class Registry:
             WherryError: ``registry_failed``: it does not list them, or gives no sense.
             Unavailable: it does not answer.
         """
-        path: str | None = f"/v2/_catalog?n={_PAGE}"
-        while path is not None:
-            body, headers = await self._get(host, path, "registry:catalog:*")
-            listed = _json(body, host).get("repositories")
-            for name in cast("list[Any]", listed) if isinstance(listed, list) else ():
-                if isinstance(name, str):
+        async with aclosing(
+            self._listed(host, f"/v2/_catalog?n={_PAGE}", "registry:catalog:*", "repositories")
+        ) as pages:
+            async for page in pages:
+                for name in page:
                     yield name
-            path = r.next_page(headers.get("Link"))
 
     async def tags(self, host: str, repository: str) -> list[str]:
         """Return a repository's tags.
@@ -67,16 +66,9 @@ class Registry:
         Raises:
             WherryError: as `repositories`.
         """
-        found: list[str] = []
-        path: str | None = f"/v2/{repository}/tags/list?n={_PAGE}"
-        while path is not None:
-            body, headers = await self._get(host, path, f"repository:{repository}:pull")
-            listed = _json(body, host).get("tags")
-            found += (
-                [tag for tag in cast("list[Any]", listed) if isinstance(tag, str)] if isinstance(listed, list) else []
-            )
-            path = r.next_page(headers.get("Link"))
-        return found
+        path, scope = f"/v2/{repository}/tags/list?n={_PAGE}", f"repository:{repository}:pull"
+        async with aclosing(self._listed(host, path, scope, "tags")) as pages:
+            return [tag async for page in pages for tag in page]
 
     async def image(self, reference: r.Reference) -> r.ImageFacts:
         """Return what an image says of itself. Its digest is that of what the reference names, an index too.
@@ -100,6 +92,18 @@ class Registry:
         body, _ = await self._get(reference.api_host, path, scope)
         _check_digest(reference.host, body, config[0])
         return r.ImageFacts(digest, config[1], r.labels_of(_json(body, reference.host)))
+
+    async def _listed(self, host: str, first: str, scope: str, what: str) -> AsyncGenerator[list[str], None]:
+        """Give the texts of a list, page by page."""
+        path: str | None = first
+        for _ in range(_PAGES_MAX):
+            body, headers = await self._get(host, path, scope)
+            listed = _json(body, host).get(what)
+            yield [one for one in cast("list[Any]", listed) if isinstance(one, str)] if isinstance(listed, list) else []
+            path = r.next_page(headers.get("Link"))
+            if path is None:
+                return
+        raise _failed(host, f"its list of {what} does not end")
 
     async def _manifest(self, reference: r.Reference, what: str) -> tuple[dict[str, Any], str]:
         path, scope = f"/v2/{reference.repository}/manifests/{what}", f"repository:{reference.repository}:pull"

@@ -29,12 +29,14 @@ _DESCRIPTIONS = (LABEL_DESCRIPTION, "org.opencontainers.image.description")
 _COG = ("run.cog.openapi_schema", "org.cogmodel.openapi_schema")
 DESCRIPTION_CHARS_MAX = 10_000
 _REPOSITORY = re.compile(r"^[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*$")
-_TAG = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")
+_TAG = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 _HOST = re.compile(r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)(:[0-9]{1,5})?$")
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,127}$")
 _NEXT = re.compile(r'<([^>]*)>\s*;[^,]*rel="?next"?')
 _SCHEMAS = "#/components/schemas/"
+#: No layer has as many bytes: databases keep whole numbers of 64 bits.
+_LAYER_BYTES_MAX = 2**50
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def config_of(manifest: Mapping[str, Any]) -> tuple[str, int] | None:
     if not _DIGEST.match(digest):
         return None
     sizes = [one.get("size") for one in _dicts(manifest.get("layers"))]
-    return digest, sum(size for size in sizes if isinstance(size, int) and size > 0)
+    return digest, sum(size for size in sizes if isinstance(size, int) and 0 < size < _LAYER_BYTES_MAX)
 
 
 def labels_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -188,7 +190,8 @@ def model_name(repository: str) -> str:
 
 def chosen_tag(tags: Sequence[str], wanted: str) -> str | None:
     """Return *wanted* if it is among *tags*, else the one that sorts last, with numbers as numbers."""
-    return wanted if wanted in tags else max(tags, key=_by_number, default=None)
+    sound = [tag for tag in tags if _TAG.match(tag)]
+    return wanted if wanted in sound else max(sound, key=_by_number, default=None)
 
 
 def next_page(link: str | None) -> str | None:

@@ -120,13 +120,22 @@ class _Run:
     async def _one(self, repository: str) -> None:
         try:
             await self._register(repository)
+        except PyMongoError:
+            raise
         except WherryError as error:
-            self._run = self._run.model_copy(update={"failures": self._run.failures + 1})
-            if len(self._failed) < FAILURES_NAMED:
-                self._failed.append(SyncNote(repository=repository[:300], text=error.message[:500]))
+            self._fail(repository, error.message)
+        except Exception as error:  # noqa: BLE001 - an image may say anything of itself: the others are read all the same
+            log.warning("repository_not_understood", repository=repository[:300], error=repr(error)[:500])
+            self._fail(repository, "What its image says of itself cannot be kept.")
         if monotonic() - self._told > _TELL_EVERY_S:
             self._told = monotonic()
             await self.tell()
+
+    def _fail(self, repository: str, why: str) -> None:
+        self._run = self._run.model_copy(update={"failures": self._run.failures + 1})
+        if len(self._failed) < FAILURES_NAMED:
+            name = repository[:300].encode(errors="replace").decode()
+            self._failed.append(SyncNote(repository=name, text=why[:500].encode(errors="replace").decode()))
 
     async def _register(self, repository: str) -> None:
         ask = self._ask

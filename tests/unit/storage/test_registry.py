@@ -127,3 +127,15 @@ def test_a_schema_of_any_depth_is_taken_or_remarked_upon(label: str, depth: int)
     text = schema if label == "io.wherry.model.params" else f'{{"components": {{"schemas": {{"Input": {schema}}}}}}}'
     found = describe({label: text})
     assert (found.params is None) is bool(found.remarks)
+
+
+@pytest.mark.parametrize("tag", ["²", "9" * 5000, "v\n", "\ud800", "", "1/2"])
+def test_what_is_no_tag_is_not_chosen(tag: str):
+    assert chosen_tag([tag], "latest") is None
+    assert chosen_tag([tag, "1.2"], "latest") == "1.2"
+    assert chosen_tag([tag, "1.2"], tag) == "1.2"
+
+
+def test_a_layer_has_no_size_that_no_database_keeps():
+    layers = [{"size": 5}, {"size": 10**30}, {"size": -1}, {"size": "7"}]
+    assert config_of({"config": {"digest": DIGEST}, "layers": layers}) == (DIGEST, 5)
