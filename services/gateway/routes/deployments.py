@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from yarl import URL
 
 from services.gateway.adapters.replica import Answer, Wish
 from services.gateway.core import deployments
@@ -24,7 +24,6 @@ v2 = APIRouter(prefix="/v2", tags=["inference"])
 Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 #: Of a request, what is not for the program: who asks, and what was for this gateway.
 _OURS = frozenset({"authorization", "cookie", "x-forwarded-for", "x-forwarded-proto", "forwarded"})
-_PLAIN = "/:@!$&'()*+,;="
 _BODY_BYTES_MAX = 256 * 1024
 _IMAGE: dict[str, Any] = {
     "multipart/form-data": {
@@ -156,7 +155,7 @@ async def _passed(request: Request, gateway: Gateway, principal: Principal, job:
     body = await body_of(request, gateway.settings.serve_bytes_max)
     headers = tuple((name, value) for name, value in request.headers.items() if name not in _OURS)
     query = f"?{request.url.query}" if request.url.query else ""
-    target = quote(path, safe=_PLAIN) + query  # it came decoded: a ? in it is part of it
+    target = URL.build(path=path).raw_path + query  # it came decoded: a ? in it is part of it
     return _response(await shell.ask(gateway, principal, job, Wish(request.method, target, headers, body)))
 
 
