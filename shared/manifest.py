@@ -6,6 +6,18 @@ from shared.job import BlobRef
 from shared.model import Message
 
 FILES_MAX = 100_000
+_PATH_CHARS_MAX = 4096
+
+
+def stays_below(path: str) -> bool:
+    """Return whether *path* is one of an entry: wherever what a node names is unpacked, it leads to nothing else."""
+    is_whole = all(part not in ("", ".", "..") for part in path.split("/"))
+    return (
+        is_whole
+        and ".." not in path.replace("\\", "/").split("/")
+        and "\0" not in path
+        and len(path) <= _PATH_CHARS_MAX
+    )
 
 
 class Entry(Message):

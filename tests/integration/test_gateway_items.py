@@ -314,6 +314,20 @@ def test_bytes_that_the_items_own_worker_has_not_stored_are_not_shown(stack: Gat
     assert anna.get(f"/jobs/{job_id}/items").json()["items"][0]["files"] == []
 
 
+def test_a_path_by_which_a_node_leads_out_of_where_results_are_unpacked_is_not_shown(
+    stack: GatewayStack, anna: httpx.Client
+):
+    job_id = submitted(anna, {"items": ["one"]})
+
+    async def work(scheduler: MapScheduler, blobs: BlobClient) -> None:
+        (one,) = await scheduler.take_in(job_id)
+        worker = await scheduler.start_worker(job_id)
+        await scheduler.succeed(job_id, one.id, worker, blobs, {"good": b"1", "../../../bad": b"2", "/bad": b"3"})
+
+    playing(stack, work)
+    assert [file["path"] for file in anna.get(f"/jobs/{job_id}/items").json()["items"][0]["files"]] == ["good"]
+
+
 # --- image workloads -----------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from services.storage.core.access import attempt_ref
 from services.storage.core.projections import Document, Upsert, item_key, newest
 from services.storage.core.queries import Filter
 from shared.job import Item
+from shared.manifest import stays_below
 from shared.states import JOB_TERMINAL
 
 _TERMINAL = [state.value for state in sorted(JOB_TERMINAL)]
@@ -43,7 +44,8 @@ class ItemStore:
     async def held(self, items: Sequence[Item]) -> list[Item]:
         """Return *items* with only those files whose bytes their own worker's attempt has stored.
 
-        A result that was given is the item's own artifact, which the gateway has looked up.
+        A path that leads elsewhere is none. A result that was given is the item's own artifact, which the gateway has
+        looked up.
         """
         made = [one for one in items if one.files and not one.spec.given]
         scopes = {one.id: attempt_ref(one.worker, one.attempt) for one in made}
@@ -53,7 +55,13 @@ class ItemStore:
         held = {(ref["scope"], ref["sha256"]) async for ref in found} if found else set[tuple[str, str]]()
         return [
             one.model_copy(
-                update={"files": tuple(file for file in one.files if (scopes[one.id], file.blob.sha256) in held)}
+                update={
+                    "files": tuple(
+                        file
+                        for file in one.files
+                        if (scopes[one.id], file.blob.sha256) in held and stays_below(file.path)
+                    )
+                }
             )
             if one.id in scopes
             else one

@@ -9,7 +9,7 @@ from itertools import accumulate, takewhile
 from services.storage.core.queries import ANSWER_BYTES_MOST, ENTRIES_MOST, bounded
 from shared.errors import NotFound
 from shared.job import BlobRef, Job
-from shared.manifest import Entry, Manifest
+from shared.manifest import Entry, Manifest, stays_below
 from shared.requests import OutputPage
 
 STDOUT, STDERR = "_stdout.txt", "_stderr.txt"
@@ -58,11 +58,13 @@ def listing(manifest: Manifest, held: AbstractSet[str], ended: float) -> Listing
     ]
     taken = {entry.path for entry in logs}
     shadowed = [entry.path for entry in manifest.entries if entry.path in taken]
-    found = [*logs, *(entry for entry in manifest.entries if entry.path not in taken)]
+    astray = [entry.path for entry in manifest.entries if not stays_below(entry.path)]
+    found = [*logs, *(entry for entry in manifest.entries if entry.path not in taken and stays_below(entry.path))]
     served = sorted((entry for entry in found if _is_held(entry.blob, held)), key=lambda entry: entry.path)
     foreign = [entry.path for entry in found if not _is_held(entry.blob, held)]
     remarks = (
         *manifest.skipped,
+        *(f"{path[:200]!r}: no path below the outputs" for path in astray),
         *(f"{path}: hidden by the log of this name" for path in shadowed),
         *(f"{path}: the attempt has not stored these bytes" for path in foreign),
     )

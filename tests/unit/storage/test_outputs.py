@@ -34,6 +34,15 @@ def test_bytes_that_the_attempt_has_not_stored_are_not_served() -> None:
         one(listed, "stolen")
 
 
+@pytest.mark.parametrize(
+    "path", ["../x", "a/../../x", "/etc/x", "a//x", "./x", "..", "", "a/", "..\\x", "a\\..\\x", "a\0b"]
+)
+def test_a_path_that_leads_out_of_the_outputs_is_not_served(path: str) -> None:
+    listed = listing(manifest(Entry(path=path, blob=A), Entry(path="a..b/..c/d\\e", blob=B)), HELD, 0)
+    assert listed.paths == ("_stdout.txt", "a..b/..c/d\\e")
+    assert any("no path below" in remark for remark in listed.skipped)
+
+
 def test_a_foreign_log_is_not_served_either() -> None:
     assert listing(manifest(stdout=FOREIGN), HELD, 0).paths == ()
 
