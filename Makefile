@@ -1,6 +1,6 @@
 # wherry: every command there is. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo status logs test test-all check format docs lock bench sim sim-long chaos chaos-long uploads-long fuzz \
+.PHONY: help setup up down demo images status logs test test-all check format docs lock bench sim sim-long chaos chaos-long uploads-long fuzz \
 	compose-up compose-smoke compose-down clean
 
 PY := .venv/bin/python
@@ -20,6 +20,10 @@ down: stack-env ## stop it; data stays under .wherry
 demo: stack-env ## run a real job on it: a container where Docker answers, else a plain process
 	@if [ "$$INSTALL_DOCKER" = 1 ]; then sh infra/docker/install.sh; fi
 	@$(PY) -m infra.local demo
+
+images: ## our own images for jobs: filters, training, serving
+	@sh infra/docker/build-base.sh
+	@infra/docker/build-filters.sh && infra/docker/build-training.sh && infra/docker/build-serving.sh
 
 status: stack-env ## what of it runs
 	@$(PY) -m infra.local status
