@@ -22,7 +22,7 @@ demo: stack-env ## run a real job on it: a container where Docker answers, else 
 	@$(PY) -m infra.local demo
 
 images: ## our own images for jobs: filters, training, serving
-	@sh infra/docker/build-base.sh
+	@infra/docker/build-base.sh
 	@infra/docker/build-filters.sh && infra/docker/build-training.sh && infra/docker/build-serving.sh
 
 status: stack-env ## what of it runs

@@ -40,8 +40,8 @@ class NodeInfo(Message):
     runtimes: tuple[str, ...] = ("docker",)  # what it can run now
     engine: str = ""  # e.g. "docker 20.10.24 api 1.41"; why not, when there is none
     api: tuple[str, ...] = ()  # those of them whose jobs may have the network api now
-    engine_id: str = ""  # the engine's own: members of a gang on one engine share a bridge
-    address: str = ""  # where other nodes reach its host network; empty: they do not
+    engine_id: Name = ""  # the engine's own: members of a gang on one engine share a bridge
+    address: Name = ""  # where other nodes reach its host network; empty: they do not
     host_network: bool = False  # members of a connected gang may have the host's network
 
 
@@ -71,6 +71,10 @@ class Usage(Message):
     disk_free: Amount = 0
 
 
+#: Items that one worker has begun, as a heartbeat tells of them.
+HELD_ITEMS_MAX = 64
+
+
 class HeldAttempt(Message):
     """An attempt that the node has in its journal and has not been told to forget."""
 
@@ -81,6 +85,9 @@ class HeldAttempt(Message):
     delivered: bool = False
     served: int = 0  # requests that a replica has answered since it started
     in_flight: int = 0  # that it is answering
+    #: Of a worker: items that its program has begun and of which no end is reported. A scheduler that takes over leaves
+    #: them with it.
+    items: Annotated[tuple[str, ...], Field(max_length=HELD_ITEMS_MAX)] = ()
     #: The order's `seq`. A scheduler that has not read so far does not know the attempt yet: no reason to forget it.
     seq: int = 0
 

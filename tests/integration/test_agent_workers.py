@@ -219,6 +219,7 @@ async def test_an_item_that_takes_too_long_fails_and_its_worker_is_stopped(
     finished = await one.finished()
     assert await one.left(good) == {"text-0.txt": b"GOOD"}
     assert one.ends[stuck]["error"]["reason"] == "item_timeout"
+    assert any(stuck in held.items for beat in head.beats for held in beat.attempts), "a new scheduler must know"
     assert after not in one.ends
     assert (finished["state"], finished["error"]["reason"]) == ("failed", "item_timeout")
 

@@ -171,6 +171,10 @@ class Items:
         message = f"It took longer than {self.timeout_s:g} s, and its worker was stopped."
         return self._end(one, started_at, now, Failure(reason=EndReason.ITEM_TIMEOUT, message=message))
 
+    def untold(self) -> tuple[str, ...]:
+        """Return the items that the program was given and nobody was told the end of yet: first those it is at."""
+        return tuple(one.id for one in (*self.open(), *self.unreported(len(self.begun))))
+
     def unreported(self, most: int) -> list[Begun]:
         """Return items whose ends are known and nobody was told yet, in order of their ends."""
         ended = [one for one in self.begun.values() if one.ended_at is not None and not one.is_reported]

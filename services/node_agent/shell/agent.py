@@ -373,7 +373,7 @@ class Agent:
             seq=self._heartbeats,
             capacity=self._capacity(gpus),
             usage=self._usage(),
-            attempts=tuple(map(self._serving.counted, self._machine.attempts())),
+            attempts=tuple(self._workers.counted(self._serving.counted(one)) for one in self._machine.attempts()),
             images=self._watch.images,
             inputs=self._inputs.held,
             prefetched=self._prefetches.ended,

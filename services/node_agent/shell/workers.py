@@ -21,7 +21,7 @@ from shared import observe
 from shared.clock import monotonic, utc_now
 from shared.errors import NotFound, WherryError
 from shared.events import ItemEnd
-from shared.fleet import Assignment, ItemOrder, Order
+from shared.fleet import HELD_ITEMS_MAX, Assignment, HeldAttempt, ItemOrder, Order
 from shared.job import BlobRef, Failure, ItemFile
 from shared.states import AttemptEventName, EndReason
 
@@ -102,6 +102,11 @@ class Workers:
                 worker.want(wanted)
         return self._workers[key]
 
+    def counted(self, held: HeldAttempt) -> HeldAttempt:
+        """Return what a heartbeat says of an attempt, with the items that its program has begun."""
+        worker = self._workers.get(Key(held.job_id, held.attempt))
+        return held if worker is None else held.model_copy(update={"items": worker.begun()[:HELD_ITEMS_MAX]})
+
     def delivered(self, outgoing: Outgoing) -> None:
         """Take in that the log has a report."""
         if outgoing.name is AttemptEventName.ITEMS and (worker := self._workers.get(outgoing.key)) is not None:
@@ -177,6 +182,10 @@ class Worker:
             self._unsaved |= slots
             self._over += over
             raise
+
+    def begun(self) -> tuple[str, ...]:
+        """Return the items that the program has begun and nobody was told the end of, in their order."""
+        return self._items.untold()
 
     def delivered(self) -> None:
         """Take in that the log has what was reported."""

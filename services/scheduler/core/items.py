@@ -163,7 +163,14 @@ class Book:
             self._put_first(item_id)
         return tuple(hand.items)
 
-    def share(self, ahead: Mapping[str, int], begun: Iterable[str], mono: float, most_bytes: int) -> set[str]:
+    def share(
+        self,
+        ahead: Mapping[str, int],
+        begun: Iterable[str],
+        mono: float,
+        most_bytes: int,
+        has: Mapping[str, Iterable[str]] | None = None,
+    ) -> set[str]:
         """Give the waiting items to workers, those that have least first; return the workers that have others now.
 
         Args:
@@ -171,6 +178,7 @@ class Book:
             begun: those of them that work already: the first that such a one has is never taken from it.
             mono: the time, in seconds that never jump.
             most_bytes: that a worker may have and be given another item.
+            has: items that workers are at, which come to be known only now: those stay with them.
         """
         for worker in self._hands.keys() - ahead.keys():
             self.drop(worker)
@@ -178,6 +186,7 @@ class Book:
         for worker in ahead:
             if worker not in self._hands:
                 self._hands[worker] = Hand(mono, is_taken_over=worker in at_work)
+                self._leave_with(worker, (has or {}).get(worker, ()))
         changed = self._deal(ahead, most_bytes)
         changed |= self._even_out(ahead, at_work)
         for hand in self._hands.values():
@@ -186,6 +195,12 @@ class Book:
             elif hand.empty_since is None:
                 hand.empty_since = mono
         return changed
+
+    def _leave_with(self, worker: str, items: Iterable[str]) -> None:
+        for item_id in items:
+            if item_id in self._waiting:
+                del self._waiting[item_id]
+                self._take(worker, item_id)
 
     def _deal(self, ahead: Mapping[str, int], most_bytes: int) -> set[str]:
         """Fill up the workers that have half of their number or less: not one message for each item."""

@@ -465,9 +465,24 @@ class _Turn:
                 continue  # once those are believed
             workers = {one: self.state.jobs[one].job for one in self.state.gangs.members(job_id)}
             book, job = self.state.books[job_id], self.state.jobs[job_id].job
-            for worker_id in mapping.share(job, book, workers, self._is_leaving, self.now, self.state.limits):
+            has = self._begun(mapping.strangers(book, workers.values()))
+            if has is None:
+                continue
+            for worker_id in mapping.share(job, book, workers, has, self._is_leaving, self.now, self.state.limits):
                 if worker_id in workers:
                     self.fetch.add(workers[worker_id].attempts[-1].node)
+
+    def _begun(self, workers: Iterable[Job]) -> dict[str, tuple[str, ...]] | None:
+        """Return the items that *workers* have begun, as their nodes say; None: a node is still to be heard."""
+        found: dict[str, tuple[str, ...]] = {}
+        for worker in workers:
+            node = self.state.nodes[worker.attempts[-1].node]
+            if node.beat is not None:
+                held = (one for one in node.beat.attempts if (one.job_id, one.attempt) == (worker.id, worker.attempt))
+                found[worker.id] = next((one.items for one in held), ())
+            elif self.now.mono - node.seen < self.state.fresh_s:
+                return None
+        return found
 
     def place(self) -> bool:
         """Place what fits, best first. Return whether there may be more to place at once.

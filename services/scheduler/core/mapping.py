@@ -4,7 +4,7 @@ Workers are members that come and go (`crew`). The events of the job itself tell
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -24,6 +24,7 @@ _ROOM_MIN = 150_000
 _TOLD_MAX, _ERROR_CHARS = 3, 300  # failed items that an error names, and of each its own error
 #: A worker that ends so is at no fault; of an item that took too long its node has told before.
 _NOT_CHARGED = (EndReason.NODE_DRAINED, EndReason.ITEM_TIMEOUT)
+_AT_WORK = (JobState.RUNNING, JobState.FINISHING)
 _SILENT = "its program ended without a word about any item"
 
 
@@ -405,7 +406,13 @@ def _map(job: Job) -> Map:
 
 
 def share(
-    job: Job, book: Book, jobs: Mapping[str, Job], is_leaving: Callable[[str], bool], now: Now, limits: Limits
+    job: Job,
+    book: Book,
+    jobs: Mapping[str, Job],
+    has: Mapping[str, Sequence[str]],
+    is_leaving: Callable[[str], bool],
+    now: Now,
+    limits: Limits,
 ) -> set[str]:
     """Share the items out among a job's workers; return those that are to have others now, or are to end.
 
@@ -413,6 +420,7 @@ def share(
         job: as believed.
         book: its items.
         jobs: the workers by id, as believed.
+        has: by worker, the items that `strangers` among them have begun, as their nodes say.
         is_leaving: whether a node is being drained: its workers end once they have done what they have.
         now: the time.
         limits: how much each worker has.
@@ -423,8 +431,8 @@ def share(
     count_each = _ahead(book, limits)
     ahead = {one.id: _share_of(one, book, count_each) for one in there if one.state in lifecycle.HOLDING}
     # What a worker that ends has answered is still to be told: the rest waits for that, but for who is idle.
-    begun = [one.id for one in there if one.state in (JobState.RUNNING, JobState.FINISHING)]
-    changed = book.share(ahead, begun, now.mono, limits.items_hand_bytes_max)
+    begun = [one.id for one in there if one.state in _AT_WORK]
+    changed = book.share(ahead, begun, now.mono, limits.items_hand_bytes_max, has)
     for one in there:
         hand = book.hand(one.id) if one.state is JobState.RUNNING else None
         if hand is not None and hand.closing_since is None:
@@ -433,6 +441,11 @@ def share(
                 hand.closing_since = now.mono
                 changed.add(one.id)
     return changed
+
+
+def strangers(book: Book, workers: Iterable[Job]) -> Iterator[Job]:
+    """Give the workers that work and of which *book* does not know what they have: of a scheduler before."""
+    return (one for one in workers if one.state in _AT_WORK and book.hand(one.id) is None)
 
 
 def _share_of(worker: Job, book: Book, count_each: int) -> int:

@@ -32,8 +32,8 @@ class Replay:
             return
         self.position = fact.seq
         if isinstance(fact, Input):
-            if fact.job_id in self.jobs:
-                self.inputs.setdefault(self._decided_for(fact), []).append(fact)
+            if fact.job_id in self.jobs and (job_id := self._decided_for(fact)) in self.jobs:
+                self.inputs.setdefault(job_id, []).append(fact)
             return
         self.epoch = max(self.epoch, fact.epoch)
         job = fact.job

@@ -769,3 +769,54 @@ def test_what_a_worker_says_before_it_ends_counts_however_much_that_is(maps) -> 
     assert worker not in {one.job.id for one in effects.records}, "a crash between the two would lose what it said"
     world.world.settle()
     assert (counts(world), world.world.job(worker).state) == ((6, 0, 6), JobState.SUCCEEDED)
+
+
+def test_what_workers_have_begun_stays_with_them_when_a_scheduler_takes_over(maps) -> None:
+    world = maps(nodes=2, map={"parallelism": 2})
+    world.add("a", "b")
+    workers = world.start()
+    had = {one: world.given(one) for one in workers}
+    assert sorted(had.values()) == [["a"], ["b"]]
+    crossed = {workers[0]: had[workers[1]], workers[1]: had[workers[0]]}  # not as they would be shared out anew
+    world.take_over()
+    first, second = (world.node_of(one) for one in workers)
+    assert first != second
+    beats = {}
+    for worker in workers:
+        beat = world.beat(world.node_of(worker))
+        said = tuple(
+            held.model_copy(update={"items": tuple(map(ident, crossed[held.job_id]))}) for held in beat.attempts
+        )
+        beats[world.node_of(worker)] = beat.model_copy(update={"attempts": said})
+    world.world.turn(beats=(beats[first],), tick=True)
+    world.world.settle()
+    assert world.book.hands() == (), "the other node has not been heard yet"
+    world.world.turn(beats=(beats[second],), tick=True)
+    world.world.settle()
+    for worker in workers:
+        assert list(world.book.hand(worker).items) == [ident(name) for name in crossed[worker]]
+
+
+def test_a_node_that_a_scheduler_never_hears_holds_up_the_others_for_a_moment_only(maps) -> None:
+    world = maps(nodes=2, map={"parallelism": 2})
+    world.add("a", "b")
+    first, second = world.start()
+    world.take_over()
+    for _ in range(8):
+        world.world.now += 2
+        world.world.turn(beats=(world.beat(world.node_of(first)),), tick=True)
+    world.world.settle()
+    assert len(world.book.hand(first).items) + len(world.book.hand(second).items) == 2
+
+
+def test_a_standby_keeps_nothing_of_what_workers_say_after_the_end_of_their_job(maps) -> None:
+    world = maps(map={"parallelism": 1})
+    world.add("a", close=True)
+    [worker] = world.start()
+    world.say(worker, "a")
+    assert (world.job.is_terminal, world.world.job(worker).state) == (True, JobState.RUNNING)
+    world.say(worker, "a")
+    replay = Replay()
+    for fact in world.world.log:
+        replay.feed(fact)
+    assert replay.inputs == {}

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from shared.events import AttemptFinished, AttemptStarting, JobChanged, LogLine, MetricPoint
-from shared.fleet import Heartbeat
+from shared.fleet import Heartbeat, NodeInfo
 from shared.job import ATTEMPTS_KEPT, REMARKS_KEPT, Attempt, Failure, Job, Owner
 from shared.spec import SPEC_BYTES_MAX, JobSpec
 from shared.states import AttemptState, EndReason
@@ -88,3 +88,8 @@ def test_whatever_nodes_say_a_job_fits_the_broker() -> None:
 
 def test_what_is_short_enough_stays_as_it_is() -> None:
     assert Failure(reason=EndReason.EXIT_CODE, message="exit code 3").message == "exit code 3"
+
+
+def test_where_a_node_says_that_it_is_goes_to_all_members_of_its_gangs_and_is_cut() -> None:
+    info = NodeInfo.model_validate({"id": "n1", "name": "n1", "address": "a" * 900_000, "engine_id": "e" * 900_000})
+    assert len(info.to_bytes()) < 2000
