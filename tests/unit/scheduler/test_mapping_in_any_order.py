@@ -44,7 +44,10 @@ class Node:
 
     def beat(self, make):
         self.seq += 1
-        return make.beat(self.id, seq=self.seq, session=f"s{self.session}", held=tuple(self.workers), cpus=4)
+        beat = make.beat(self.id, seq=self.seq, session=f"s{self.session}", held=tuple(self.workers), cpus=4)
+        begun = {key: tuple(item.id for item in worker.items[:3]) for key, worker in self.workers.items()}
+        held = (one.model_copy(update={"items": begun[one.job_id, one.attempt]}) for one in beat.attempts)
+        return beat.model_copy(update={"attempts": tuple(held)})
 
     def obey(self, make, answer) -> None:
         for one in answer.assignments:
