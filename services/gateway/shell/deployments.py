@@ -1,6 +1,7 @@
 """Deployments: made, changed, found by id or by name, and asked."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from pydantic import ValidationError
 
@@ -157,9 +158,10 @@ async def _by_name(gateway: Gateway, principal: Principal, name: str) -> Job:
     """Return a deployment of *principal*'s; which one has the name is remembered as long as it has not ended."""
     key = principal.user_id, name
     if (job_id := gateway.deployments.get(key)) is not None:
-        job = await gateway.serving.job(job_id)
-        if not job.is_terminal and job.cancel_requested_at is None:
-            return job
+        with suppress(NotFound):  # it ended so long ago that nothing is kept of it
+            job = await gateway.serving.job(job_id)
+            if not job.is_terminal and job.cancel_requested_at is None:
+                return job
         gateway.deployments.pop(key, None)
     job = await _named(gateway, principal, name)
     if job is None:

@@ -4,7 +4,8 @@ import base64
 import json
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
@@ -27,9 +28,11 @@ from services.gateway.core.predictions import (
     instances_body,
     predictions_in,
 )
+from services.gateway.shell import deployments as serving
 from services.gateway.shell import predictions as asking
-from shared.errors import WherryError
+from shared.errors import NotFound, WherryError
 from shared.job import GangMember, Job, Owner
+from shared.requests import JobList, JobView, Principal
 from shared.states import JobState
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -179,3 +182,19 @@ def test_of_what_a_program_says_of_a_refusal_no_more_is_told_than_anybody_reads(
     with pytest.raises(WherryError) as refusal:
         predictions_in(400, json.dumps({"error": "x" * 1_000_000}).encode())
     assert len(refusal.value.message) < 3000
+
+
+async def test_a_name_whose_former_deployment_is_forgotten_is_that_of_the_new_one():
+    new = job()
+
+    async def gone(_: str) -> Job:
+        raise NotFound("There is no such job.")
+
+    async def ask(*_: Any) -> JobList:
+        return JobList(jobs=(JobView(job=new, seq=1),))
+
+    names = {("u1", "digits"): "jold"}
+    gateway = cast("Any", SimpleNamespace(deployments=names, serving=SimpleNamespace(job=gone), ask=ask))
+    principal = Principal(user_id="u1", name="ann", role="user")
+    assert await serving.find(gateway, principal, "digits") == new
+    assert names == {("u1", "digits"): new.id}
