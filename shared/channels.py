@@ -394,11 +394,20 @@ DELIVERY_REQUESTED = Channel(
     "deliveryRequested",
     "wherry.delivery.{owner}.{job_id}.requested",
     e.DeliveryRequested,
-    _by(_N, _T),
+    _by(_N),
     _by(_N, _T),
     "A notification that must reach its target.",
     stream=NOTIFY,
     event_type="io.wherry.delivery.requested.v1",
+)
+TELL = Channel(
+    "tell",
+    "wherry.notifier.tell",
+    e.DeliveryRequested,
+    _by(_T),
+    _by(_N),
+    "Somebody is to be told of something that is no job's end. Answered once that is sure to be tried.",
+    reply=requests.Empty,
 )
 DELIVERY_TRIED = Channel(
     "deliveryTried",

@@ -25,6 +25,7 @@ from shared.channels import (
     REPLAY,
     SERVE,
     SNAPSHOT,
+    TELL,
     Account,
     Channel,
     Service,
@@ -62,6 +63,8 @@ KEEPS: Mapping[Service, tuple[str, ...]] = {
 ONLY_IN_QUEUE: Mapping[tuple[str, Service], str] = {(HEARTBEAT.name, Service.STORAGE): "storage"}
 
 
+#: Who answers nothing but these may do so by the broker's leave alone.
+_ASKED_LITTLE = frozenset({REPLAY.name, SERVE.name, TELL.name})
 #: An answer to each message, within so long.
 RESPONDS = '\n          allow_responses: { max: 1, expires: "1m" }'
 
@@ -154,7 +157,7 @@ def _user(name: str, service: Service, peer: str = "*") -> User:
     subscribe = [f"_INBOX.{name}.>", *_hears(service, peer)]
     answered = [channel.name for channel in CHANNELS if _answers(service, channel)]
     # Who is asked nothing else has no business in any other inbox: an agent least of all in another agent's.
-    responds = answered in ([REPLAY.name], [SERVE.name])
+    responds = bool(answered) and _ASKED_LITTLE.issuperset(answered)
     if answered and not responds:
         publish += ["_INBOX.>", "_R_.>"]
     return User(name, ACCOUNT_OF[service], _once(publish), _once(subscribe), responds)

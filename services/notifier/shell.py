@@ -21,12 +21,13 @@ from services.notifier.core.rules import deliveries
 from services.notifier.ports import Sender
 from shared import observe
 from shared.bus import Bus
-from shared.channels import DELIVERY_REQUESTED, DELIVERY_TRIED, JOBS, NOTIFY
+from shared.channels import DELIVERY_REQUESTED, DELIVERY_TRIED, JOBS, NOTIFY, TELL
 from shared.clock import utc_now
 from shared.deadletters import DeadLetters
-from shared.errors import Unavailable
+from shared.errors import Unavailable, WherryError
 from shared.events import DeliveryRequested, DeliveryTried, Event, JobChanged
 from shared.ids import new_id
+from shared.requests import Empty
 from shared.wire import Received, Record
 
 TRIES = prometheus_client.Counter("wherry_notifier_tries_total", "Tries of deliveries.", ["kind", "state"])
@@ -72,6 +73,7 @@ class Notifier:
     async def run(self) -> None:
         """Work until cancelled."""
         await self._letters.listen(self._replay)
+        await self._bus.serve(TELL, self._tell, queue="notifier")
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._request_deliveries())
             tasks.create_task(self._deliver())
@@ -110,6 +112,17 @@ class Notifier:
             await self._letters.keep(stream, messages)
             for message, _ in messages:
                 await message.ack()
+
+    async def _tell(self, _params: dict[str, str], request: DeliveryRequested) -> Empty:
+        """Take in what storage wants somebody to be told of. The same request again is the same delivery.
+
+        Raises:
+            WherryError: ``invalid``: nothing is sent in this way.
+        """
+        if request.kind not in self._senders:
+            raise WherryError("invalid", f"Nothing is sent by {request.kind!r}.")
+        await self._bus.record_grouped(self._requested(request, request.event_id))
+        return Empty()
 
     async def _replay(self, message: Received[Any]) -> str | None:
         """Take in a dead letter that an admin wants replayed; a delivery goes back to those that wait."""

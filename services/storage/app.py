@@ -180,6 +180,7 @@ class Storage:
                     self._projection.follow_fleet(),
                     self._projection.follow_letters(),
                     self._heartbeats.write(),
+                    self._catalogue.tell_experts(),
                     self._sweep(),
                     self._retention.repeat(timedelta(hours=self._settings.retention_interval_h)),
                 ):

@@ -3,12 +3,10 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-import nats
 import pytest
 
 from infra.local.ports import free_port
@@ -16,8 +14,10 @@ from services.notifier.core.texts import mail
 from services.notifier.core.texts import subject as mail_subject
 from services.storage.adapters.registry import Registry
 from services.storage.core.registry import LABEL_DESCRIPTION, LABEL_NAME, LABEL_PARAMS, parse
+from shared.channels import TELL, Service
 from shared.errors import WherryError
-from shared.events import DeliveryRequested, Event
+from shared.events import DeliveryRequested
+from shared.requests import Empty
 from tests.integration.gateway_stack import ADMIN, GatewayStack
 from tests.integration.registry_server import RegistryServer
 
@@ -288,11 +288,11 @@ def test_experts_are_asked_with_the_data_and_the_version_that_answers_closes_the
     assert (request["state"], request["version"], request["dataset"]) == ("open", 1, "new-data@1")
     assert request["told"] == ["anna", "eve"]
 
-    told = asyncio.run(requested(stack, request["id"]))
-    assert [one.target for one in told] == ["anna@example.com", "eve@example.com"]
-    assert mail_subject(told[0]) == "[wherry] admin asks for a better digits"
-    assert "Sevens are read as ones." in mail(told[0], "")
-    assert "dataset new-data@1" in mail(told[0], "")
+    letters = asyncio.run(told(stack, 2))  # there was no notifier yet: they are told once there is one
+    assert [one.target for one in letters] == ["anna@example.com", "eve@example.com"]
+    assert mail_subject(letters[0]) == "[wherry] admin asks for a better digits"
+    assert "Sevens are read as ones." in mail(letters[0], "")
+    assert "dataset new-data@1" in mail(letters[0], "")
 
     registry.push("team/digits", LABELS | {"better": "yes"})
     better = anna.post(
@@ -331,16 +331,19 @@ async def test_a_registry_with_a_login_is_read_with_the_one_that_is_set_and_else
             assert refused.value.code == "registry_failed"
 
 
-async def requested(stack: GatewayStack, about: str) -> list[DeliveryRequested]:
-    """Return the notifications that were asked for about something, by their targets."""
-    client = await nats.connect(stack.nats.url, user="operator", password=stack.passwords["operator"])
-    try:
-        reader = await client.jetstream().subscribe(f"wherry.delivery.*.{about}.requested", ordered_consumer=True)
-        found: list[DeliveryRequested] = []
-        with suppress(TimeoutError):
-            while True:
-                message = await reader.next_msg(timeout=5 if len(found) < 2 else 0.2)
-                found.append(Event[DeliveryRequested].from_bytes(message.data).data)
-    finally:
-        await client.close()
-    return sorted(found, key=lambda one: one.target)
+async def told(stack: GatewayStack, count: int) -> list[DeliveryRequested]:
+    """Play the notifier until it has been asked to tell so many; return what, by their targets."""
+    found: dict[str, DeliveryRequested] = {}
+    enough = asyncio.Event()
+
+    async def tell(_params: dict[str, str], request: DeliveryRequested) -> Empty:
+        found[request.target] = request
+        if len(found) >= count:
+            enough.set()
+        return Empty()
+
+    async with stack.bus(Service.NOTIFIER, "notifier") as bus:
+        await bus.serve(TELL, tell, queue="notifier")
+        await asyncio.wait_for(enough.wait(), 60)
+        await asyncio.sleep(0.2)  # the answer is on its way
+    return sorted(found.values(), key=lambda one: one.target)

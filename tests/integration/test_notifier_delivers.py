@@ -28,10 +28,10 @@ from infra.bootstrap import bootstrap
 from infra.local.servers import NatsServer
 from services.notifier.shell import WAITING_PER_HOST
 from shared.bus import Bus
-from shared.channels import JOB_CHANGED, SECRET_GET, Service
+from shared.channels import JOB_CHANGED, SECRET_GET, TELL, Service
 from shared.clock import utc_now
-from shared.errors import Unavailable
-from shared.events import DeadLetter, DeliveryTried, Event, JobChanged
+from shared.errors import Unavailable, WherryError
+from shared.events import DeadLetter, DeliveryRequested, DeliveryTried, Event, JobChanged, Notice
 from shared.ids import new_id
 from shared.job import Failure, Job, Owner
 from shared.permissions import accounts_config, users
@@ -129,6 +129,7 @@ class World:
     env: dict[str, str]
     process: asyncio.subprocess.Process | None = None
     jobs: set[str] = field(default_factory=set)
+    storage: Bus | None = None
     refusals: list[str] = field(default_factory=list)  # what storage says instead of giving the secret, once each
 
     async def start(self) -> None:
@@ -218,7 +219,7 @@ async def world(broker: NatsServer) -> AsyncIterator[World]:
 
             await client.subscribe("wherry.delivery.*.*.tried", cb=note)
             await client.flush()
-            world = World(broker, scheduler, receiver, mailbox, tries, env, refusals=refusals)
+            world = World(broker, scheduler, receiver, mailbox, tries, env, storage=storage, refusals=refusals)
             await world.start()
             try:
                 yield world
@@ -265,6 +266,28 @@ async def test_a_receiver_that_fails_gets_the_same_message_again_under_the_same_
     assert int(second["webhook-timestamp"]) > int(first["webhook-timestamp"])
     done = await world.tried()
     assert (done.state, done.tries) == ("delivered", 2)
+
+
+async def test_what_is_no_jobs_end_is_told_once_however_often_storage_asks_for_it(world: World):
+    assert world.storage
+    request = DeliveryRequested(
+        delivery_id=new_id("d"), job_id=new_id("q"), owner_id="u1", event_id=new_id("q"), event="fine_tune_requested",
+        kind="email", target="expert@example.org", at=utc_now(),
+        notice=Notice(title="A better model\nis wanted", text="Please.", topic="model.fine_tune_requested"),
+    )  # fmt: skip
+    world.jobs.add(request.job_id)
+    for _ in range(2):
+        await world.storage.ask(TELL, request)
+    mail = await asyncio.wait_for(world.mailbox.mails.get(), 20)
+    assert (mail["To"], mail["Subject"]) == ("expert@example.org", "[wherry] A better model is wanted")
+    assert "Please." in mail.get_content()
+    assert (await world.tried()).state == "delivered"
+    assert await world.stop() == 0
+    assert world.mailbox.mails.empty()
+    unknown = request.model_copy(update={"kind": "pigeon"})
+    await world.start()
+    with pytest.raises(WherryError, match="pigeon"):
+        await world.storage.ask(TELL, unknown)
 
 
 async def test_storage_that_cannot_give_the_secret_costs_the_receiver_none_of_its_tries(world: World):

@@ -123,6 +123,14 @@ class ModelStore:
         found = self._fine_tunes.find(wanted).sort([("at_us", DESCENDING), ("_id", DESCENDING)]).limit(limit)
         return [one async for one in found]
 
+    async def untold(self, limit: int) -> list[Document]:
+        """Return requests of which somebody is still to be told."""
+        return [one async for one in self._fine_tunes.find({"untold.0": {"$exists": True}}).limit(limit)]
+
+    async def told(self, request_id: str) -> None:
+        """Note that everybody is sure to be told of a request."""
+        await self._fine_tunes.update_one({"_id": request_id}, {"$set": {"untold": []}})
+
     async def close_fine_tune(self, request_id: str, fields: Mapping[str, Any]) -> Document | None:
         """Close an open request and return it; None if it is not open."""
         wanted = {"_id": request_id, "state": "open"}

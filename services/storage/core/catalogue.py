@@ -21,6 +21,7 @@ from shared.catalogue import (
     Quality,
 )
 from shared.errors import NotFound, WherryError
+from shared.events import DeliveryRequested
 
 MODELS_MOST, WORDS_MOST = 500, 10
 _ROUNDING = 1e-9
@@ -226,9 +227,10 @@ def evaluations_filter(query: EvaluationQuery) -> Filter:
 # --- requests to experts -----------------------------------------------------------------------------------------
 
 
-def fine_tune_document(request: FineTune) -> Document:
-    """Return a request as it is kept."""
+def fine_tune_document(request: FineTune, untold: Sequence[DeliveryRequested] = ()) -> Document:
+    """Return a request as it is kept, with what is still to be handed to the notifier."""
     return {
+        "untold": [one.to_bytes().decode() for one in untold],
         "_id": request.id,
         "model": request.model,
         "version": request.version,
@@ -265,6 +267,11 @@ def fine_tune_of(document: Document) -> FineTune:
         closed_by=document["closed_by"],
         closed_at=None if closed_us is None else moment_of(closed_us),
     )
+
+
+def untold(document: Document) -> list[DeliveryRequested]:
+    """Return who is still to be told of a request."""
+    return [DeliveryRequested.from_bytes(body.encode()) for body in document["untold"]]
 
 
 def fine_tunes_filter(query: FineTuneQuery) -> Filter:

@@ -1,7 +1,10 @@
 """The catalogue: releases of models, what they were measured to be worth, and requests to their experts."""
 
+import asyncio
+
 from services.storage.adapters.gridfs import GridFs
 from services.storage.adapters.model_store import ModelStore
+from services.storage.adapters.mongo import PyMongoError
 from services.storage.adapters.people_store import PeopleStore
 from services.storage.adapters.registry import Registry
 from services.storage.adapters.upload_store import UploadStore
@@ -10,6 +13,7 @@ from services.storage.core import queries as q
 from services.storage.core import registry as r
 from services.storage.core.projections import Document, microseconds
 from services.storage.shell.artifacts import refer
+from shared import observe
 from shared.bus import Bus
 from shared.catalogue import (
     EVALUATIONS_MAX,
@@ -33,16 +37,19 @@ from shared.catalogue import (
     ModelUpdate,
     ModelVersion,
 )
-from shared.channels import DELIVERY_REQUESTED
+from shared.channels import TELL
 from shared.clock import utc_now
 from shared.errors import NotFound, WherryError
 from shared.events import DeliveryRequested, Notice
 from shared.ids import keyed_id
 from shared.requests import Artifact, User
-from shared.wire import Record
 
+#: Seconds between two looks at who has still to be told, and for an answer; requests of one look.
+_TELL_EVERY_S, _TELL_S, _TOLD_AT_ONCE = 5.0, 3.0, 100
 #: Not a secret: the same request tells the same person once.
 _ID_KEY = b"wherry fine-tune"
+
+_log = observe.logger("storage.catalogue")
 
 
 class Catalogue:
@@ -278,12 +285,11 @@ class Catalogue:
             **put.model_dump(exclude={"version"}), version=version["version"], at=utc_now(),
             told=tuple(user.name for user in users if user.email),
         )  # fmt: skip
-        if not await self._store.add_fine_tune(c.fine_tune_document(request)):
-            request = c.fine_tune_of(await self._store.fine_tune(put.id) or c.fine_tune_document(request))
-        for user in users:
-            if user.email:
-                await self._tell(request, user, user.email)
-        return request
+        document = c.fine_tune_document(request, [_letter(request, user, user.email) for user in users if user.email])
+        if not await self._store.add_fine_tune(document):
+            document = await self._store.fine_tune(put.id) or document
+        await self._tell(document)
+        return c.fine_tune_of(document)
 
     async def decline(self, decline: FineTuneDecline) -> FineTune:
         """Close a request without a version.
@@ -305,25 +311,24 @@ class Catalogue:
         cursor = c.cursor_behind(found[limit - 1]) if len(found) > limit else None
         return FineTuneList(requests=tuple(c.fine_tune_of(one) for one in found[:limit]), cursor=cursor)
 
-    async def _tell(self, request: FineTune, user: User, address: str) -> None:
-        data = f"dataset {request.dataset}" if request.dataset else f"artifact {request.artifact_id or '(none)'}"
-        notice = Notice(
-            title=f"{request.by} asks for a better {request.model}",
-            text=(
-                f"{request.by} asks the experts of model {request.model} to fine-tune version {request.version}.\n\n"
-                f"{request.message}\n\nThe data: {data}\n"
-                f"Answer it: wherry models push … --answers {request.id}"
-            ),
-            topic="model.fine_tune_requested",
-        )
-        wanted = DeliveryRequested(
-            delivery_id=keyed_id("d", _ID_KEY, request.id, address), job_id=request.id, owner_id=user.id,
-            event_id=request.id, event="fine_tune_requested", kind="email", target=address, at=request.at,
-            notice=notice,
-        )  # fmt: skip
-        event = self._bus.event(DELIVERY_REQUESTED, wanted, subject=request.id)
-        event = event.model_copy(update={"id": keyed_id("e", _ID_KEY, request.id, address)})
-        await self._bus.record(Record(DELIVERY_REQUESTED, {"owner": user.id, "job_id": request.id}, event))
+    async def tell_experts(self) -> None:
+        """Have those told of requests who have not been, while the notifier was away; for ever."""
+        while True:
+            await asyncio.sleep(_TELL_EVERY_S)
+            try:
+                for document in await self._store.untold(_TOLD_AT_ONCE):
+                    await self._tell(document)
+            except PyMongoError as error:
+                _log.warning("experts_not_told", error=str(error))
+
+    async def _tell(self, document: Document) -> None:
+        try:
+            for letter in c.untold(document):
+                await self._bus.ask(TELL, letter, timeout_s=_TELL_S, retry_s=0)
+        except WherryError as error:  # it is tried again
+            _log.warning("experts_not_told", request=document["_id"], error=str(error))
+        else:
+            await self._store.told(document["_id"])
 
     # --- ------------------------------------------------------------------------------------------------------------
 
@@ -356,6 +361,23 @@ class Catalogue:
         model = c.model_of(document, versions, len(versions) if not alone else await self._store.count(name))
         room = q.fitting(len(one.to_bytes()) for one in model.versions)
         return model.model_copy(update={"versions": model.versions[: max(1, room)]})
+
+
+def _letter(request: FineTune, user: User, address: str) -> DeliveryRequested:
+    data = f"dataset {request.dataset}" if request.dataset else f"artifact {request.artifact_id or '(none)'}"
+    notice = Notice(
+        title=f"{request.by} asks for a better {request.model}",
+        text=(
+            f"{request.by} asks the experts of model {request.model} to fine-tune version {request.version}.\n\n"
+            f"{request.message}\n\nThe data: {data}\n"
+            f"Answer it: wherry models push … --answers {request.id}"
+        ),
+        topic="model.fine_tune_requested",
+    )
+    return DeliveryRequested(
+        delivery_id=keyed_id("d", _ID_KEY, request.id, address), job_id=request.id, owner_id=user.id,
+        event_id=request.id, event="fine_tune_requested", kind="email", target=address, at=request.at, notice=notice,
+    )  # fmt: skip
 
 
 def _check_theirs(document: Document | None, put: ModelPut) -> None:
