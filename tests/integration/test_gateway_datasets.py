@@ -202,6 +202,7 @@ def test_a_job_is_pinned_to_the_version_that_is_newest_when_it_is_handed_in(anna
     put(anna, name, b"two").raise_for_status()
     pinned = {
         "source": f"dataset:{name}@1", "artifact": first["artifact_id"], "sha256": first["sha256"], "size": 3,
+        "stage": True,
     }  # fmt: skip
     assert recorded(anna, job_id) == {"data": pinned | {"unpack": True}, "raw": pinned | {"unpack": False}}
     later = submit(anna, {"data": f"dataset:{name}"}).json()["job_id"]
@@ -226,6 +227,7 @@ def test_an_artifact_is_recorded_with_its_digest(anna: httpx.Client, bert: httpx
     job_id = submit(anna, {"data": {"source": source, "unpack": False}}).json()["job_id"]
     assert recorded(anna, job_id)["data"] == {
         "source": source, "unpack": False, "artifact": artifact["artifact_id"], "sha256": artifact["sha256"], "size": 5,
+        "stage": True,
     }  # fmt: skip
     assert submit(bert, {"data": source}).json()["errors"][0]["field"] == "inputs.data"
 

@@ -205,13 +205,13 @@ async def _stored(gateway: Gateway, principal: Principal, part: Part) -> Artifac
 
 
 async def _limited(head: bytes, rest: AsyncIterator[bytes], most: int) -> AsyncGenerator[bytes, None]:
-    yield head
-    size = len(head)
-    async for chunk in rest:
-        size += len(chunk)
+    size, chunk = len(head), head
+    while chunk:
         if size > most:
             raise WherryError("too_large", f"An image may have {most} bytes.")
         yield chunk
+        chunk = await anext(rest, b"")
+        size += len(chunk)
 
 
 async def _drop(gateway: Gateway, principal: Principal, stored: Artifact) -> None:

@@ -76,17 +76,18 @@ class GangBridges:
 
     async def _make(self, name: str, labels: Mapping[str, str]) -> None:
         async with self._making:
-            if await self._named(name):
-                return
-            try:
-                made = await self._call(partial(self._api().create_network, **wiring.network(name, labels)))
-            except WherryError as error:
-                if "already exists" not in error.message:
-                    raise
-                return
-            # Older engines let two of one name come to be at the same moment: all keep the one that was first.
-            if (first := (await self._named(name))[:1]) and first[0]["Id"] != made["Id"]:
-                await self._remove(made)
+            found = await self._named(name)
+            if not found:
+                try:
+                    await self._call(partial(self._api().create_network, **wiring.network(name, labels)))
+                except WherryError as error:
+                    if "already exists" not in error.message:
+                        raise
+                found = await self._named(name)
+            # Older engines let two of one name come to be at the same moment: all keep the one that was first. Nobody
+            # can have joined by the name while it meant two.
+            for one in found[1:]:
+                await self._remove(one)
 
     async def _named(self, name: str) -> list[dict[str, Any]]:
         found = await self._call(partial(self._api().networks, names=[name]))
