@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,17 @@ def held_on(stack: Stack, node: str, cpus: float) -> dict[str, Any]:
     return stack.wait_state(stack.submit(spec), "running")
 
 
+@contextmanager
+def room_for_one_each(stack: Stack, engines: Engines) -> Iterator[None]:
+    """Leave room for one member of 0.4 CPUs on each machine: else two may be together where it is less busy."""
+    kept = [held_on(stack, engine.name, cpus=0.4)["job_id"] for engine in engines]
+    yield
+    for job_id in kept:
+        stack.http.post(f"/jobs/{job_id}/cancel").raise_for_status()
+    for job_id in kept:
+        stack.wait_end(job_id)
+
+
 def on(job: dict[str, Any]) -> str:
     return job["attempts"][-1]["node"]
 
@@ -157,8 +169,9 @@ def test_a_link_that_is_cut_ends_all_and_says_why_and_another_round_runs_on_what
     for role in small["roles"].values():
         role["resources"] = TINY | {"cpus": 0.4}
     small["roles"]["worker"]["command"] = ASK + "sleep 300"
-    gang_id = fleet.submit(gang(fleet, gang=small, placement={"policy": "spread"}))
-    job = fleet.wait_state(gang_id, "running")
+    with room_for_one_each(fleet, engines):
+        gang_id = fleet.submit(gang(fleet, gang=small, placement={"policy": "spread"}))
+        job = fleet.wait_state(gang_id, "running")
     assert len({one["node"] for one in job["members"]}) == 3
     lost = job["members"][0]["node"]
     [engine] = [one for one in engines if one.name == lost]
@@ -219,10 +232,11 @@ def long(training: dict[str, Any]) -> dict[str, Any]:
     return {**training, "params": {"epochs": 300}, "resources": small, "placement": {"policy": "spread"}}
 
 
-def under_way(user: User, wish: dict[str, Any], engines: Engines) -> tuple[str, Engine]:
+def under_way(user: User, wish: dict[str, Any], fleet: Stack, engines: Engines) -> tuple[str, Engine]:
     """Begin to train on three machines; return the training, and the machine of its second worker, once it learns."""
-    training_id = user.train(**wish)
-    shown = user.poll(training_id, lambda shown: shown["progress"])
+    with room_for_one_each(fleet, engines):
+        training_id = user.train(**wish)
+        shown = user.poll(training_id, lambda shown: shown["progress"])
     assert len({member["node"] for member in shown["members"]}) == 3
     node = next(one["node"] for one in shown["members"] if (one["role"], one["index"]) == ("worker", 1))
     return training_id, next(one for one in engines if one.name == node)
@@ -233,7 +247,7 @@ def test_a_training_that_loses_a_machine_begins_anew_on_the_others_and_says_so(
 ) -> None:
     impatient = long["helpers"].replace("connection.settimeout(PATIENCE_S)", "connection.settimeout(5)")
     assert impatient != long["helpers"]  # the others fail of the cut before the machine is given up
-    training_id, lost = under_way(user, long | {"helpers": impatient}, engines)
+    training_id, lost = under_way(user, long | {"helpers": impatient}, fleet, engines)
     with lost.away():
         until(lambda: fleet.job(training_id).get("attempts"), "the first round is over", 90)
         first = fleet.job(training_id)["attempts"][0]
@@ -250,7 +264,7 @@ def test_a_training_that_is_to_end_with_a_machine_fails_and_says_which(
     user: User, long: dict[str, Any], fleet: Stack, engines: Engines
 ) -> None:
     wish = {**long, "distributed": {**long["distributed"], "on_loss": "stop"}, "max_attempts": 3}
-    training_id, lost = under_way(user, wish, engines)
+    training_id, lost = under_way(user, wish, fleet, engines)
     with lost.away():
         done = user.poll(training_id, lambda shown: shown["status"] in FINAL)
     assert (done["status"], done["error"]["reason"]) == ("failed", "node_lost"), done
@@ -264,7 +278,7 @@ def test_a_training_that_is_to_end_with_a_machine_fails_and_says_which(
 def test_an_agent_that_is_killed_while_its_member_trains_finds_it_again(
     user: User, long: dict[str, Any], fleet: Stack, engines: Engines
 ) -> None:
-    training_id, there = under_way(user, long, engines)
+    training_id, there = under_way(user, long, fleet, engines)
     before = there.docker("ps", "-q", "--no-trunc")
     fleet.agents[there.name].kill()
     fleet.agents[there.name].wait()
