@@ -230,16 +230,16 @@ def test_an_artifact_that_an_item_needs_is_not_deleted_while_the_job_has_not_end
 
 
 def test_workers_that_wait_for_room_are_not_among_the_jobs_that_a_quota_lets_wait(
-    stack: GatewayStack, admin: httpx.Client, bert: httpx.Client
+    stack: GatewayStack, admin: httpx.Client
 ):
-    assert admin.put("/users/bert/quota", json={"queued": 1}).is_success
-    try:
-        job_id = submitted(bert, {"items": ["one"]})
-        until(lambda: submit(bert, {"items": ["two"]}).status_code == 429, "the job itself counts")
+    admin.post("/users", json={"name": "carl", "password": PASSWORD}).raise_for_status()
+    admin.put("/users/carl/quota", json={"queued": 1}).raise_for_status()
+    until(lambda: admin.get("/users/carl/quota").json()["quota"], "storage knows the quota")
+    with stack.client(stack.login("carl", PASSWORD)) as carl:  # a new session: no gateway knows it without the quota
+        job_id = submitted(carl, {"items": ["one"]})
+        refused(submit(carl, {"items": ["two"]}), 429, "quota_queued")  # the job itself counts
         playing(stack, lambda scheduler, _: scheduler.start_worker(job_id, JobState.QUEUED))
-        until(lambda: submit(bert, {"items": ["two"]}).status_code == 202, "its workers do not")
-    finally:
-        admin.delete("/users/bert/quota")
+        until(lambda: submit(carl, {"items": ["two"]}).status_code == 202, "its workers do not")
 
 
 # --- results -------------------------------------------------------------------------------------------------------
