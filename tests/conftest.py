@@ -20,6 +20,10 @@ settings.register_profile("wherry", settings(), deadline=None, suppress_health_c
 settings.load_profile("wherry")
 
 
+#: Tests that need a core for minutes, and nothing else.
+_COMPUTING = ("tests/model/", "tests/simulation/")
+
+
 class FilesAndOneStack(LoadFileScheduling):
     """Gives a process a file at a time, because files have servers of their own; all that share the stack are one."""
 
@@ -30,6 +34,11 @@ class FilesAndOneStack(LoadFileScheduling):
 @pytest.hookimpl(optionalhook=True)  # unknown where xdist is turned off
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     return FilesAndOneStack(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put first what computes for minutes: it fills the cores while others wait; at the end all would wait for it."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_COMPUTING))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
