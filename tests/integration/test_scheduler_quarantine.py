@@ -1,6 +1,7 @@
 """What the scheduler's core cannot take in is set aside, and everything else is placed as before."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -37,9 +38,8 @@ async def beating(agent: Agent) -> None:
         await asyncio.sleep(0.1)
 
 
-async def test_a_job_whose_event_the_core_cannot_believe_is_set_aside_and_comes_back_when_replayed(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let the core fail at what a job of the name poison needs; return what mends it."""
     whole = fleet_state.need_of
 
     def broken(spec: Any) -> Any:
@@ -48,6 +48,13 @@ async def test_a_job_whose_event_the_core_cannot_believe_is_set_aside_and_comes_
         return whole(spec)
 
     monkeypatch.setattr(fleet_state, "need_of", broken)
+    return lambda: monkeypatch.setattr(fleet_state, "need_of", whole)
+
+
+async def test_a_job_whose_event_the_core_cannot_believe_is_set_aside_and_comes_back_when_replayed(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mend = poisoned(monkeypatch)
     async with in_this_process(stack):
         agent = await stack.agent()
         poison = await stack.submit(name="poison")
@@ -59,7 +66,7 @@ async def test_a_job_whose_event_the_core_cannot_believe_is_set_aside_and_comes_
         assert await started(agent, good) == 1
         assert await letters(stack.operator) == [letter]
 
-        monkeypatch.setattr(fleet_state, "need_of", whole)
+        mend()
         await stack.operator.publish(channels.REPLAY, letter, reader="scheduler")
         await stack.until(poison, lambda job: job.state is JobState.PLACED)
 
@@ -67,14 +74,7 @@ async def test_a_job_whose_event_the_core_cannot_believe_is_set_aside_and_comes_
 async def test_a_job_that_was_set_aside_is_still_there_for_a_scheduler_that_can_take_it_in(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = fleet_state.need_of
-
-    def broken(spec: Any) -> Any:
-        if spec.name == "poison":
-            raise ZeroDivisionError("planted")
-        return whole(spec)
-
-    monkeypatch.setattr(fleet_state, "need_of", broken)
+    mend = poisoned(monkeypatch)
     async with in_this_process(stack):
         agent = await stack.agent()
         beats = asyncio.create_task(beating(agent))
@@ -84,7 +84,7 @@ async def test_a_job_that_was_set_aside_is_still_there_for_a_scheduler_that_can_
         await stack.until(good, lambda job: job.state is JobState.PLACED)
 
     # Its snapshot is behind all events of the job.
-    monkeypatch.setattr(fleet_state, "need_of", whole)
+    mend()
     async with in_this_process(stack):
         await stack.until(poison, lambda job: job.state is JobState.PLACED)
     beats.cancel()
