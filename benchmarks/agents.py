@@ -47,7 +47,8 @@ class SimulatedNode:
                 self._take(assignment)
             if not answer.more:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), answer.interval_s)
+                    async with asyncio.timeout(answer.interval_s):
+                        await self._wake.wait()
             self._wake.clear()
 
     def _heartbeat(self) -> Heartbeat:

@@ -89,7 +89,8 @@ async def load(host: str, port: int, next_request: Callable[[], bytes], *, conne
     run = _Run(started + seconds, connections, next_request)
     for _ in range(connections):
         await loop.create_connection(lambda: _Connection(run), host, port)
-    await asyncio.wait_for(run.done.wait(), seconds + 60)
+    async with asyncio.timeout(seconds + 60):
+        await run.done.wait()
     run.outcome.seconds = time.perf_counter() - started
     return run.outcome
 

@@ -247,14 +247,16 @@ class Bus:
         self._leaving = True
         with suppress(nats.errors.Error, OSError, TimeoutError):
             if self.is_connected:
-                await asyncio.wait_for(self._nc.flush(), _CLOSE_S)
+                async with asyncio.timeout(_CLOSE_S):
+                    await self._nc.flush()
         for task in tuple(self._tasks):
             await _end(task)
         if self._sweeper:
             self._sweeper.cancel()
         # nats-py asserts, where it never had a server, that there is one to leave; what went wrong before counts.
         with suppress(nats.errors.Error, OSError, TimeoutError, AssertionError):
-            await asyncio.wait_for(self._nc.close(), _CLOSE_S)
+            async with asyncio.timeout(_CLOSE_S):
+                await self._nc.close()
         self._fail_calls(Unavailable("The bus was closed."))
 
     async def _on_error(self, error: Exception) -> None:
@@ -321,7 +323,8 @@ class Bus:
     async def until_online(self, timeout_s: float | None = None) -> None:
         if not self._online.is_set():
             try:
-                await asyncio.wait_for(self._online.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._online.wait()
             except TimeoutError:
                 raise Unavailable("There is no connection to NATS.") from None
         if self.closed.is_set() or self._leaving:

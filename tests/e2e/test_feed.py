@@ -62,7 +62,8 @@ async def test_a_watcher_may_neither_write_nor_listen_elsewhere(stack: Stack) ->
     await client.publish("wherry.feed.u.j.created", b"{}")
     await client.subscribe("wherry.storage.>")
     await client.flush()
-    refused = [await asyncio.wait_for(errors.get(), 5) for _ in range(3)]
+    async with asyncio.timeout(5):
+        refused = [await errors.get() for _ in range(3)]
     assert all("permissions violation" in text.lower() for text in refused)
     await client.close()
 
@@ -72,6 +73,7 @@ async def test_a_client_without_a_credential_is_refused(stack: Stack) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
     assert (await reader.readline()).startswith(b"INFO")
     writer.write(b'CONNECT {"verbose":false}\r\nPING\r\n')
-    assert b"Authorization Violation" in await asyncio.wait_for(reader.readline(), 5)
+    async with asyncio.timeout(5):
+        assert b"Authorization Violation" in await reader.readline()
     writer.close()
     await writer.wait_closed()

@@ -87,7 +87,8 @@ async def heard_of(send: Callable[[], Awaitable[Any]], heard: "asyncio.Queue[Msg
     for _ in range(10):
         await send()
         with suppress(TimeoutError):
-            return await asyncio.wait_for(heard.get(), 2)
+            async with asyncio.timeout(2):
+                return await heard.get()
     raise AssertionError("it was sent ten times, and never heard")
 
 
@@ -120,7 +121,8 @@ async def test_a_job_created_by_the_gateway_is_kept_once_and_reaches_gateway_and
         assert first["stream"] == "WHERRY_JOBS"
         assert again["error"]["err_code"] == 10071
         for heard in (fed, watched):
-            message = await asyncio.wait_for(heard.get(), 20)
+            async with asyncio.timeout(20):
+                message = await heard.get()
             assert message.subject == f"wherry.feed.o1.{job}.created"
             assert message.data == b'{"n":1}'
             assert message.headers is not None
@@ -193,7 +195,8 @@ async def test_a_wake_reaches_its_node_and_an_attempt_event_is_acknowledged(brok
         async with listening(agent, "wherry.node.n1.wake") as woken:
             await scheduler.publish("wherry.node.n2.wake", b"not mine")
             await scheduler.publish("wherry.node.n1.wake", b"{}")
-            assert (await asyncio.wait_for(woken.get(), 20)).data == b"{}"
+            async with asyncio.timeout(20):
+                assert (await woken.get()).data == b"{}"
         ack = await keep(agent, f"wherry.attempt.n1.{new_id('j')}.running", Nats_Msg_Id=new_id("e"))
         assert ack["stream"] == "WHERRY_JOBS"
 
@@ -244,13 +247,16 @@ async def test_an_agent_answers_what_reached_it_once_and_no_other_inbox(broker: 
         await agent.subscribe("wherry.serve.n1.*", cb=asked.put)
         await agent.flush()
         await agent.publish("_INBOX.node-n2.1", b"a heartbeat's answer, says node 1")
-        assert "permissions violation for publish" in await asyncio.wait_for(problems.get(), 20)
+        async with asyncio.timeout(20):
+            assert "permissions violation for publish" in await problems.get()
         asking = asyncio.create_task(gateway.request(f"wherry.serve.n1.{new_id('j')}", b"", timeout=20))
-        message = await asyncio.wait_for(asked.get(), 20)
+        async with asyncio.timeout(20):
+            message = await asked.get()
         await agent.publish(message.reply, b"first")
         assert (await asking).data == b"first"
         await agent.publish(message.reply, b"second")
-        assert "permissions violation for publish" in await asyncio.wait_for(problems.get(), 20)
+        async with asyncio.timeout(20):
+            assert "permissions violation for publish" in await problems.get()
         await victim.flush()
         assert inbox.empty()
 
@@ -262,7 +268,8 @@ async def test_a_revoked_token_reaches_the_gateway(broker: NatsServer):
         listening(gateway, "wherry.auth.revoked") as heard,
     ):
         await storage.publish("wherry.auth.revoked", b"{}")
-        await asyncio.wait_for(heard.get(), 20)
+        async with asyncio.timeout(20):
+            await heard.get()
 
 
 @pytest.mark.parametrize(
@@ -349,9 +356,11 @@ async def test_the_scheduler_writes_follows_and_looks_up_its_log(broker: NatsSer
 )
 async def test_a_client_without_a_credential_is_refused(broker: NatsServer, credential: dict[str, str]):
     reader, writer = await asyncio.open_connection("127.0.0.1", broker.port)
-    assert b'"auth_required":true' in await asyncio.wait_for(reader.readline(), 20)
+    async with asyncio.timeout(20):
+        assert b'"auth_required":true' in await reader.readline()
     writer.write(b"CONNECT " + json.dumps({"verbose": False, **credential}).encode() + b"\r\nSUB > 1\r\nPING\r\n")
-    told = await asyncio.wait_for(reader.read(), 5)  # to the end: the server hangs up
+    async with asyncio.timeout(5):
+        told = await reader.read()  # to the end: the server hangs up
     writer.close()
     assert told == b"-ERR 'Authorization Violation'\r\n"
 
@@ -409,7 +418,8 @@ async def test_a_user_may_not_publish_what_is_not_its_own(broker: NatsServer, us
     async with connect(broker, "operator") as operator, connect(broker, user, problems) as client:
         before = await contents(operator)
         await client.publish(subject, b"{}")
-        assert "permissions violation for publish" in await asyncio.wait_for(problems.get(), 20)
+        async with asyncio.timeout(20):
+            assert "permissions violation for publish" in await problems.get()
         assert await contents(operator) == before
 
 
@@ -441,7 +451,8 @@ async def test_a_user_may_not_hear_what_is_not_its_own(broker: NatsServer, user:
     problems: asyncio.Queue[str] = asyncio.Queue()
     async with connect(broker, user, problems) as client:
         await client.subscribe(subject, cb=asyncio.Queue().put)
-        assert "permissions violation for subscription" in await asyncio.wait_for(problems.get(), 20)
+        async with asyncio.timeout(20):
+            assert "permissions violation for subscription" in await problems.get()
 
 
 VICTIMS = (

@@ -85,11 +85,13 @@ async def test_following_goes_over_a_restart_without_gap_or_repetition(bus, nats
 
     await write(bus, 0, 1000)
     reader = asyncio.create_task(read())
-    await asyncio.wait_for(some.wait(), 10)
+    async with asyncio.timeout(10):
+        await some.wait()
     await asyncio.to_thread(getattr(nats_server, end))
     await asyncio.to_thread(nats_server.start)
     await write(bus, 1000, 3000)
-    await asyncio.wait_for(reader, 30)
+    async with asyncio.timeout(30):
+        await reader
     assert seqs == list(range(1, 3001))
 
 
@@ -219,7 +221,8 @@ async def test_the_feed_has_the_events_that_the_stream_took_with_their_sequence(
     handle = await bus.listen(channels.OUTPUT_FEED, heard.put, node_id="n1")
     await bus.publish(channels.OUTPUT, OutputBatch(), node_id="n2", job_id="j", attempt="1")
     await bus.publish(channels.OUTPUT, OutputBatch(), node_id="n1", job_id="j", attempt="1")
-    message = await asyncio.wait_for(heard.get(), 5)
+    async with asyncio.timeout(5):
+        message = await heard.get()
     assert (message.params, message.seq, message.data) == (
         {"node_id": "n1", "job_id": "j", "attempt": "1"},
         2,
@@ -241,7 +244,8 @@ async def test_a_listener_that_fails_hears_the_next_message(bus, caplog):
     await bus.listen(channels.OUTPUT_FEED, listener)
     for attempt in ("1", "2"):
         await bus.publish(channels.OUTPUT, OutputBatch(), node_id="n", job_id="j", attempt=attempt)
-    assert await asyncio.wait_for(heard.get(), 5) == "2"
+    async with asyncio.timeout(5):
+        assert await heard.get() == "2"
     assert "listener_failed" in caplog.text
 
 

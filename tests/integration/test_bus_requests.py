@@ -241,7 +241,8 @@ async def test_a_credential_that_is_taken_away_closes_the_bus_for_good(walled):
         await asyncio.to_thread(walled.stop)
         walled.process.accounts = ACCOUNTS.replace("user: some, password: secret", "user: some, password: other")
         await asyncio.to_thread(walled.start)
-        await asyncio.wait_for(bus.closed.wait(), 20)
+        async with asyncio.timeout(20):
+            await bus.closed.wait()
         with pytest.raises(Unavailable):
             await bus.record(request(bus, "o1"))
 
@@ -266,4 +267,5 @@ async def test_connecting_waits_for_the_server(nats_server):
     await asyncio.sleep(0.3)
     assert not connecting.done()
     await asyncio.to_thread(nats_server.start)
-    assert await asyncio.wait_for(connecting, 10)
+    async with asyncio.timeout(10):
+        assert await connecting

@@ -213,7 +213,8 @@ async def test_a_restart_amid_publishes_loses_nothing_and_doubles_nothing(bus, n
     await half.wait()
     await asyncio.to_thread(getattr(nats_server, end))
     await asyncio.to_thread(nats_server.start)
-    await asyncio.wait_for(asyncio.gather(*writers), 60)
+    async with asyncio.timeout(60):
+        await asyncio.gather(*writers)
     ids = await ids_on(bus)
     assert sorted(ids) == sorted(record.event.id for record in records)
 
@@ -238,7 +239,8 @@ async def test_grouped_records_outlive_a_crash_of_the_server(bus, nats_server):
     await asyncio.wait(writers, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.to_thread(nats_server.kill)
     await asyncio.to_thread(nats_server.start)
-    await asyncio.wait_for(asyncio.gather(*writers), 60)
+    async with asyncio.timeout(60):
+        await asyncio.gather(*writers)
     assert sorted(await ids_on(bus)) == sorted(record.event.id for record in records)
 
 
@@ -251,7 +253,8 @@ async def test_a_server_that_falls_silent_is_noticed_and_the_write_still_happens
         while bus.is_connected:
             await asyncio.sleep(0.2)
     nats_server.resume()
-    await asyncio.wait_for(writing, 30)
+    async with asyncio.timeout(30):
+        await writing
     assert await ids_on(bus) == [record.event.id]
 
 

@@ -284,7 +284,8 @@ async def test_a_log_is_read_on_from_a_position(runtime: DockerRuntime) -> None:
     following = runtime.follow(key, handle, None, sink)
     await enough.wait()
     following.close()
-    await asyncio.wait_for(following.wait(), 5)
+    async with asyncio.timeout(5):
+        await following.wait()
     rest: list[Chunk] = []
     await runtime.follow(key, handle, json.loads(json.dumps(chunks[-1].position)), rest.append).wait()
     text = b"".join(chunk.data for chunk in [*chunks, *rest]).decode().splitlines()
@@ -296,7 +297,8 @@ async def test_closing_a_silent_log_returns_at_once(runtime: DockerRuntime) -> N
     following = runtime.follow(key, handle, None, _drop)
     await asyncio.sleep(0.3)
     following.close()
-    await asyncio.wait_for(following.wait(), 2)
+    async with asyncio.timeout(2):
+        await following.wait()
 
 
 async def test_outputs_that_nobody_reads_to_the_end_block_nothing(runtime: DockerRuntime) -> None:

@@ -344,6 +344,7 @@ async def told(stack: GatewayStack, count: int) -> list[DeliveryRequested]:
 
     async with stack.bus(Service.NOTIFIER, "notifier") as bus:
         await bus.serve(TELL, tell, queue="notifier")
-        await asyncio.wait_for(enough.wait(), 60)
+        async with asyncio.timeout(60):
+            await enough.wait()
         await asyncio.sleep(0.2)  # the answer is on its way
     return sorted(found.values(), key=lambda one: one.target)

@@ -235,8 +235,10 @@ async def test_email_and_webhook_of_an_end_arrive_once_each_and_the_signature_ve
     event = await world.end_job(
         {"email": "ann@example.org"}, {"webhook": {"url": world.receiver.url("/ok")}}, state=JobState.FAILED
     )
-    path, headers, body = await asyncio.wait_for(world.receiver.calls.get(), 20)
-    mail = await asyncio.wait_for(world.mailbox.mails.get(), 20)
+    async with asyncio.timeout(20):
+        path, headers, body = await world.receiver.calls.get()
+    async with asyncio.timeout(20):
+        mail = await world.mailbox.mails.get()
     tries = {(tried.state, tried.tries) for tried in (await world.tried(), await world.tried())}
     assert tries == {("delivered", 1)}
 
@@ -255,12 +257,14 @@ async def test_email_and_webhook_of_an_end_arrive_once_each_and_the_signature_ve
 async def test_a_receiver_that_fails_gets_the_same_message_again_under_the_same_id(world: World):
     world.receiver.answers["/flaky"] = [500]
     await world.end_job({"webhook": {"url": world.receiver.url("/flaky")}})
-    _, first, body = await asyncio.wait_for(world.receiver.calls.get(), 20)
+    async with asyncio.timeout(20):
+        _, first, body = await world.receiver.calls.get()
     told = await world.tried()
     assert (told.state, told.tries) == ("retrying", 1)
     assert told.next_at is not None
     assert 5 <= (told.next_at - told.at).total_seconds() <= 6
-    _, second, again = await asyncio.wait_for(world.receiver.calls.get(), 20)
+    async with asyncio.timeout(20):
+        _, second, again = await world.receiver.calls.get()
     assert first["webhook-id"] == second["webhook-id"] == told.delivery_id
     assert body == again
     assert int(second["webhook-timestamp"]) > int(first["webhook-timestamp"])
@@ -278,7 +282,8 @@ async def test_what_is_no_jobs_end_is_told_once_however_often_storage_asks_for_i
     world.jobs.add(request.job_id)
     for _ in range(2):
         await world.storage.ask(TELL, request)
-    mail = await asyncio.wait_for(world.mailbox.mails.get(), 20)
+    async with asyncio.timeout(20):
+        mail = await world.mailbox.mails.get()
     assert (mail["To"], mail["Subject"]) == ("expert@example.org", "[wherry] A better model is wanted")
     assert "Please." in mail.get_content()
     assert (await world.tried()).state == "delivered"
@@ -293,7 +298,8 @@ async def test_what_is_no_jobs_end_is_told_once_however_often_storage_asks_for_i
 async def test_storage_that_cannot_give_the_secret_costs_the_receiver_none_of_its_tries(world: World):
     world.refusals += ["not now"] * 3
     await world.end_job({"webhook": {"url": world.receiver.url("/patient")}})
-    assert (await asyncio.wait_for(world.receiver.calls.get(), 60))[0] == "/patient"
+    async with asyncio.timeout(60):
+        assert (await world.receiver.calls.get())[0] == "/patient"
     done = await world.tried()
     assert (done.state, done.tries) == ("delivered", 1)
     assert world.refusals == []
@@ -328,7 +334,8 @@ async def test_a_slow_receiver_does_not_hold_up_the_others(world: World):
     slow = {"webhook": {"url": world.receiver.url("/slow")}}
     await asyncio.gather(*(world.end_job(slow) for _ in range(WAITING_PER_HOST + 50)))
     await world.end_job({"email": "ann@example.org"})
-    mail = await asyncio.wait_for(world.mailbox.mails.get(), 20)
+    async with asyncio.timeout(20):
+        mail = await world.mailbox.mails.get()
     assert mail["To"] == "ann@example.org"
     assert not world.receiver.holding.is_set()
     world.receiver.holding.set()
@@ -354,11 +361,13 @@ async def test_what_was_under_way_when_the_notifier_died_is_delivered_by_the_nex
     assert world.process
     await world.end_job({"webhook": {"url": world.receiver.url("/ok")}})
     await world.tried()
-    await asyncio.wait_for(world.receiver.calls.get(), 20)
+    async with asyncio.timeout(20):
+        await world.receiver.calls.get()
     await world.stop(signal.SIGKILL)
     event = await world.end_job({"webhook": {"url": world.receiver.url("/ok")}})
     await world.start()
-    _, _, body = await asyncio.wait_for(world.receiver.calls.get(), 20)
+    async with asyncio.timeout(20):
+        _, _, body = await world.receiver.calls.get()
     assert json.loads(body)["id"] == event.id
     assert (await world.tried()).state == "delivered"
 

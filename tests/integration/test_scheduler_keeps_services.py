@@ -36,7 +36,8 @@ class Replicas:
                 for one in (await self.agent.beat()).assignments:
                     await self._obey(one)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.agent.woken.wait(), 0.2)
+                async with asyncio.timeout(0.2):
+                    await self.agent.woken.wait()
             self.agent.woken.clear()
 
     async def _obey(self, one: Assignment) -> None:

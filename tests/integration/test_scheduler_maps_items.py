@@ -46,7 +46,8 @@ class Workers:
             with contextlib.suppress(WherryError):
                 await self._beat()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.agent.woken.wait(), 0.2)
+                async with asyncio.timeout(0.2):
+                    await self.agent.woken.wait()
             self.agent.woken.clear()
 
     async def _beat(self) -> None:

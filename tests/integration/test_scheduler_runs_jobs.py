@@ -112,7 +112,8 @@ class Agent:
                         return one
                 self.woken.clear()
                 try:
-                    await asyncio.wait_for(self.woken.wait(), 0.2)
+                    async with asyncio.timeout(0.2):
+                        await self.woken.wait()
                 except TimeoutError:
                     continue
 

@@ -170,7 +170,8 @@ class RelayDoor:
         self._say(0, "bye")
         self._out.put(None)
         with suppress(OSError):  # a time-out is one
-            await asyncio.wait_for(self._writer.wait(), _BYE_S)
+            async with asyncio.timeout(_BYE_S):
+                await self._writer.wait()
         self._writer.close()
         self._reader.close()
         for connection in self._connections.values():

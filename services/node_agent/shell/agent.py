@@ -328,7 +328,8 @@ class Agent:
                 pause_s = interval_s = min(max(desired.interval_s, 0.1), _INTERVAL_MAX_S)
                 self._take(beat, desired, asked_at)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
 
     @property
     def _lease_s(self) -> float:

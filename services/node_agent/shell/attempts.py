@@ -370,7 +370,8 @@ class Attempts:
             following.close()
             if not reading.done():
                 with suppress(Exception):
-                    await asyncio.wait_for(asyncio.shield(reading), _LINGER_S)
+                    async with asyncio.timeout(_LINGER_S):
+                        await asyncio.shield(reading)
                 reading.cancel()
         for pause_s in _SETTLE_S:
             await asyncio.sleep(pause_s)

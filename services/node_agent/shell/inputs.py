@@ -302,7 +302,8 @@ class Inputs:
                 break
             async with self._changed:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait_for(lambda seen=seen: self._changes != seen), _TIDY_S)
+                    async with asyncio.timeout(_TIDY_S):
+                        await self._changed.wait_for(lambda seen=seen: self._changes != seen)
         self._taken[volume] = size
 
     def _check_disk(self, size: int, wanted: Wanted) -> None:

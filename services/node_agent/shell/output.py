@@ -174,7 +174,8 @@ class OutputPump:
             await self._flush()
             if not self._is_finished:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._full.wait(), FLUSH_S)
+                    async with asyncio.timeout(FLUSH_S):
+                        await self._full.wait()
                 if not self._allowance.is_open:
                     await asyncio.sleep(FLUSH_S)  # however much comes meanwhile
 

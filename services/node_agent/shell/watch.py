@@ -99,7 +99,8 @@ class Watch:
         """Return when every runtime has been asked once, or after *timeout_s*."""
         if self._unasked:
             try:
-                await asyncio.wait_for(self._first.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._first.wait()
             except TimeoutError:
                 _log.warning("runtime_slow", runtimes=sorted(self._unasked))
 

@@ -231,7 +231,8 @@ class Worker:
                 continue
             if not is_busy:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(bell.wait(), _LOOK_S)
+                    async with asyncio.timeout(_LOOK_S):
+                        await bell.wait()
 
     # --- bringing ---
 

@@ -40,4 +40,5 @@ async def test_a_waiting_reader_can_be_woken() -> None:
     waiting = asyncio.create_task(inbox.get(30))
     await asyncio.sleep(0)
     inbox.wake()
-    assert await asyncio.wait_for(waiting, 5) is None
+    async with asyncio.timeout(5):
+        assert await waiting is None

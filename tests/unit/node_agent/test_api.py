@@ -352,7 +352,8 @@ async def relay() -> AsyncIterator[Relay]:
     finally:
         assert process.stdin
         process.stdin.close()
-        assert await asyncio.wait_for(process.wait(), 30) == 0  # with its input, it ends
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0  # with its input, it ends
 
 
 async def test_the_relay_carries_bytes_both_ways_and_tells_of_the_end(relay: Relay) -> None:
@@ -375,7 +376,8 @@ async def test_the_relay_takes_no_more_than_is_read(relay: Relay) -> None:
         got += len((await relay.hear("data"))[2])
     assert got == WINDOW
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(relay.hear("data"), 0.2)
+        async with asyncio.timeout(0.2):
+            await relay.hear("data")
     relay.say(line("more", number, b"5"))
     assert len((await relay.hear("data"))[2]) == 5
     writer.close()
@@ -404,7 +406,8 @@ async def test_who_connects_while_no_agent_is_there_waits_for_the_next(relay: Re
     reader, writer = await relay.connect()
     writer.write(b"patient")
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(relay.hear("open"), 0.3)
+        async with asyncio.timeout(0.3):
+            await relay.hear("open")
     relay.say(line("hello", 0, b"second"))
     _, number, _ = await relay.hear("open")
     assert await relay.hear("data") == ("data", number, b"patient")
