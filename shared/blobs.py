@@ -19,18 +19,18 @@ from shared.errors import WherryError
 from shared.ids import new_id
 from shared.job import BlobRef
 from shared.model import Message
-from shared.requests import (
+from shared.requests.blobs import (
     CHUNK_BYTES,
     WINDOW_CHUNKS,
     BlobRead,
     BlobScope,
     Committed,
     InputQuery,
-    OutputPage,
     UploadAbort,
     UploadCommit,
     UploadOpen,
 )
+from shared.requests.outputs import OutputPage
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)

@@ -31,8 +31,7 @@ from shared.errors import Conflict, Forbidden, NotFound, Unavailable, WherryErro
 from shared.events import Event
 from shared.ids import new_id
 from shared.lane import LaneClient
-from shared.model import Message
-from shared.requests import Empty
+from shared.model import Empty, Message
 from shared.settings import ServiceSettings
 from shared.wire import BATCH_BYTES_MAX, BATCH_MAX, Entry, Raw, Received, Record, Stored
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from shared import catalogue, fleet, requests
+from shared import catalogue, fleet
 from shared import events as e
 from shared.ids import TOKEN
-from shared.model import Message
+from shared.model import Empty, Message
+from shared.requests import accounts, administration, artifacts, blobs, datasets, explain, jobs, nodes, outputs, serving
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message)
@@ -292,7 +293,7 @@ WAKE = Channel(
 SNAPSHOT_WANTED = Channel(
     "snapshotWanted",
     "wherry.node.{node_id}.snapshot",
-    requests.SnapshotWanted,
+    outputs.SnapshotWanted,
     _by(_T),
     _by(_A),
     "Somebody wants to see what a running attempt has left so far: store it, and say so.",
@@ -332,20 +333,20 @@ QUOTA_SET = Channel(
 EXPLAIN = Channel(
     "explain",
     "wherry.scheduler.explain",
-    requests.ExplainQuery,
+    explain.ExplainQuery,
     _by(_G),
     _by(_S),
     "Why a job waits, or why it went where it went.",
-    reply=requests.Explanation,
+    reply=explain.Explanation,
 )
 PLAN = Channel(
     "plan",
     "wherry.scheduler.plan",
-    requests.PlanQuery,
+    explain.PlanQuery,
     _by(_G),
     _by(_S),
     "The same for a job that is not handed in.",
-    reply=requests.Explanation,
+    reply=explain.Explanation,
 )
 
 # --- dead letters --------------------------------------------------------------------------------------------------
@@ -367,7 +368,7 @@ REPLAY = Channel(
     _by(_S, _T, _N),
     "An admin wants the reader to try a dead letter again; it comes back to the stream if it fails again. "
     "Answered once it is in the reader's hands.",
-    reply=requests.Empty,
+    reply=Empty,
 )
 
 # --- output while it runs ------------------------------------------------------------------------------------------
@@ -407,7 +408,7 @@ TELL = Channel(
     _by(_T),
     _by(_N),
     "Somebody is to be told of something that is no job's end. Answered once that is sure to be tried.",
-    reply=requests.Empty,
+    reply=Empty,
 )
 DELIVERY_TRIED = Channel(
     "deliveryTried",
@@ -435,94 +436,88 @@ def _ask(name: str, verb: str, message: type[M], reply: type[R], summary: str, *
     return Channel(name, f"wherry.storage.{verb}", message, _by(*(senders or (_G,))), _by(_T), summary, reply=reply)
 
 
-LOGIN = _ask("login", "auth.login", requests.Login, requests.Session, "Name and password for a session token.")
-LOGOUT = _ask("logout", "auth.logout", requests.TokenQuery, requests.Empty, "The token is dead from then on.")
-VERIFY = _ask("verify", "auth.verify", requests.TokenQuery, requests.Principal, "Whose token is this?")
-USER_CREATE = _ask("userCreate", "users.create", requests.UserCreate, requests.User, "Add a user.")
-USER_LIST = _ask("userList", "users.list", requests.Empty, requests.Users, "All users.")
-USER_GET = _ask("userGet", "users.get", requests.UserName, requests.User, "One user.")
-USER_UPDATE = _ask("userUpdate", "users.update", requests.UserUpdate, requests.User, "Change a user.")
-USER_DELETE = _ask("userDelete", "users.delete", requests.UserName, requests.Empty, "Remove a user.")
-PASSWORD_CHANGE = _ask(
-    "passwordChange", "users.password", requests.PasswordChange, requests.Empty, "Change one's own password."
-)
-SECRET_PUT = _ask("secretPut", "secrets.put", requests.SecretPut, requests.SecretRef, "Keep a webhook secret.")
+LOGIN = _ask("login", "auth.login", accounts.Login, accounts.Session, "Name and password for a session token.")
+LOGOUT = _ask("logout", "auth.logout", accounts.TokenQuery, Empty, "The token is dead from then on.")
+VERIFY = _ask("verify", "auth.verify", accounts.TokenQuery, accounts.Principal, "Whose token is this?")
+USER_CREATE = _ask("userCreate", "users.create", accounts.UserCreate, accounts.User, "Add a user.")
+USER_LIST = _ask("userList", "users.list", Empty, accounts.Users, "All users.")
+USER_GET = _ask("userGet", "users.get", accounts.UserName, accounts.User, "One user.")
+USER_UPDATE = _ask("userUpdate", "users.update", accounts.UserUpdate, accounts.User, "Change a user.")
+USER_DELETE = _ask("userDelete", "users.delete", accounts.UserName, Empty, "Remove a user.")
+PASSWORD_CHANGE = _ask("passwordChange", "users.password", accounts.PasswordChange, Empty, "Change one's own password.")
+SECRET_PUT = _ask("secretPut", "secrets.put", accounts.SecretPut, accounts.SecretRef, "Keep a webhook secret.")
 SECRET_GET = _ask(
-    "secretGet", "secrets.get", requests.SecretRef, requests.SecretValue, "The secret to sign with.", _G, _N
+    "secretGet", "secrets.get", accounts.SecretRef, accounts.SecretValue, "The secret to sign with.", _G, _N
 )
 JOB_GET = _ask(
-    "jobGet", "jobs.get", requests.JobQuery, requests.JobView, "One job, not older than the log at the time of asking."
+    "jobGet", "jobs.get", jobs.JobQuery, jobs.JobView, "One job, not older than the log at the time of asking."
 )
-JOB_LIST = _ask("jobList", "jobs.list", requests.JobListQuery, requests.JobList, "A page of jobs.")
-ITEM_LIST = _ask("itemList", "items.list", requests.ItemListQuery, requests.ItemList, "A page of a map job's items.")
-ITEM_GET = _ask("itemGet", "items.get", requests.ItemQuery, requests.ItemView, "One item, with its job.")
-JOB_EVENTS = _ask("jobEvents", "jobs.events", requests.EventQuery, requests.EventPage, "Events after a sequence.")
-JOB_LOGS = _ask("jobLogs", "jobs.logs", requests.LogQuery, requests.LogPage, "Lines of an attempt.")
+JOB_LIST = _ask("jobList", "jobs.list", jobs.JobListQuery, jobs.JobList, "A page of jobs.")
+ITEM_LIST = _ask("itemList", "items.list", jobs.ItemListQuery, jobs.ItemList, "A page of a map job's items.")
+ITEM_GET = _ask("itemGet", "items.get", jobs.ItemQuery, jobs.ItemView, "One item, with its job.")
+JOB_EVENTS = _ask("jobEvents", "jobs.events", jobs.EventQuery, jobs.EventPage, "Events after a sequence.")
+JOB_LOGS = _ask("jobLogs", "jobs.logs", jobs.LogQuery, jobs.LogPage, "Lines of an attempt.")
 JOB_METRICS = _ask(
-    "jobMetrics", "jobs.metrics", requests.MetricQuery, requests.MetricPage, "What an attempt measured, as series."
+    "jobMetrics", "jobs.metrics", jobs.MetricQuery, jobs.MetricPage, "What an attempt measured, as series."
 )
-JOB_OUTPUTS = _ask("jobOutputs", "jobs.outputs", requests.OutputQuery, requests.OutputPage, "What the job left.")
+JOB_OUTPUTS = _ask("jobOutputs", "jobs.outputs", outputs.OutputQuery, outputs.OutputPage, "What the job left.")
 SNAPSHOT_ASK = _ask(
-    "snapshotAsk", "snapshots.ask", requests.SnapshotAsk, requests.Empty, "See what a running job has left so far."
+    "snapshotAsk", "snapshots.ask", outputs.SnapshotAsk, Empty, "See what a running job has left so far."
 )
 SNAPSHOT_GET = _ask(
-    "snapshotGet", "snapshots.get", requests.SnapshotQuery, requests.SnapshotPage, "What was seen of a running job."
+    "snapshotGet", "snapshots.get", outputs.SnapshotQuery, outputs.SnapshotPage, "What was seen of a running job."
 )
 RETENTION_RUN = _ask(
     "retentionRun",
     "retention.run",
-    requests.RetentionAsk,
-    requests.RetentionRun,
+    administration.RetentionAsk,
+    administration.RetentionRun,
     "Begin to remove what is kept no longer, or only list it.",
 )
 RETENTION_GET = _ask(
-    "retentionGet", "retention.get", requests.RetentionQuery, requests.RetentionRun, "How far a run is."
+    "retentionGet", "retention.get", administration.RetentionQuery, administration.RetentionRun, "How far a run is."
 )
-JOB_DELIVERIES = _ask(
-    "jobDeliveries", "jobs.deliveries", requests.JobQuery, requests.DeliveryList, "The job's notifications."
-)
-ARTIFACT_GET = _ask("artifactGet", "artifacts.get", requests.ArtifactQuery, requests.Artifact, "An artifact's facts.")
+JOB_DELIVERIES = _ask("jobDeliveries", "jobs.deliveries", jobs.JobQuery, jobs.DeliveryList, "The job's notifications.")
+ARTIFACT_GET = _ask("artifactGet", "artifacts.get", artifacts.ArtifactQuery, artifacts.Artifact, "An artifact's facts.")
 ARTIFACT_LIST = _ask(
-    "artifactList", "artifacts.list", requests.ArtifactListQuery, requests.ArtifactList, "A page of artifacts."
+    "artifactList", "artifacts.list", artifacts.ArtifactListQuery, artifacts.ArtifactList, "A page of artifacts."
 )
 ARTIFACT_DELETE = _ask(
     "artifactDelete",
     "artifacts.delete",
-    requests.ArtifactQuery,
-    requests.Empty,
+    artifacts.ArtifactQuery,
+    Empty,
     "Remove an artifact, unless something needs it.",
 )
 WEB_FETCH = _ask(
     "webFetch",
     "web.fetch",
-    requests.WebFetch,
-    requests.Committed,
+    artifacts.WebFetch,
+    blobs.Committed,
     "A small file from the web, fetched now: an artifact of whoever asks. Only addresses that anybody may call.",
 )
 DATASET_PUT = _ask(
-    "datasetPut", "datasets.put", requests.DatasetPut, requests.DatasetStored, "A new version of a dataset."
+    "datasetPut", "datasets.put", datasets.DatasetPut, datasets.DatasetStored, "A new version of a dataset."
 )
-DATASET_GET = _ask("datasetGet", "datasets.get", requests.DatasetQuery, requests.Dataset, "One dataset.")
+DATASET_GET = _ask("datasetGet", "datasets.get", datasets.DatasetQuery, datasets.Dataset, "One dataset.")
 DATASET_LIST = _ask(
-    "datasetList", "datasets.list", requests.DatasetListQuery, requests.DatasetList, "A page of datasets."
+    "datasetList", "datasets.list", datasets.DatasetListQuery, datasets.DatasetList, "A page of datasets."
 )
 DATASET_UPDATE = _ask(
-    "datasetUpdate", "datasets.update", requests.DatasetUpdate, requests.Dataset, "Describe or share a dataset."
+    "datasetUpdate", "datasets.update", datasets.DatasetUpdate, datasets.Dataset, "Describe or share a dataset."
 )
 DATASET_DELETE = _ask(
     "datasetDelete",
     "datasets.delete",
-    requests.DatasetRemove,
-    requests.Empty,
+    datasets.DatasetRemove,
+    Empty,
     "Remove a dataset or a version of it, unless a job that has not ended needs it.",
 )
 MODEL_PUT = _ask("modelPut", "models.put", catalogue.ModelPut, catalogue.ModelStored, "A new version of a model.")
 MODEL_GET = _ask("modelGet", "models.get", catalogue.ModelQuery, catalogue.Model, "One model.")
 MODEL_LIST = _ask("modelList", "models.list", catalogue.ModelListQuery, catalogue.ModelList, "A page of models.")
 MODEL_UPDATE = _ask("modelUpdate", "models.update", catalogue.ModelUpdate, catalogue.Model, "Describe a model.")
-MODEL_DELETE = _ask(
-    "modelDelete", "models.delete", catalogue.ModelRemove, requests.Empty, "Remove a model or a version of it."
-)
+MODEL_DELETE = _ask("modelDelete", "models.delete", catalogue.ModelRemove, Empty, "Remove a model or a version of it.")
 MODEL_SYNC = _ask(
     "modelSync", "models.sync", catalogue.SyncAsk, catalogue.SyncRun, "Begin to register what a registry has."
 )
@@ -546,24 +541,30 @@ FINE_TUNE_DECLINE = _ask(
 FINE_TUNE_LIST = _ask(
     "fineTuneList", "models.requests", catalogue.FineTuneQuery, catalogue.FineTuneList, "Requests to experts."
 )
-NODE_LIST = _ask("nodeList", "nodes.list", requests.NodeListQuery, requests.NodeList, "A page of nodes.")
-NODE_GET = _ask("nodeGet", "nodes.get", requests.NodeQuery, requests.NodeView, "One node.")
+NODE_LIST = _ask("nodeList", "nodes.list", nodes.NodeListQuery, nodes.NodeList, "A page of nodes.")
+NODE_GET = _ask("nodeGet", "nodes.get", nodes.NodeQuery, nodes.NodeView, "One node.")
 NODE_SERIES = _ask(
-    "nodeSeries", "nodes.series", requests.NodeSeriesQuery, requests.MetricPage, "What a node has used over time."
+    "nodeSeries", "nodes.series", nodes.NodeSeriesQuery, jobs.MetricPage, "What a node has used over time."
 )
 DEAD_LETTERS = _ask(
-    "deadLetters", "deadletters.list", requests.DeadLetterQuery, requests.DeadLetterList, "What could not be read."
+    "deadLetters",
+    "deadletters.list",
+    administration.DeadLetterQuery,
+    administration.DeadLetterList,
+    "What could not be read.",
 )
 DEAD_LETTER_REPLAY = _ask(
     "deadLetterReplay",
     "deadletters.replay",
-    requests.DeadLetterId,
-    requests.DeadLetterView,
+    administration.DeadLetterId,
+    administration.DeadLetterView,
     "Hand a dead letter to its reader again.",
 )
-QUOTA_GET = _ask("quotaGet", "quotas.get", requests.UserName, requests.QuotaView, "A user's quota and what it holds.")
-COUNTS = _ask("counts", "status.counts", requests.Empty, requests.Counts, "Numbers for the status page.")
-PING = _ask("ping", "ping", requests.Empty, requests.Empty, "Is storage there, and MongoDB behind it?")
+QUOTA_GET = _ask(
+    "quotaGet", "quotas.get", accounts.UserName, administration.QuotaView, "A user's quota and what it holds."
+)
+COUNTS = _ask("counts", "status.counts", Empty, administration.Counts, "Numbers for the status page.")
+PING = _ask("ping", "ping", Empty, Empty, "Is storage there, and MongoDB behind it?")
 
 # --- blobs: `kind` is gateway or node, `peer` the gateway's or node's id: the broker pins both ---------------------
 
@@ -591,87 +592,85 @@ def _blob(
     )
 
 
-BLOB_OPEN = _blob("blobOpen", "open", requests.UploadOpen, requests.Empty, "Begin an upload.")
+BLOB_OPEN = _blob("blobOpen", "open", blobs.UploadOpen, Empty, "Begin an upload.")
 BLOB_CHUNK = _blob(
     "blobChunk",
     "chunk",
-    requests.Empty,
-    requests.Empty,
+    Empty,
+    Empty,
     "One chunk: raw bytes, headers Wherry-Upload (id) and Wherry-Chunk (number from 0). Answered once stored.",
     raw_body=True,
 )
-BLOB_COMMIT = _blob("blobCommit", "commit", requests.UploadCommit, requests.Committed, "Check and keep an upload.")
-BLOB_ABORT = _blob("blobAbort", "abort", requests.UploadAbort, requests.Empty, "Drop an upload.")
+BLOB_COMMIT = _blob("blobCommit", "commit", blobs.UploadCommit, blobs.Committed, "Check and keep an upload.")
+BLOB_ABORT = _blob("blobAbort", "abort", blobs.UploadAbort, Empty, "Drop an upload.")
 BLOB_PUT = _blob(
     "blobPut",
     "put",
-    requests.Empty,
-    requests.Committed,
+    Empty,
+    blobs.Committed,
     "A whole blob of at most one chunk: raw bytes, headers Wherry-Scope (BlobScope as JSON) and Wherry-Sha256.",
     raw_body=True,
 )
 BLOB_READ = _blob(
     "blobRead",
     "read",
-    requests.BlobRead,
-    requests.Empty,
+    blobs.BlobRead,
+    Empty,
     "A range of a blob; the answer is raw bytes with header Wherry-Size, the blob's whole length.",
     raw_reply=True,
 )
 SNAPSHOT_TAKEN = _blob(
     "snapshotTaken",
     "snapshot",
-    requests.SnapshotTaken,
-    requests.Empty,
+    outputs.SnapshotTaken,
+    Empty,
     "A node has stored what a running attempt has left so far, or could not.",
 )
 INPUT_LIST = _blob(
     "inputList",
     "input",
-    requests.InputQuery,
-    requests.OutputPage,
+    blobs.InputQuery,
+    outputs.OutputPage,
     "What another job left and a job of this node has as an input. The one entry of a file has the asked path.",
 )
 
 # --- uploads that resume (tus): any gateway may go on with what another began -------------------------------------
 RESUMABLE_CREATE = _ask(
-    "resumableCreate", "uploads.create", requests.ResumableCreate, requests.Resumable, "Begin an upload that resumes."
+    "resumableCreate", "uploads.create", artifacts.ResumableCreate, artifacts.Resumable, "Begin an upload that resumes."
 )
 RESUMABLE_GET = _ask(
-    "resumableGet", "uploads.get", requests.ResumableQuery, requests.Resumable, "How far an upload has come."
+    "resumableGet", "uploads.get", artifacts.ResumableQuery, artifacts.Resumable, "How far an upload has come."
 )
 RESUMABLE_BEGIN = _ask(
-    "resumableBegin", "uploads.begin", requests.ResumableBegin, requests.Resumable, "Go on writing an upload."
+    "resumableBegin", "uploads.begin", artifacts.ResumableBegin, artifacts.Resumable, "Go on writing an upload."
 )
 RESUMABLE_ADVANCE = _ask(
     "resumableAdvance",
     "uploads.advance",
-    requests.ResumableAdvance,
-    requests.Resumable,
+    artifacts.ResumableAdvance,
+    artifacts.Resumable,
     "So much of an upload is stored; all of it is checked and becomes an artifact.",
 )
-RESUMABLE_END = _ask(
-    "resumableEnd", "uploads.end", requests.ResumableQuery, requests.Empty, "Drop an upload and its bytes."
-)
+RESUMABLE_END = _ask("resumableEnd", "uploads.end", artifacts.ResumableQuery, Empty, "Drop an upload and its bytes.")
 RESUMABLE_CHUNK = Channel(
     "resumableChunk",
     "wherry.storage.uploads.chunk",
-    requests.Empty,
+    Empty,
     _by(_G),
     _by(_T),
     "One chunk: raw bytes, headers Wherry-Upload (id), Wherry-Epoch and Wherry-Chunk (number from 0). "
     "Answered once stored.",
-    reply=requests.Empty,
+    reply=Empty,
     raw_body=True,
 )
 RESUMABLE_TAIL = Channel(
     "resumableTail",
     "wherry.storage.uploads.tail",
-    requests.ResumableBegin,
+    artifacts.ResumableBegin,
     _by(_G),
     _by(_T),
     "What is stored of the chunk that `offset` is within; the answer is raw bytes.",
-    reply=requests.Empty,
+    reply=Empty,
     raw_reply=True,
 )
 
@@ -679,11 +678,11 @@ RESUMABLE_TAIL = Channel(
 SERVE = Channel(
     "serve",
     "wherry.serve.{node_id}.{job_id}",
-    requests.ServeStep,
+    serving.ServeStep,
     _by(_G),
     _by(_A),
     "A step of a request to a replica (the job); raw bytes, header Wherry-Serve: ServeStep, in the answer ServeAnswer.",
-    reply=requests.ServeAnswer,
+    reply=serving.ServeAnswer,
     raw_body=True,
     raw_reply=True,
 )

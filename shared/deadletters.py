@@ -18,7 +18,7 @@ from shared.clock import utc_now
 from shared.errors import Unavailable, WherryError
 from shared.events import DeadLetter
 from shared.ids import new_id
-from shared.requests import Empty
+from shared.model import Empty
 from shared.wire import received
 
 KEPT = Counter("wherry_dead_letters_total", "Messages that could not be taken in and were kept.", ["stream"])

@@ -33,6 +33,10 @@ class Message(BaseModel):
         return cls.model_validate_json(body)
 
 
+class Empty(Message):
+    """Nothing to say."""
+
+
 def _clipped(longest: int) -> AfterValidator:
     return AfterValidator(lambda text: text if len(text) <= longest else f"{text[: longest - 1]}…")
 

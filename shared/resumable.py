@@ -21,15 +21,8 @@ from shared.channels import (
 from shared.clock import monotonic
 from shared.errors import WherryError
 from shared.model import Message
-from shared.requests import (
-    CHUNK_BYTES,
-    WINDOW_CHUNKS,
-    Resumable,
-    ResumableAdvance,
-    ResumableBegin,
-    ResumableCreate,
-    ResumableQuery,
-)
+from shared.requests.artifacts import Resumable, ResumableAdvance, ResumableBegin, ResumableCreate, ResumableQuery
+from shared.requests.blobs import CHUNK_BYTES, WINDOW_CHUNKS
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)

@@ -16,7 +16,7 @@ from shared.bus import EXIT_RESTART_ME, Bus
 from shared.channels import SECRET_GET, Service
 from shared.errors import WherryError
 from shared.events import DeliveryRequested
-from shared.requests import SecretRef
+from shared.requests.accounts import SecretRef
 from shared.settings import read_settings
 
 

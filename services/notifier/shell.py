@@ -27,7 +27,7 @@ from shared.deadletters import DeadLetters
 from shared.errors import Unavailable, WherryError
 from shared.events import DeliveryRequested, DeliveryTried, Event, JobChanged
 from shared.ids import new_id
-from shared.requests import Empty
+from shared.model import Empty
 from shared.wire import Received, Record
 
 TRIES = prometheus_client.Counter("wherry_notifier_tries_total", "Tries of deliveries.", ["kind", "state"])

@@ -12,7 +12,7 @@ from shared.bus import Bus, Handle
 from shared.channels import EXPLAIN, PLAN
 from shared.errors import NotFound, Unavailable, WherryError
 from shared.model import Message
-from shared.requests import ExplainQuery, Explanation, PlanQuery
+from shared.requests.explain import ExplainQuery, Explanation, PlanQuery
 
 _PER_TURN = 4  # an answer looks at every node and at the whole queue
 _AT_ONCE = 64

@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 from pymongo import MongoClient
 
-from shared.requests import CHUNK_BYTES
+from shared.requests.blobs import CHUNK_BYTES
 from tests.integration.gateway_stack import ADMIN, SPEC, GatewayStack, until
 
 WAYS = ("put", "form", "tus")

@@ -28,7 +28,7 @@ from shared.ids import new_id
 from shared.job import Attempt, BlobRef, Job, Owner
 from shared.manifest import Manifest
 from shared.permissions import OPERATOR, accounts_config
-from shared.requests import BlobRead, BlobScope
+from shared.requests.blobs import BlobRead, BlobScope
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState
 from tests.integration.conftest import NODES, PASSWORDS, StorageProcess, set_up

@@ -26,8 +26,8 @@ from shared.errors import NotFound
 from shared.events import Event, JobChanged
 from shared.ids import new_id
 from shared.job import Attempt, Job, Owner
+from shared.model import Empty
 from shared.permissions import OPERATOR, accounts_config, node_user, users
-from shared.requests import Empty
 from shared.settings import ServiceSettings
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState

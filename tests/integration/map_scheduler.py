@@ -10,7 +10,7 @@ from shared.clock import utc_now
 from shared.events import ItemsAdded, ItemsRetried, JobChanged
 from shared.ids import new_id
 from shared.job import Attempt, BlobRef, Failure, GangMember, GangPlace, Item, ItemCounts, ItemFile, Job
-from shared.requests import BlobScope
+from shared.requests.blobs import BlobScope
 from shared.spec import ItemSpec, JobSpec
 from shared.states import AttemptState, EndReason, ItemState, JobState
 from tests.integration.gateway_stack import NODE, Scheduler

@@ -13,7 +13,7 @@ from shared.channels import Service
 from shared.errors import NotFound
 from shared.fleet import Order
 from shared.job import Attempt, Job, OutputsRef, Owner
-from shared.requests import BlobRead, InputQuery
+from shared.requests.blobs import BlobRead, InputQuery
 from shared.states import AttemptState, JobState
 from tests.integration.agent_stack import (
     IMAGE,

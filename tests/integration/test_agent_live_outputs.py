@@ -15,7 +15,7 @@ from shared.events import Event, JobChanged
 from shared.fleet import Order
 from shared.ids import new_id
 from shared.job import Attempt, Job
-from shared.requests import SnapshotAsk, SnapshotPage, SnapshotQuery
+from shared.requests.outputs import SnapshotAsk, SnapshotPage, SnapshotQuery
 from shared.states import AttemptState, JobState
 from tests.integration.agent_stack import (
     IMAGE,

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from shared.events import SeriesPart
 from shared.ids import new_id
-from shared.requests import BlobScope
+from shared.requests.blobs import BlobScope
 from tests.integration.agent_stack import (
     IMAGE,
     AgentProcess,

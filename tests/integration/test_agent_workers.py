@@ -21,7 +21,7 @@ from shared.events import Event, JobChanged
 from shared.fleet import ItemOrder, Order
 from shared.ids import new_id
 from shared.job import Attempt, BlobRef, GangPlace, Item, Job
-from shared.requests import BlobRead
+from shared.requests.blobs import BlobRead
 from shared.spec import ItemSpec, JobSpec, Map
 from shared.states import AttemptState, JobState
 from tests.integration.agent_stack import (

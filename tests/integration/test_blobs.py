@@ -16,7 +16,7 @@ from shared.blobs import BlobClient, blob_of
 from shared.bus import Bus
 from shared.channels import BLOB_CHUNK, BLOB_OPEN, Service
 from shared.errors import WherryError
-from shared.requests import CHUNK_BYTES, WINDOW_CHUNKS, BlobRead, BlobScope, UploadOpen
+from shared.requests.blobs import CHUNK_BYTES, WINDOW_CHUNKS, BlobRead, BlobScope, UploadOpen
 from shared.spec import JobSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,8 +10,8 @@ from infra.local.servers import NatsServer
 from shared.bus import Bus
 from shared.channels import PING, Service
 from shared.errors import Unavailable
+from shared.model import Empty
 from shared.permissions import accounts_config
-from shared.requests import Empty
 from shared.settings import ServiceSettings
 from tests.integration.conftest import NODES, PASSWORDS
 

@@ -13,8 +13,8 @@ from shared.channels import Service
 from shared.clock import utc_now
 from shared.errors import Forbidden, NotFound, Unavailable, WherryError
 from shared.events import CancelRequested
-from shared.model import Message
-from shared.requests import Empty, Principal, TokenQuery
+from shared.model import Empty, Message
+from shared.requests.accounts import Principal, TokenQuery
 from shared.settings import ServiceSettings
 
 ACCOUNTS = """

@@ -23,7 +23,8 @@ from shared.channels import DEAD_LETTER, EXPLAIN, FLEET, NODE_CHANGED, NODE_WISH
 from shared.clock import utc_now
 from shared.events import DeadLetter
 from shared.fleet import NodeChanged, NodeRecord
-from shared.requests import Empty, ExplainQuery, Explanation, PlanQuery
+from shared.model import Empty
+from shared.requests.explain import ExplainQuery, Explanation, PlanQuery
 from shared.states import NodeCondition, NodeDuty
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from shared.channels import Service
 from shared.job import OutputsRef
 from shared.manifest import Entry, Manifest
 from shared.permissions import node_user
-from shared.requests import BlobScope
+from shared.requests.blobs import BlobScope
 from tests.integration.gateway_stack import ADMIN, NODE, SPEC, GatewayStack, Scheduler, new_id
 
 PASSWORD = "a password of anna 1"

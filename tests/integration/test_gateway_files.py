@@ -18,7 +18,7 @@ from shared.blobs import BlobClient
 from shared.channels import Service
 from shared.job import BlobRef, OutputsRef
 from shared.manifest import Entry, Manifest
-from shared.requests import BlobScope
+from shared.requests.blobs import BlobScope
 from tests.integration.gateway_stack import ADMIN, NODE, SPEC, GatewayStack, Scheduler, until
 from tests.zips.good import GOOD
 from tests.zips.hostile import HOSTILE

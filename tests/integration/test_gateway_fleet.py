@@ -31,7 +31,8 @@ from shared.events import DeadLetter
 from shared.fleet import Capacity, Gpu, Heartbeat, HeldAttempt, NodeChange, NodeChanged, NodeInfo, NodeRecord
 from shared.ids import new_id
 from shared.job import Failure, PendingReason
-from shared.requests import Empty, ExplainQuery, Explanation, PlanQuery, Suggestion
+from shared.model import Empty
+from shared.requests.explain import ExplainQuery, Explanation, PlanQuery, Suggestion
 from shared.states import EndReason, NodeCondition, NodeDuty, PendingCode
 from tests.integration.gateway_stack import ADMIN, NODE, OTHER_NODE, SPEC, GatewayStack, Scheduler, eventually, until
 

@@ -17,7 +17,7 @@ from services.storage.core.registry import LABEL_DESCRIPTION, LABEL_NAME, LABEL_
 from shared.channels import TELL, Service
 from shared.errors import WherryError
 from shared.events import DeliveryRequested
-from shared.requests import Empty
+from shared.model import Empty
 from tests.integration.gateway_stack import ADMIN, GatewayStack
 from tests.integration.registry_server import RegistryServer
 

@@ -18,7 +18,7 @@ from shared.events import MetricPoint, OutputBatch, Progress
 from shared.job import Failure, GangMember, OutputsRef
 from shared.manifest import Entry, Manifest
 from shared.permissions import node_user
-from shared.requests import BlobScope
+from shared.requests.blobs import BlobScope
 from shared.states import EndReason, JobState
 from tests.integration.gateway_stack import ADMIN, NODE, GatewayStack, Scheduler, eventually, new_id
 

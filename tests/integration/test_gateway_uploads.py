@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from client.wherry import AsyncClient, Client
-from shared.requests import CHUNK_BYTES
+from shared.requests.blobs import CHUNK_BYTES
 from tests.integration.gateway_stack import ADMIN, ROOT, SPEC, GatewayStack, until
 
 PASSWORD = "correct horse battery 9"

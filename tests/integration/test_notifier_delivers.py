@@ -35,7 +35,7 @@ from shared.events import DeadLetter, DeliveryRequested, DeliveryTried, Event, J
 from shared.ids import new_id
 from shared.job import Failure, Job, Owner
 from shared.permissions import accounts_config, users
-from shared.requests import SecretRef, SecretValue
+from shared.requests.accounts import SecretRef, SecretValue
 from shared.settings import ServiceSettings
 from shared.spec import JobSpec
 from shared.states import EndReason, JobState

@@ -26,7 +26,7 @@ from shared.errors import NotFound, WherryError
 from shared.events import AttemptFinished, AttemptRunning, DeadLetter, JobChanged
 from shared.ids import new_id
 from shared.job import Job, Owner
-from shared.requests import ExplainQuery, PlanQuery
+from shared.requests.explain import ExplainQuery, PlanQuery
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState, PendingCode
 from tests.integration.test_scheduler_runs_jobs import PASSWORDS, PATIENCE_S, Agent, Stack, names, stack, succeeded

@@ -31,7 +31,8 @@ from shared.events import JobChanged
 from shared.ids import new_id
 from shared.job import Job
 from shared.permissions import accounts_config
-from shared.requests import CHUNK_BYTES, BlobRead, BlobScope, EventQuery, JobQuery, JobView
+from shared.requests.blobs import CHUNK_BYTES, BlobRead, BlobScope
+from shared.requests.jobs import EventQuery, JobQuery, JobView
 from shared.states import JobState
 from tests.integration.conftest import NODES, PASSWORDS, StorageProcess, running
 

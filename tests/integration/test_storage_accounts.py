@@ -12,8 +12,8 @@ from shared.bus import Bus, Received
 from shared.channels import Service
 from shared.errors import WherryError
 from shared.events import TokenRevoked
-from shared.requests import (
-    Empty,
+from shared.model import Empty
+from shared.requests.accounts import (
     Login,
     PasswordChange,
     SecretPut,

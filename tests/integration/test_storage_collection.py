@@ -23,7 +23,8 @@ from services.storage.shell.resumables import Resumables
 from services.storage.shell.uploads import Put, Uploads
 from shared.clock import utc_now
 from shared.errors import Unavailable, WherryError
-from shared.requests import CHUNK_BYTES, BlobScope, ResumableAdvance, ResumableBegin, ResumableCreate, UploadCommit
+from shared.requests.artifacts import ResumableAdvance, ResumableBegin, ResumableCreate
+from shared.requests.blobs import CHUNK_BYTES, BlobScope, UploadCommit
 
 DATA = os.urandom(2 * CHUNK_BYTES + 3)
 SCOPE = OwnerScope("u1", "x", "text/plain")

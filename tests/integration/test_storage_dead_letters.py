@@ -14,8 +14,10 @@ from shared.clock import utc_now
 from shared.errors import Unavailable
 from shared.events import DeadLetter
 from shared.job import Job
+from shared.model import Empty
 from shared.permissions import OPERATOR
-from shared.requests import DeadLetterId, Empty, JobListQuery
+from shared.requests.administration import DeadLetterId
+from shared.requests.jobs import JobListQuery
 from shared.states import JobState
 from tests.integration.conftest import StorageStack
 

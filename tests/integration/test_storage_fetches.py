@@ -18,7 +18,8 @@ from shared.channels import ARTIFACT_DELETE, Service
 from shared.errors import WherryError
 from shared.job import Attempt, GangPlace
 from shared.manifest import Entry
-from shared.requests import ArtifactQuery, BlobRead, BlobScope, InputQuery
+from shared.requests.artifacts import ArtifactQuery
+from shared.requests.blobs import BlobRead, BlobScope, InputQuery
 from shared.spec import Input, JobSpec
 from shared.states import AttemptState, JobState
 from tests.integration.conftest import NOW, StorageProcess, StorageStack, running

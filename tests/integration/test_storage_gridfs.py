@@ -19,7 +19,7 @@ from services.storage.adapters.upload_store import UploadStore
 from services.storage.core.access import AttemptScope
 from services.storage.shell.uploads import Put, Uploads
 from shared.errors import WherryError
-from shared.requests import CHUNK_BYTES, BlobScope, Committed, UploadCommit
+from shared.requests.blobs import CHUNK_BYTES, BlobScope, Committed, UploadCommit
 
 GATEWAY = ("gateway", "g1")
 SCOPE = BlobScope(owner_id="u1", name="x.bin")

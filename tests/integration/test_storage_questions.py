@@ -21,22 +21,12 @@ from shared.fleet import Capacity, DesiredState, Heartbeat, NodeChanged, NodeInf
 from shared.ids import new_id
 from shared.job import Attempt, BlobRef, Job, OutputsRef
 from shared.manifest import Entry, Manifest
-from shared.requests import (
-    BlobScope,
-    Empty,
-    EventQuery,
-    JobListQuery,
-    JobQuery,
-    Login,
-    LogQuery,
-    MetricQuery,
-    NodeListQuery,
-    NodeQuery,
-    OutputQuery,
-    TokenQuery,
-    UserCreate,
-    UserName,
-)
+from shared.model import Empty
+from shared.requests.accounts import Login, TokenQuery, UserCreate, UserName
+from shared.requests.blobs import BlobScope
+from shared.requests.jobs import EventQuery, JobListQuery, JobQuery, LogQuery, MetricQuery
+from shared.requests.nodes import NodeListQuery, NodeQuery
+from shared.requests.outputs import OutputQuery
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState, NodeCondition, NodeDuty
 

@@ -41,19 +41,11 @@ from shared.ids import new_id
 from shared.job import Attempt, BlobRef, GangPlace, Job, OutputsRef
 from shared.manifest import Entry, Manifest
 from shared.permissions import OPERATOR
-from shared.requests import (
-    ArtifactQuery,
-    BlobRead,
-    BlobScope,
-    EventQuery,
-    JobListQuery,
-    JobQuery,
-    LogQuery,
-    OutputQuery,
-    RetentionAsk,
-    RetentionQuery,
-    RetentionRun,
-)
+from shared.requests.administration import RetentionAsk, RetentionQuery, RetentionRun
+from shared.requests.artifacts import ArtifactQuery
+from shared.requests.blobs import BlobRead, BlobScope
+from shared.requests.jobs import EventQuery, JobListQuery, JobQuery, LogQuery
+from shared.requests.outputs import OutputQuery
 from shared.spec import Gang, GangRole, Input, JobSpec, Need
 from shared.states import AttemptState, JobState
 from tests.integration.conftest import NOW, StorageStack, running

@@ -14,8 +14,10 @@ from shared import channels as c
 from shared.blobs import BlobClient
 from shared.channels import Service
 from shared.errors import WherryError
+from shared.model import Empty
 from shared.permissions import accounts_config
-from shared.requests import CHUNK_BYTES, BlobRead, BlobScope, Empty, JobListQuery
+from shared.requests.blobs import CHUNK_BYTES, BlobRead, BlobScope
+from shared.requests.jobs import JobListQuery
 from tests.integration.conftest import NODES, PASSWORDS, StorageProcess, StorageStack, running
 
 

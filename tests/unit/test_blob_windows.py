@@ -8,7 +8,8 @@ from shared.blobs import SIZE_HEADER, BlobClient
 from shared.bus import Raw
 from shared.ids import new_id
 from shared.job import BlobRef
-from shared.requests import CHUNK_BYTES, WINDOW_CHUNKS, BlobRead, BlobScope, Committed, Empty
+from shared.model import Empty
+from shared.requests.blobs import CHUNK_BYTES, WINDOW_CHUNKS, BlobRead, BlobScope, Committed
 
 SIZE = 3 * WINDOW_CHUNKS * CHUNK_BYTES
 PIECE = bytes(CHUNK_BYTES)

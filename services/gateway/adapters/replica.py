@@ -12,7 +12,8 @@ from shared.channels import SERVE
 from shared.clock import monotonic
 from shared.errors import Unavailable, WherryError
 from shared.ids import new_id
-from shared.requests import CHUNK_BYTES, SERVE_HEADER, ServeAnswer, ServeStep
+from shared.requests.blobs import CHUNK_BYTES
+from shared.requests.serving import SERVE_HEADER, ServeAnswer, ServeStep
 
 T = TypeVar("T")
 

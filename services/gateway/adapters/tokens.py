@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from shared.clock import monotonic
 from shared.errors import WherryError
 from shared.events import TokenRevoked
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 
 Verify = Callable[[str], Awaitable[Principal]]
 #: Longer than any token that was ever given out.

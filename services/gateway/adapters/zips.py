@@ -10,7 +10,7 @@ from shared import zipguard
 from shared.blobs import BlobClient
 from shared.errors import WherryError
 from shared.job import BlobRef
-from shared.requests import CHUNK_BYTES, BlobRead
+from shared.requests.blobs import CHUNK_BYTES, BlobRead
 
 #: How much of an upload's end is kept: the directory of a zip with tens of thousands of entries, or all of a small zip.
 TAIL_BYTES = 4 * 1024 * 1024

@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 from shared.errors import NotFound, WherryError
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 
 
 class Action(StrEnum):

@@ -1,7 +1,7 @@
 """What became of a job that has ended, in the words in which the scheduler explains those that have not."""
 
 from shared.job import Job
-from shared.requests import Explanation
+from shared.requests.explain import Explanation
 from shared.states import JobState
 
 _HOW = {

@@ -5,7 +5,9 @@ from collections.abc import Collection, Mapping
 from services.gateway.core.access import Action, may
 from shared.errors import FieldProblem
 from shared.guard import url_refusal
-from shared.requests import Artifact, Dataset, Principal
+from shared.requests.accounts import Principal
+from shared.requests.artifacts import Artifact
+from shared.requests.datasets import Dataset
 from shared.spec import Input, JobSpec
 
 #: Fields of an input that are not for users.

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from services.gateway.core.access import Action, may
 from shared.errors import FieldProblem
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 from shared.spec import JobSpec
 
 

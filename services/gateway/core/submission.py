@@ -11,7 +11,7 @@ from services.gateway.core.access import Action, may
 from services.gateway.core.problems import invalid
 from shared.errors import FieldProblem, WherryError
 from shared.job import Job, Owner
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 from shared.spec import SPEC_BYTES_MAX, JobSpec, Notify
 
 #: Longest Idempotency-Key, as in the spec's own field.
@@ -41,6 +41,18 @@ def check_key(header: str | None) -> None:
     """
     if header is not None and not 0 < len(header) <= KEY_LENGTH_MAX:
         raise invalid([FieldProblem(field="Idempotency-Key", message=f"Give 1 to {KEY_LENGTH_MAX} characters")])
+
+
+def require_own(job: Job) -> None:
+    """Let a job pass that somebody has handed in: a member of another is nothing by itself.
+
+    Raises:
+        WherryError: ``conflict``: it is one; the message names its parent.
+    """
+    place = job.member_of
+    if place is not None:
+        message = f"Job {job.id} is {place.role} {place.index} of job {place.gang_id} and runs only with it"
+        raise WherryError("conflict", f"{message}: rerun {place.gang_id}.")
 
 
 def check_sent(spec: JobSpec) -> JobSpec:

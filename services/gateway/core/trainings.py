@@ -13,7 +13,7 @@ from services.gateway.core.problems import invalid
 from shared.errors import FieldProblem
 from shared.job import Job
 from shared.model import Frozen
-from shared.requests import JobView
+from shared.requests.jobs import JobView
 from shared.spec import (
     ENV_MAX,
     EnvName,

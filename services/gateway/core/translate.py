@@ -9,23 +9,12 @@ from services.gateway.core import views
 from shared.events import LogLine, MetricPoint, Progress
 from shared.job import Attempt, Failure, GangMember, GangPlace, ItemCounts, Job, OutputsRef, PendingReason
 from shared.manifest import Entry
-from shared.requests import (
-    Artifact,
-    ArtifactList,
-    Committed,
-    Counts,
-    DeliveryView,
-    EventPage,
-    JobView,
-    LogPage,
-    MetricPage,
-    OutputPage,
-    Principal,
-    Resumable,
-    Session,
-    SnapshotPage,
-    User,
-)  # fmt: skip
+from shared.requests.accounts import Principal, Session, User
+from shared.requests.administration import Counts
+from shared.requests.artifacts import Artifact, ArtifactList, Resumable
+from shared.requests.blobs import Committed
+from shared.requests.jobs import DeliveryView, EventPage, JobView, LogPage, MetricPage
+from shared.requests.outputs import OutputPage, SnapshotPage
 from shared.spec import JobSpec
 
 #: The words of the interface for the two streams, and the letters of the bus.

@@ -1,7 +1,7 @@
 """From datasets as messages to what clients see."""
 
 from services.gateway.core import views
-from shared.requests import Dataset, DatasetVersion
+from shared.requests.datasets import Dataset, DatasetVersion
 
 
 def dataset(found: Dataset, version: int) -> views.DatasetDocument:

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from services.gateway.core import translate, views
 from shared.fleet import NodeRecord, Prefetch, Quota
 from shared.job import Job
-from shared.requests import DeadLetterView, Explanation, NodeFit, NodeView, QuotaView
+from shared.requests.administration import DeadLetterView, QuotaView
+from shared.requests.explain import Explanation, NodeFit
+from shared.requests.nodes import NodeView
 from shared.states import NodeCondition, NodeDuty
 
 

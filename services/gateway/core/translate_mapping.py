@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from services.gateway.core import images, translate
 from services.gateway.core import views_mapping as views
 from shared.job import Item, Job
-from shared.requests import ItemList
+from shared.requests.jobs import ItemList
 
 
 def item(one: Item) -> views.ItemDocument:

@@ -14,7 +14,7 @@ from email.utils import format_datetime
 from typing import Protocol
 
 from shared.errors import WherryError
-from shared.requests import Resumable
+from shared.requests.artifacts import Resumable
 
 VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,creation-defer-length,termination,checksum,expiration"

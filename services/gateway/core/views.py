@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from shared.fleet import Gpu, HeldInput
-from shared.requests import Role, Visibility
+from shared.requests.accounts import Role
+from shared.requests.datasets import Visibility
 from shared.spec import ArtifactId, Bytes, ImageRef, JobSpec, Label, Seconds
 from shared.states import AttemptState, EndReason, JobState, NodeCondition, NodeDuty, PendingCode
 

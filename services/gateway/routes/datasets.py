@@ -11,7 +11,7 @@ from services.gateway.routes.files import FILE, file_answer
 from services.gateway.routes.http import Caller, Door, answer, json_body, json_of, uploaded
 from services.gateway.shell import datasets
 from shared.channels import DATASET_LIST
-from shared.requests import DatasetListQuery
+from shared.requests.datasets import DatasetListQuery
 
 router = APIRouter(prefix="/v1", tags=["datasets"])
 _FORM = {

@@ -16,7 +16,7 @@ from services.gateway.shell import deployments as shell
 from services.gateway.shell import predictions as asking
 from services.gateway.shell.gateway import Gateway
 from shared.job import Job
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 
 router = APIRouter(prefix="/v1", tags=["deployments"])
 #: The Open Inference Protocol's own paths: a model is a deployment of the caller's, by its name.

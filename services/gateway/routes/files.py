@@ -15,7 +15,7 @@ from services.gateway.shell.gateway import Gateway
 from shared.channels import ARTIFACT_LIST
 from shared.errors import FieldProblem, WherryError
 from shared.job import BlobRef, Job
-from shared.requests import ArtifactListQuery
+from shared.requests.artifacts import ArtifactListQuery
 
 router = APIRouter(prefix="/v1", tags=["files"])
 _MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?\Z")

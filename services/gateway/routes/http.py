@@ -13,7 +13,7 @@ from services.gateway.core import problems, sse
 from services.gateway.shell.gateway import Gateway
 from shared import observe
 from shared.errors import Unavailable, WherryError
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 
 M = TypeVar("M", bound=BaseModel)
 

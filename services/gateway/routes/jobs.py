@@ -13,7 +13,8 @@ from services.gateway.shell import explain, submission
 from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_DELIVERIES, JOB_LIST, JOB_METRICS, USER_GET
 from shared.errors import FieldProblem, WherryError
-from shared.requests import JobListQuery, JobQuery, MetricQuery, Principal, UserName
+from shared.requests.accounts import Principal, UserName
+from shared.requests.jobs import JobListQuery, JobQuery, MetricQuery
 from shared.spec import JobSpec
 from shared.states import JobState
 

@@ -9,7 +9,7 @@ from services.gateway.core import access, translate_fleet, views
 from services.gateway.core.access import Action
 from services.gateway.routes.http import Caller, Door, answer
 from shared.channels import DEAD_LETTER_REPLAY, DEAD_LETTERS
-from shared.requests import DeadLetterId, DeadLetterQuery
+from shared.requests.administration import DeadLetterId, DeadLetterQuery
 
 router = APIRouter(prefix="/v1", tags=["dead letters"])
 

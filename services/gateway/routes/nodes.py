@@ -11,7 +11,8 @@ from services.gateway.routes.http import Caller, Door, answer, json_body, json_o
 from services.gateway.shell import fleet
 from services.gateway.shell.gateway import Gateway
 from shared.channels import NODE_GET, NODE_LIST, NODE_SERIES
-from shared.requests import NodeListQuery, NodeQuery, NodeSeriesQuery, Principal
+from shared.requests.accounts import Principal
+from shared.requests.nodes import NodeListQuery, NodeQuery, NodeSeriesQuery
 
 router = APIRouter(prefix="/v1", tags=["nodes"])
 

@@ -7,7 +7,8 @@ from services.gateway.core.access import Action
 from services.gateway.routes.http import Caller, Door, answer, bearer, json_body, json_of
 from shared.channels import PASSWORD_CHANGE, SECRET_GET, USER_CREATE, USER_DELETE, USER_LIST, USER_UPDATE
 from shared.errors import WherryError
-from shared.requests import Empty, PasswordChange, SecretRef, UserCreate, UserName, UserUpdate
+from shared.model import Empty
+from shared.requests.accounts import PasswordChange, SecretRef, UserCreate, UserName, UserUpdate
 
 router = APIRouter(prefix="/v1", tags=["people"])
 

@@ -7,7 +7,7 @@ from services.gateway.routes.http import Caller, Door, answer, json_body, json_o
 from services.gateway.shell import fleet
 from services.gateway.shell.gateway import Gateway
 from shared.channels import QUOTA_GET
-from shared.requests import Principal, UserName
+from shared.requests.accounts import Principal, UserName
 
 router = APIRouter(prefix="/v1", tags=["quotas"])
 

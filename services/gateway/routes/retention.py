@@ -10,7 +10,7 @@ from services.gateway.routes.http import Caller, Door, answer
 from shared.channels import RETENTION_GET, RETENTION_RUN
 from shared.clock import monotonic
 from shared.ids import new_id
-from shared.requests import RetentionAsk, RetentionQuery, RetentionRun
+from shared.requests.administration import RetentionAsk, RetentionQuery, RetentionRun
 
 router = APIRouter(prefix="/v1/retention", tags=["retention"])
 #: How long a run is waited for before it is answered as still at work.

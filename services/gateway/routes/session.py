@@ -16,7 +16,8 @@ from services.gateway.shell.gateway import Gateway
 from shared.channels import COUNTS, LOGIN, LOGOUT
 from shared.clock import utc_now
 from shared.errors import FieldProblem, WherryError
-from shared.requests import Empty, Login, TokenQuery
+from shared.model import Empty
+from shared.requests.accounts import Login, TokenQuery
 
 _FORM, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
 

@@ -14,7 +14,7 @@ from services.gateway.shell import events, gang_logs, logs
 from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_EVENTS
 from shared.job import Job
-from shared.requests import EventQuery
+from shared.requests.jobs import EventQuery
 
 router = APIRouter(prefix="/v1", tags=["streams"])
 LastEventId = Annotated[str | None, Header(description="Where a broken stream goes on.")]

@@ -7,7 +7,7 @@ from services.gateway.routes.http import Caller, Door, answer, uploaded
 from services.gateway.shell import uploads
 from services.gateway.shell.gateway import Gateway
 from shared.errors import WherryError
-from shared.requests import Resumable
+from shared.requests.artifacts import Resumable
 
 _BODY = {"requestBody": {"content": {tus.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}}
 

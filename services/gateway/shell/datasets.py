@@ -15,7 +15,8 @@ from services.gateway.shell.gateway import Gateway
 from services.gateway.shell.inputs import dataset_of
 from shared.channels import DATASET_DELETE, DATASET_GET, DATASET_PUT, DATASET_UPDATE
 from shared.errors import FieldProblem, NotFound, WherryError
-from shared.requests import (
+from shared.requests.accounts import Principal
+from shared.requests.datasets import (
     Dataset,
     DatasetPut,
     DatasetQuery,
@@ -23,7 +24,6 @@ from shared.requests import (
     DatasetStored,
     DatasetUpdate,
     DatasetVersion,
-    Principal,
 )
 
 #: The most bytes that a field of a form beside its file may have.

@@ -18,7 +18,8 @@ from shared.errors import NotFound, WherryError
 from shared.events import ServiceUpdated
 from shared.ids import TOKEN, keyed_id
 from shared.job import Job
-from shared.requests import JobListQuery, Principal
+from shared.requests.accounts import Principal
+from shared.requests.jobs import JobListQuery
 from shared.spec import JobSpec
 from shared.states import JOB_TERMINAL, JobState
 

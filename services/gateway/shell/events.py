@@ -11,7 +11,7 @@ from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_EVENTS, JOB_FEED, JOB_GET
 from shared.clock import monotonic
 from shared.errors import WherryError
-from shared.requests import EventQuery, JobQuery, StoredEvent
+from shared.requests.jobs import EventQuery, JobQuery, StoredEvent
 from shared.states import JOB_TERMINAL
 
 _PAGE = 500

@@ -8,7 +8,8 @@ from shared.channels import EXPLAIN, PLAN, Channel
 from shared.errors import Unavailable, WherryError
 from shared.job import Job
 from shared.model import Message
-from shared.requests import ExplainQuery, Explanation, PlanQuery, Principal
+from shared.requests.accounts import Principal
+from shared.requests.explain import ExplainQuery, Explanation, PlanQuery
 from shared.spec import JobSpec
 
 M = TypeVar("M", bound=Message)

@@ -10,7 +10,10 @@ from shared.channels import ARTIFACT_DELETE, JOB_OUTPUTS
 from shared.errors import WherryError
 from shared.job import BlobRef, Job
 from shared.manifest import Entry
-from shared.requests import ArtifactQuery, BlobRead, BlobScope, Committed, OutputPage, OutputQuery, Principal
+from shared.requests.accounts import Principal
+from shared.requests.artifacts import ArtifactQuery
+from shared.requests.blobs import BlobRead, BlobScope, Committed
+from shared.requests.outputs import OutputPage, OutputQuery
 
 _PAGE = 1000
 

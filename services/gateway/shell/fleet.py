@@ -12,7 +12,8 @@ from shared.clock import utc_now
 from shared.errors import WherryError
 from shared.fleet import NodeWish, Prefetch, Quota, QuotaSet
 from shared.ids import new_id
-from shared.requests import NodeListQuery, NodeQuery, NodeView, Principal, UserName
+from shared.requests.accounts import Principal, UserName
+from shared.requests.nodes import NodeListQuery, NodeQuery, NodeView
 from shared.spec import Input, JobSpec
 from shared.states import NodeCondition
 

@@ -14,7 +14,7 @@ from shared.bus import Received
 from shared.channels import JOB_FEED, JOB_GET, JOB_LOGS
 from shared.events import JobChanged
 from shared.job import GangMember, Job
-from shared.requests import JobQuery, LogQuery
+from shared.requests.jobs import JobQuery, LogQuery
 
 #: Events of all members that wait to be sent; a member whose are not taken stands still.
 _WAITING_MOST = 256

@@ -20,8 +20,10 @@ from shared.bus import Bus, Received
 from shared.channels import ARTIFACT_GET, JOB_GET, PING, QUOTA_GET, TOKEN_REVOKED, VERIFY, Channel, Service
 from shared.errors import NotFound, WherryError
 from shared.ids import TOKEN, new_id
-from shared.model import Message
-from shared.requests import Artifact, ArtifactQuery, Empty, JobQuery, JobView, Principal, TokenQuery, UserName
+from shared.model import Empty, Message
+from shared.requests.accounts import Principal, TokenQuery, UserName
+from shared.requests.artifacts import Artifact, ArtifactQuery
+from shared.requests.jobs import JobQuery, JobView
 from shared.resumable import ResumableClient
 from shared.states import JobState
 

@@ -7,7 +7,8 @@ from services.gateway.core.problems import invalid
 from services.gateway.shell.gateway import Gateway
 from shared.channels import DATASET_GET
 from shared.errors import FieldProblem, NotFound
-from shared.requests import Dataset, DatasetQuery, Principal
+from shared.requests.accounts import Principal
+from shared.requests.datasets import Dataset, DatasetQuery
 from shared.spec import Input, JobSpec
 
 _LIST = "`wherry datasets list` shows what there is"

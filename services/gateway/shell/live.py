@@ -9,7 +9,7 @@ from shared.clock import monotonic
 from shared.errors import FieldProblem, Unavailable, WherryError
 from shared.ids import new_id
 from shared.job import BlobRef, Job
-from shared.requests import SnapshotAsk, SnapshotPage, SnapshotQuery
+from shared.requests.outputs import SnapshotAsk, SnapshotPage, SnapshotQuery
 
 PARTIAL_HEADER, LOOK_HEADER = "Wherry-Partial", "Wherry-Look"
 _LOOK = re.compile(r"^l[a-z2-7]{25}\Z")

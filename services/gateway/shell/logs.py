@@ -18,7 +18,7 @@ from shared.channels import JOB_FEED, JOB_GET, JOB_LOGS, OUTPUT_FEED
 from shared.clock import monotonic, utc_now
 from shared.events import JobChanged, LogLine, OutputBatch
 from shared.job import Job
-from shared.requests import JobQuery, JobView, LogPage, LogQuery
+from shared.requests.jobs import JobQuery, JobView, LogPage, LogQuery
 from shared.states import ATTEMPT_TERMINAL
 
 _PAGE = 1000

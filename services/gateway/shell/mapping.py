@@ -16,7 +16,9 @@ from shared.events import ItemsAdded, ItemsRetried
 from shared.ids import TOKEN, keyed_id, new_id
 from shared.job import BlobRef, Item, Job
 from shared.manifest import Entry
-from shared.requests import ItemList, ItemListQuery, ItemQuery, ItemView, JobQuery, JobView, OutputPage, Principal
+from shared.requests.accounts import Principal
+from shared.requests.jobs import ItemList, ItemListQuery, ItemQuery, ItemView, JobQuery, JobView
+from shared.requests.outputs import OutputPage
 from shared.spec import ItemSpec, JobSpec
 from shared.states import ItemState
 

@@ -40,7 +40,8 @@ from shared.channels import (
 from shared.errors import FieldProblem, NotFound, WherryError
 from shared.ids import new_id
 from shared.job import Job
-from shared.requests import MetricQuery, Principal
+from shared.requests.accounts import Principal
+from shared.requests.jobs import MetricQuery
 from shared.spec import JobSpec
 from shared.states import JobState
 

@@ -16,7 +16,9 @@ from shared.channels import ARTIFACT_DELETE, WEB_FETCH
 from shared.clock import monotonic
 from shared.errors import FieldProblem, NotFound, WherryError
 from shared.job import Job
-from shared.requests import ArtifactQuery, BlobRead, Principal, WebFetch
+from shared.requests.accounts import Principal
+from shared.requests.artifacts import ArtifactQuery, WebFetch
+from shared.requests.blobs import BlobRead
 
 _FIELD_BYTES_MAX, _DIGITS_MAX = 8192, 9
 _IMAGE_BYTES_MAX = 32 * 1024 * 1024

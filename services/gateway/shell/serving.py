@@ -18,7 +18,7 @@ from shared.clock import monotonic, utc_now
 from shared.errors import WherryError
 from shared.events import JobChanged, ServiceAsked
 from shared.job import Job
-from shared.requests import JobQuery, JobView
+from shared.requests.jobs import JobQuery, JobView
 from shared.spec import Service
 
 #: Services that are followed at a time.

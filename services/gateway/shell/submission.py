@@ -22,7 +22,10 @@ from shared.errors import Conflict, FieldProblem, NotFound, WherryError
 from shared.events import CancelRequested, JobChanged
 from shared.ids import keyed_id, new_id
 from shared.job import Job, Owner
-from shared.requests import Artifact, BlobScope, Committed, JobQuery, Principal, SecretPut
+from shared.requests.accounts import Principal, SecretPut
+from shared.requests.artifacts import Artifact
+from shared.requests.blobs import BlobScope, Committed
+from shared.requests.jobs import JobQuery
 from shared.spec import JobSpec
 from shared.states import JobState
 
@@ -172,9 +175,11 @@ async def rerun(
     Of a map job, which must have ended, it has the items without a result, or *everything*.
 
     Raises:
-        WherryError: ``not_found``, ``unavailable``; of a map job ``not_ended``, and ``conflict``: nothing is left.
+        WherryError: ``not_found``, ``unavailable``, ``conflict``: it is a part of another job; of a map job
+            ``not_ended``, and ``conflict``: nothing is left.
     """
     job = (await gateway.job(principal, job_id, Action.CHANGE)).job
+    submission.require_own(job)
     items = await mapping.left_over(gateway, job, everything=everything) if job.spec.map else []
     mine = principal.user_id == job.owner.id
     owner: Owner = submission.owner_of(principal) if mine else job.owner

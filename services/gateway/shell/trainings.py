@@ -15,7 +15,9 @@ from services.gateway.shell.inputs import Inputs
 from shared.channels import JOB_GET, JOB_LIST, JOB_METRICS
 from shared.clock import utc_now
 from shared.errors import NotFound, WherryError
-from shared.requests import Artifact, JobListQuery, JobQuery, JobView, MetricQuery, Principal
+from shared.requests.accounts import Principal
+from shared.requests.artifacts import Artifact
+from shared.requests.jobs import JobListQuery, JobQuery, JobView, MetricQuery
 from shared.spec import JobSpec
 from shared.states import JobState
 

@@ -7,7 +7,8 @@ from services.gateway.core.access import Action
 from services.gateway.shell.gateway import Gateway
 from shared.errors import WherryError
 from shared.ids import TOKEN, new_id
-from shared.requests import Principal, Resumable, ResumableCreate
+from shared.requests.accounts import Principal
+from shared.requests.artifacts import Resumable, ResumableCreate
 from shared.resumable import Part
 
 

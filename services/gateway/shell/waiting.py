@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from shared.clock import monotonic
 from shared.errors import WherryError
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 
 #: Seconds for which a count is believed; what is let in meanwhile is added to it here.
 COUNT_LASTS_S = 1.0

@@ -19,7 +19,9 @@ from shared.channels import JOB_LIST
 from shared.errors import FieldProblem, NotFound, WherryError
 from shared.ids import keyed_id, new_id
 from shared.job import Item, Job
-from shared.requests import Artifact, ItemView, JobList, JobListQuery, Principal
+from shared.requests.accounts import Principal
+from shared.requests.artifacts import Artifact
+from shared.requests.jobs import ItemView, JobList, JobListQuery
 from shared.spec import ItemSpec
 from shared.states import JOB_TERMINAL, ItemState, JobState
 

@@ -38,7 +38,7 @@ from shared.clock import utc_now
 from shared.errors import NotFound, Unavailable, WherryError
 from shared.fleet import Order
 from shared.job import Failure
-from shared.requests import CHUNK_BYTES
+from shared.requests.blobs import CHUNK_BYTES
 from shared.states import EndReason
 
 T = TypeVar("T")

@@ -30,7 +30,7 @@ from services.node_agent.ports import Access, Chunk, Fetch, Found, Image, Output
 from shared.clock import monotonic, utc_now
 from shared.errors import NotFound, Unavailable, WherryError
 from shared.fleet import Order
-from shared.requests import CHUNK_BYTES
+from shared.requests.blobs import CHUNK_BYTES
 
 _POLL_S = 0.03
 _LOCAL = "127.0.0.1"

@@ -18,7 +18,7 @@ from shared.errors import WherryError
 from shared.fleet import ItemOrder, Order
 from shared.job import BlobRef
 from shared.manifest import Entry
-from shared.requests import CHUNK_BYTES, BlobRead, BlobScope, InputQuery
+from shared.requests.blobs import CHUNK_BYTES, BlobRead, BlobScope, InputQuery
 from shared.states import EndReason
 
 _FILES_AT_ONCE = 8

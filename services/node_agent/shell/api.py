@@ -33,7 +33,7 @@ from shared.errors import NotFound, Unavailable, WherryError
 from shared.fleet import Order
 from shared.job import REMARKS_KEPT
 from shared.manifest import Entry
-from shared.requests import CHUNK_BYTES, BlobRead
+from shared.requests.blobs import CHUNK_BYTES, BlobRead
 from shared.states import EndReason
 
 #: For the first bytes of something that storage has; it may be starting.

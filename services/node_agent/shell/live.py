@@ -14,7 +14,7 @@ from shared import observe
 from shared.bus import Bus, Received
 from shared.channels import SNAPSHOT_TAKEN
 from shared.errors import NotFound, WherryError
-from shared.requests import SnapshotTaken, SnapshotWanted
+from shared.requests.outputs import SnapshotTaken, SnapshotWanted
 
 #: Looks under way at once; others wait. Each reads a disk that jobs use too.
 AT_ONCE, WAITING_MOST = 2, 16

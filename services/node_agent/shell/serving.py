@@ -18,7 +18,8 @@ from shared.channels import SERVE
 from shared.clock import monotonic
 from shared.errors import Unavailable, WherryError
 from shared.fleet import HeldAttempt
-from shared.requests import CHUNK_BYTES, SERVE_HEADER, ServeAnswer, ServeStep
+from shared.requests.blobs import CHUNK_BYTES
+from shared.requests.serving import SERVE_HEADER, ServeAnswer, ServeStep
 
 #: Seconds for which a step is held until the program has answered; then the gateway asks again.
 HOLD_S = 5.0

@@ -9,7 +9,7 @@ from services.scheduler.core.fleet.node import Node
 from services.scheduler.core.limits import Limits
 from services.scheduler.core.need import CPU_UNIT, Need
 from services.scheduler.core.placement import missing_label
-from shared.requests import NodeFit, Shortfall
+from shared.requests.explain import NodeFit, Shortfall
 from shared.spec import GIB, KIB, MIB
 from shared.states import PendingCode
 

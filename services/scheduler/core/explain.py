@@ -20,7 +20,7 @@ from services.scheduler.core.suggest import suggest
 from services.scheduler.core.waiting import refusal
 from services.scheduler.core.words import count
 from shared.job import Job, Owner, PendingReason
-from shared.requests import Explanation, NodeFit, Suggestion
+from shared.requests.explain import Explanation, NodeFit, Suggestion
 from shared.spec import JobSpec
 from shared.states import JobState, PendingCode
 

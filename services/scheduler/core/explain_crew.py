@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.words import count
 from shared.job import GangMember, ItemCounts, Job
-from shared.requests import Explanation
+from shared.requests.explain import Explanation
 from shared.states import JobState
 
 _NAMED_MAX = 3  # nodes that a sentence names

@@ -14,7 +14,7 @@ from services.scheduler.core.limits import Limits
 from services.scheduler.core.need import CPU_UNIT, Need, need_of
 from services.scheduler.core.placement import Trial, suited
 from services.scheduler.core.words import count
-from shared.requests import Suggestion
+from shared.requests.explain import Suggestion
 from shared.spec import MIB, JobSpec
 from shared.states import PendingCode
 

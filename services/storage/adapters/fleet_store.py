@@ -11,7 +11,8 @@ from services.storage.core.projections import Document, Upsert, microseconds, ne
 from services.storage.core.queries import Filter, fitting
 from shared.events import MetricPoint
 from shared.fleet import NodeRecord, Quota
-from shared.requests import DeadLetterView, NodeView
+from shared.requests.administration import DeadLetterView
+from shared.requests.nodes import NodeView
 
 
 class FleetStore:

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from services.storage.adapters.mongo import Mongo, ObjectId, insert_new
 from services.storage.core.projections import Document
-from shared.requests import CHUNK_BYTES
+from shared.requests.blobs import CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from services.storage.core.queries import POINTS_MOST, Filter
 from shared.errors import NotFound
 from shared.events import LogLine, MetricPoint, OutputBatch, Progress
 from shared.job import Job
-from shared.requests import DeliveryView, StoredEvent
+from shared.requests.jobs import DeliveryView, StoredEvent
 from shared.states import JOB_TERMINAL
 
 

@@ -9,7 +9,7 @@ from services.storage.adapters.mongo import DuplicateKeyError, Mongo
 from services.storage.core.people import SessionTimes, name_key
 from services.storage.core.projections import Document, microseconds, moment_of
 from shared.errors import Conflict
-from shared.requests import User
+from shared.requests.accounts import User
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from services.storage.core.access import live_ref
 from services.storage.core.projections import Document, microseconds, moment_of
 from services.storage.core.retention import Ended, artifacts_named
 from shared.job import Job
-from shared.requests import RetentionRun
+from shared.requests.administration import RetentionRun
 from shared.states import JOB_TERMINAL
 
 #: Documents that are looked at together.

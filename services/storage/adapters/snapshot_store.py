@@ -5,7 +5,7 @@ from datetime import datetime
 
 from services.storage.adapters.mongo import DuplicateKeyError, Mongo
 from services.storage.core.projections import Document, microseconds, moment_of
-from shared.requests import SnapshotTaken, SnapshotWanted
+from shared.requests.outputs import SnapshotTaken, SnapshotWanted
 
 
 @dataclass(frozen=True, slots=True)

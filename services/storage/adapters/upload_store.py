@@ -11,7 +11,8 @@ from services.storage.core.access import artifact_ref
 from services.storage.core.projections import Document, microseconds, moment_of
 from services.storage.core.queries import Filter
 from shared.job import BlobRef
-from shared.requests import Artifact, BlobScope, Committed
+from shared.requests.artifacts import Artifact
+from shared.requests.blobs import BlobScope, Committed
 
 UploadState = Literal["open", "sealed", "committed", "dropped"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from shared.errors import NotFound, WherryError
 from shared.fleet import NodeRecord
 from shared.job import Job
-from shared.requests import BlobScope
+from shared.requests.blobs import BlobScope
 from shared.spec import Input
 
 #: The role of those members that are workers of a map job.

@@ -6,7 +6,8 @@ from services.storage.core.projections import Document, moment_of
 from services.storage.core.queries import Filter, cursor_after, invalid_cursor
 from shared.errors import NotFound, WherryError
 from shared.job import BlobRef
-from shared.requests import Artifact, Dataset, DatasetListQuery, DatasetPut, DatasetQuery, DatasetUpdate, DatasetVersion
+from shared.requests.artifacts import Artifact
+from shared.requests.datasets import Dataset, DatasetListQuery, DatasetPut, DatasetQuery, DatasetUpdate, DatasetVersion
 
 VERSIONS_MOST = 1000
 DATASETS_MOST, WORDS_MOST = 500, 10

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from shared.requests import CHUNK_BYTES, WINDOW_CHUNKS
+from shared.requests.blobs import CHUNK_BYTES, WINDOW_CHUNKS
 
 
 class RunningDigest:

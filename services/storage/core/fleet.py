@@ -10,7 +10,8 @@ from services.storage.core.projections import Document, Upsert, microseconds, mo
 from services.storage.core.queries import Filter, cursor_after, cursor_text, invalid_cursor
 from shared.events import DeadLetter, MetricPoint
 from shared.fleet import Capacity, Heartbeat, NodeInfo, NodeRecord, Quota, QuotaSet, Usage
-from shared.requests import DeadLetterQuery, DeadLetterView, NodeView
+from shared.requests.administration import DeadLetterQuery, DeadLetterView
+from shared.requests.nodes import NodeView
 from shared.states import AttemptState, NodeCondition
 
 #: A node is online when it was heard of within these seconds, or within this many of its intervals.

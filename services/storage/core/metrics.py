@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from services.storage.core.queries import ANSWER_BYTES_MOST
 from shared.events import MetricPoint
-from shared.requests import MetricPage, SeriesSummary
+from shared.requests.jobs import MetricPage, SeriesSummary
 
 #: Points of one series in an answer.
 POINTS_MOST = 5000

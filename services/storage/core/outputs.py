@@ -10,7 +10,7 @@ from services.storage.core.queries import ANSWER_BYTES_MOST, ENTRIES_MOST, bound
 from shared.errors import NotFound
 from shared.job import BlobRef, Job
 from shared.manifest import Entry, Manifest, stays_below
-from shared.requests import OutputPage
+from shared.requests.outputs import OutputPage
 
 STDOUT, STDERR = "_stdout.txt", "_stderr.txt"
 #: About what one entry takes as JSON, without its path.

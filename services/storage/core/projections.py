@@ -8,7 +8,7 @@ from typing import Any
 from shared.errors import NotFound
 from shared.events import DeliveryRequested, DeliveryTried, JobChanged, OutputBatch, Progress
 from shared.job import Job
-from shared.requests import DeliveryView
+from shared.requests.jobs import DeliveryView
 
 Document = dict[str, Any]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -10,7 +10,8 @@ from typing import Any
 from services.storage.core.projections import view_key
 from shared.errors import FieldProblem, WherryError
 from shared.events import LogLine
-from shared.requests import ArtifactListQuery, EventQuery, ItemListQuery, JobListQuery, LogQuery
+from shared.requests.artifacts import ArtifactListQuery
+from shared.requests.jobs import EventQuery, ItemListQuery, JobListQuery, LogQuery
 from shared.states import ItemState, JobState
 
 Filter = dict[str, Any]

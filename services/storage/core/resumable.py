@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from shared.requests import CHUNK_BYTES, WINDOW_CHUNKS
+from shared.requests.blobs import CHUNK_BYTES, WINDOW_CHUNKS
 
 
 @dataclass(frozen=True, slots=True)

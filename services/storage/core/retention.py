@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from services.storage.core.projections import microseconds
 from shared.job import Job
-from shared.requests import RetentionItem, RetentionSum
+from shared.requests.administration import RetentionItem, RetentionSum
 
 #: Seconds after a start, or after a run of another storage, in which none begins.
 _REST_S = 600.0

@@ -4,7 +4,7 @@ from services.storage.routes.table import Route, route
 from services.storage.shell.artifacts import Artifacts
 from services.storage.shell.fetches import Fetches
 from shared import channels as c
-from shared.requests import ArtifactQuery
+from shared.requests.artifacts import ArtifactQuery
 
 
 def routes(artifacts: Artifacts, fetches: Fetches) -> list[Route]:

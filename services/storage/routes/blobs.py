@@ -20,19 +20,18 @@ from shared.blobs import CHUNK_HEADER, SCOPE_HEADER, SHA256_HEADER, SIZE_HEADER,
 from shared.bus import Raw
 from shared.clock import monotonic
 from shared.errors import NotFound, WherryError
-from shared.requests import (
+from shared.requests.artifacts import Artifact, ArtifactQuery
+from shared.requests.blobs import (
     CHUNK_BYTES,
-    Artifact,
-    ArtifactQuery,
     BlobRead,
     BlobScope,
     Committed,
     InputQuery,
-    OutputPage,
     UploadAbort,
     UploadCommit,
     UploadOpen,
 )
+from shared.requests.outputs import OutputPage
 
 SENT = Counter("wherry_storage_blob_bytes_sent_total", "Bytes of blobs that were read.")
 

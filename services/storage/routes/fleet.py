@@ -13,16 +13,10 @@ from services.storage.shell.quotas import Quotas
 from shared import channels as c
 from shared.clock import utc_now
 from shared.errors import NotFound
-from shared.requests import (
-    Counts,
-    Empty,
-    MetricPage,
-    NodeList,
-    NodeListQuery,
-    NodeQuery,
-    NodeSeriesQuery,
-    NodeView,
-)
+from shared.model import Empty
+from shared.requests.administration import Counts
+from shared.requests.jobs import MetricPage
+from shared.requests.nodes import NodeList, NodeListQuery, NodeQuery, NodeSeriesQuery, NodeView
 
 
 class FleetRoutes:

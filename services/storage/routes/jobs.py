@@ -15,7 +15,7 @@ from services.storage.shell.outputs import Outputs
 from shared import channels as c
 from shared.events import LogLine, Progress
 from shared.job import Job
-from shared.requests import (
+from shared.requests.jobs import (
     DeliveryList,
     EventPage,
     EventQuery,
@@ -27,9 +27,8 @@ from shared.requests import (
     LogQuery,
     MetricPage,
     MetricQuery,
-    OutputPage,
-    OutputQuery,
 )
+from shared.requests.outputs import OutputPage, OutputQuery
 
 
 class JobRoutes:

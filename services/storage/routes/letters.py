@@ -10,7 +10,7 @@ from shared.bus import Bus
 from shared.clock import utc_now
 from shared.errors import NotFound, WherryError
 from shared.ids import TOKEN
-from shared.requests import DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetterView
+from shared.requests.administration import DeadLetterId, DeadLetterList, DeadLetterQuery, DeadLetterView
 
 #: For the reader's answer, and for a reader that is just being started or is about to lead.
 _REPLAY_S, _REPLAY_AGAIN_S = 5.0, 3.0

@@ -3,7 +3,7 @@
 from services.storage.routes.table import Route, route
 from services.storage.shell.accounts import Accounts
 from shared import channels as c
-from shared.requests import Empty
+from shared.model import Empty
 
 
 def routes(accounts: Accounts) -> list[Route]:

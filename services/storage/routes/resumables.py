@@ -5,7 +5,7 @@ from services.storage.shell.resumables import Resumables
 from shared import channels as c
 from shared.bus import Raw
 from shared.errors import WherryError
-from shared.requests import Resumable, ResumableBegin, ResumableQuery
+from shared.requests.artifacts import Resumable, ResumableBegin, ResumableQuery
 from shared.resumable import CHUNK_HEADER, EPOCH_HEADER, UPLOAD_HEADER
 
 CHUNKS_AT_ONCE = 64

@@ -17,7 +17,7 @@ from shared.clock import monotonic, utc_now
 from shared.errors import Conflict, NotFound, WherryError
 from shared.events import TokenRevoked
 from shared.ids import new_id, new_token
-from shared.requests import (
+from shared.requests.accounts import (
     Login,
     PasswordChange,
     Principal,

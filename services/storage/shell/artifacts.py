@@ -12,7 +12,7 @@ from services.storage.core.queries import ARTIFACTS_MOST, artifacts_filter, boun
 from services.storage.shell.jobs import Jobs
 from shared.clock import utc_now
 from shared.errors import NotFound, Unavailable, WherryError
-from shared.requests import Artifact, ArtifactList, ArtifactListQuery
+from shared.requests.artifacts import Artifact, ArtifactList, ArtifactListQuery
 
 #: Tells who needs an artifact, as a sentence's subject ("Job j1"), or None.
 NeededBy = Callable[[Artifact], Awaitable[str | None]]

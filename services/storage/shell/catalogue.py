@@ -42,7 +42,8 @@ from shared.clock import utc_now
 from shared.errors import NotFound, WherryError
 from shared.events import DeliveryRequested, Notice
 from shared.ids import keyed_id
-from shared.requests import Artifact, User
+from shared.requests.accounts import User
+from shared.requests.artifacts import Artifact
 
 #: Seconds between two looks at who has still to be told, and for an answer; requests of one look.
 _TELL_EVERY_S, _TELL_S, _TOLD_AT_ONCE = 5.0, 3.0, 100

@@ -14,8 +14,8 @@ from services.storage.shell.outputs import Outputs
 from shared.clock import utc_now
 from shared.errors import NotFound, WherryError
 from shared.ids import new_id
-from shared.requests import (
-    Artifact,
+from shared.requests.artifacts import Artifact
+from shared.requests.datasets import (
     Dataset,
     DatasetList,
     DatasetListQuery,

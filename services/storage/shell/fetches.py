@@ -24,7 +24,8 @@ from shared.errors import Unavailable, WherryError
 from shared.ids import new_id
 from shared.job import BlobRef, Job
 from shared.manifest import Entry
-from shared.requests import Artifact, Committed, WebFetch
+from shared.requests.artifacts import Artifact, WebFetch
+from shared.requests.blobs import Committed
 
 FETCHED = Counter("wherry_storage_fetches_total", "Files from the web that jobs have as inputs.", ["outcome"])
 

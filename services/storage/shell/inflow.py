@@ -11,7 +11,7 @@ from services.storage.core.access import OwnerScope
 from services.storage.shell.uploads import Put, Uploads
 from shared.errors import Unavailable, WherryError
 from shared.ids import new_id
-from shared.requests import CHUNK_BYTES, BlobScope, Committed, UploadCommit
+from shared.requests.blobs import CHUNK_BYTES, BlobScope, Committed, UploadCommit
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from shared.clock import monotonic
 from shared.errors import NotFound, Unavailable
 from shared.job import BlobRef, Job
 from shared.manifest import Entry
-from shared.requests import BlobRead, InputQuery, OutputPage
+from shared.requests.blobs import BlobRead, InputQuery
+from shared.requests.outputs import OutputPage
 from shared.spec import Input
 
 #: How long a node's right to an input, once seen, is not looked up again: a large input is read piece by piece.

@@ -8,7 +8,9 @@ from services.storage.core.access import parent_of_worker
 from services.storage.shell.jobs import Jobs
 from shared.clock import monotonic
 from shared.errors import NotFound, Unavailable
-from shared.requests import Artifact, BlobRead, ItemList, ItemListQuery, ItemQuery, ItemView
+from shared.requests.artifacts import Artifact
+from shared.requests.blobs import BlobRead
+from shared.requests.jobs import ItemList, ItemListQuery, ItemQuery, ItemView
 
 #: How long a node's right to the items of a worker, once seen, is not looked up again.
 TRUST_S = 2.0

@@ -8,7 +8,8 @@ from shared.bus import Bus
 from shared.channels import FLEET, QUOTA_SET
 from shared.errors import NotFound
 from shared.fleet import Quota, QuotaSet
-from shared.requests import QuotaView, UserName
+from shared.requests.accounts import UserName
+from shared.requests.administration import QuotaView
 from shared.states import JOB_TERMINAL, JobState
 
 _ACTIVE = [state.value for state in JobState if state not in JOB_TERMINAL]

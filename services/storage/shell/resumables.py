@@ -26,14 +26,8 @@ from shared.clock import utc_now
 from shared.errors import NotFound, Unavailable, WherryError
 from shared.ids import new_id
 from shared.job import BlobRef
-from shared.requests import (
-    CHUNK_BYTES,
-    Committed,
-    Resumable,
-    ResumableAdvance,
-    ResumableBegin,
-    ResumableCreate,
-)
+from shared.requests.artifacts import Resumable, ResumableAdvance, ResumableBegin, ResumableCreate
+from shared.requests.blobs import CHUNK_BYTES, Committed
 
 log = observe.logger("storage.resumables")
 

@@ -19,7 +19,7 @@ from shared.clock import monotonic, utc_now
 from shared.errors import NotFound, Unavailable, WherryError
 from shared.ids import new_id
 from shared.job import Job
-from shared.requests import RetentionAsk, RetentionItem, RetentionQuery, RetentionRun
+from shared.requests.administration import RetentionAsk, RetentionItem, RetentionQuery, RetentionRun
 
 REMOVED = Counter("wherry_storage_retired_total", "Things that retention has removed.", ["kind"])
 

@@ -12,7 +12,7 @@ from shared.bus import Bus
 from shared.channels import SNAPSHOT_WANTED
 from shared.clock import monotonic, utc_now
 from shared.errors import NotFound, WherryError
-from shared.requests import OutputPage, SnapshotAsk, SnapshotPage, SnapshotQuery, SnapshotTaken, SnapshotWanted
+from shared.requests.outputs import OutputPage, SnapshotAsk, SnapshotPage, SnapshotQuery, SnapshotTaken, SnapshotWanted
 from shared.states import AttemptState
 
 #: Looks at one job that may be under way at once, and how long an unanswered one counts.

@@ -20,7 +20,8 @@ from shared.clock import monotonic, utc_now
 from shared.errors import Unavailable, WherryError
 from shared.ids import new_id
 from shared.job import BlobRef
-from shared.requests import CHUNK_BYTES, Artifact, BlobScope, Committed, UploadCommit
+from shared.requests.artifacts import Artifact
+from shared.requests.blobs import CHUNK_BYTES, BlobScope, Committed, UploadCommit
 
 MIB = 1024 * 1024
 RECEIVED = Counter("wherry_storage_blob_bytes_received_total", "Bytes of blobs that were stored.")

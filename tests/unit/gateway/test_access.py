@@ -4,7 +4,7 @@ import pytest
 
 from services.gateway.core.access import Action, may, require, require_owned
 from shared.errors import NotFound, WherryError
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 
 ANNA = Principal(user_id="u1", name="anna")
 BORIS = Principal(user_id="u2", name="boris", role="expert")

@@ -32,7 +32,8 @@ from services.gateway.shell import deployments as serving
 from services.gateway.shell import predictions as asking
 from shared.errors import NotFound, WherryError
 from shared.job import GangMember, Job, Owner
-from shared.requests import JobList, JobView, Principal
+from shared.requests.accounts import Principal
+from shared.requests.jobs import JobList, JobView
 from shared.states import JobState
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

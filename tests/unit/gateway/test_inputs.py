@@ -6,7 +6,9 @@ import pytest
 
 from services.gateway.core import inputs as i
 from shared.job import BlobRef
-from shared.requests import Artifact, Dataset, DatasetVersion, Principal
+from shared.requests.accounts import Principal
+from shared.requests.artifacts import Artifact
+from shared.requests.datasets import Dataset, DatasetVersion
 from shared.spec import Input, JobSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

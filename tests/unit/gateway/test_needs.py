@@ -1,7 +1,7 @@
 import pytest
 
 from services.gateway.core import needs
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 from shared.spec import JobSpec
 
 ANNA = Principal(user_id="u1", name="anna")

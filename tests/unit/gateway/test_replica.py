@@ -7,7 +7,7 @@ import pytest
 from services.gateway.adapters.replica import LOST, Wish, ask
 from shared.bus import Raw
 from shared.errors import WherryError
-from shared.requests import SERVE_HEADER
+from shared.requests.serving import SERVE_HEADER
 
 WISH = Wish("GET", "/v1/models/model", (), b"")
 

@@ -4,8 +4,8 @@ import pytest
 
 from services.gateway.core import submission
 from shared.errors import WherryError
-from shared.job import Owner
-from shared.requests import Principal
+from shared.job import GangPlace, Job, Owner
+from shared.requests.accounts import Principal
 from shared.spec import SPEC_BYTES_MAX, JobSpec
 
 ANNA = Principal(user_id="u1", name="anna", email="Anna@example.com")
@@ -112,3 +112,13 @@ def test_a_new_job_is_queued_and_carries_its_owner() -> None:
     job = submission.new_job("j1", spec(name="n"), submission.owner_of(ANNA), "d", NOW)
     assert (job.state, job.owner.id, job.owner.email, job.created_at) == ("queued", "u1", "Anna@example.com", NOW)
     assert type(job).from_bytes(job.to_bytes()) == job
+
+
+def test_a_part_of_another_job_is_nothing_to_be_handed_in_again() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    job = Job(id="j2", owner=Owner(id="u1", name="anna"), spec=JobSpec(image="a"), created_at=now, updated_at=now)
+    submission.require_own(job)
+    place = GangPlace(gang_id="j1", round=0, role="worker", index=3, rank=3, size=0)
+    with pytest.raises(WherryError, match="j2 is worker 3 of job j1 .* rerun j1") as refused:
+        submission.require_own(job.model_copy(update={"member_of": place}))
+    assert refused.value.code == "conflict"

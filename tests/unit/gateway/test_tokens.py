@@ -6,7 +6,7 @@ import pytest
 from services.gateway.adapters.tokens import Tokens
 from shared.errors import WherryError
 from shared.events import TokenRevoked
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 
 ANNA = Principal(user_id="u1", name="anna")
 

@@ -10,7 +10,7 @@ from services.gateway.core import trainings
 from shared.errors import FieldProblem, WherryError
 from shared.events import Progress
 from shared.job import Attempt, Failure, GangMember, Job, Owner
-from shared.requests import JobView
+from shared.requests.jobs import JobView
 from shared.spec import JobSpec
 from shared.states import AttemptState, EndReason, JobState
 

@@ -6,7 +6,10 @@ from shared.events import LogLine, MetricPoint, Progress
 from shared.fleet import Capacity, NodeInfo, Usage
 from shared.job import Attempt, BlobRef, Failure, Job, OutputsRef, Owner, PendingReason
 from shared.manifest import Entry
-from shared.requests import Counts, EventPage, JobView, NodeView, OutputPage, StoredEvent
+from shared.requests.administration import Counts
+from shared.requests.jobs import EventPage, JobView, StoredEvent
+from shared.requests.nodes import NodeView
+from shared.requests.outputs import OutputPage
 from shared.spec import JobSpec
 from shared.states import AttemptState, EndReason, JobState, PendingCode
 

@@ -5,7 +5,8 @@ from typing import Any
 from services.gateway.core import translate_fleet
 from shared.events import DeadLetter
 from shared.fleet import Capacity, Gpu, NodeChange, NodeInfo, NodeRecord, Quota, Usage
-from shared.requests import DeadLetterView, NodeView, QuotaView
+from shared.requests.administration import DeadLetterView, QuotaView
+from shared.requests.nodes import NodeView
 from shared.states import NodeCondition, NodeDuty
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -8,7 +8,7 @@ import pytest
 
 from services.gateway.core import tus
 from shared.errors import WherryError
-from shared.requests import Resumable
+from shared.requests.artifacts import Resumable
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -6,7 +6,7 @@ import pytest
 from services.gateway.shell import waiting
 from services.gateway.shell.waiting import Waiting
 from shared.errors import WherryError
-from shared.requests import Principal
+from shared.requests.accounts import Principal
 
 FREE = Principal(user_id="u1", name="anna")
 LIMITED = Principal(user_id="u2", name="boris", queued_max=3)

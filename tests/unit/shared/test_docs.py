@@ -12,7 +12,7 @@ import pytest
 from shared.channels import ATTEMPT_FINISHED, CHANNELS, LOGIN
 from shared.docs import asyncapi, state_diagram, subjects_page
 from shared.events import AttemptFinished, Event
-from shared.requests import Login
+from shared.requests.accounts import Login
 from shared.states import AttemptState
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,7 +14,7 @@ from services.storage.core.access import (
 )
 from shared.errors import NotFound, WherryError
 from shared.job import Attempt, BlobRef, GangPlace, Job, OutputsRef, Owner
-from shared.requests import BlobScope
+from shared.requests.blobs import BlobScope
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState
 

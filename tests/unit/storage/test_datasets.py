@@ -9,7 +9,8 @@ from services.storage.core.projections import datasets_of
 from services.storage.core.queries import cursor_text
 from shared.errors import NotFound, WherryError
 from shared.job import BlobRef, Job, Owner
-from shared.requests import Artifact, DatasetListQuery, DatasetPut, DatasetQuery, DatasetUpdate
+from shared.requests.artifacts import Artifact
+from shared.requests.datasets import DatasetListQuery, DatasetPut, DatasetQuery, DatasetUpdate
 from shared.spec import JobSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

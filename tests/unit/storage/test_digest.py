@@ -4,7 +4,7 @@ import random
 import pytest
 
 from services.storage.core.digest import RunningDigest
-from shared.requests import CHUNK_BYTES, WINDOW_CHUNKS
+from shared.requests.blobs import CHUNK_BYTES, WINDOW_CHUNKS
 
 FULL = [bytes([number]) * CHUNK_BYTES for number in range(5)]
 CHUNKS = [*FULL, b"the short end"]

@@ -8,7 +8,7 @@ from services.storage.core.projections import Upsert
 from shared.errors import WherryError
 from shared.events import DeadLetter
 from shared.fleet import Capacity, Heartbeat, NodeInfo, NodeRecord, Quota, QuotaSet
-from shared.requests import DeadLetterQuery
+from shared.requests.administration import DeadLetterQuery
 from shared.states import NodeCondition, NodeDuty
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)

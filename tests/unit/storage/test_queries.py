@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.storage.core import queries as q
 from shared.errors import WherryError
-from shared.requests import EventQuery, JobListQuery
+from shared.requests.jobs import EventQuery, JobListQuery
 
 
 @given(st.integers(0, 2**60), st.text(max_size=40))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.storage.core.resumable import ResumedDigest, StoredChunk, chunk_count, durable, expected_size
-from shared.requests import CHUNK_BYTES
+from shared.requests.blobs import CHUNK_BYTES
 
 FULL = CHUNK_BYTES
 

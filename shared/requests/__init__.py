@@ -1,0 +1,1 @@
+"""Questions and their answers (NATS request/reply), one module a subject."""
