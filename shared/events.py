@@ -99,6 +99,7 @@ class ItemEnd(Message):
     files: Annotated[tuple[ItemFile, ...], Field(max_length=ITEM_FILES_MAX)] = ()
     started_at: AwareDatetime
     at: AwareDatetime
+    tries: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # that had ended before this one, as ordered
 
 
 class AttemptItems(Message):

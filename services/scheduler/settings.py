@@ -2,10 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from services.scheduler.core.limits import Limits
 from shared.settings import ServiceSettings
+
+#: What a lease that nobody holds has in the place of its holder's name.
+NOBODY = "free"
 
 
 class SchedulerSettings(ServiceSettings):
@@ -37,6 +40,13 @@ class SchedulerSettings(ServiceSettings):
     scheduler_gang_port_last: int = Field(29_999, ge=1024, le=65535)
     scheduler_snapshot_interval_s: float = Field(30.0, ge=0.1, le=3600)
     scheduler_snapshot_events: int = Field(20_000, ge=1)
+
+    @field_validator("scheduler_id")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if value == NOBODY:
+            raise ValueError(f"{NOBODY!r} is what the lease says when nobody leads: give another name")
+        return value
 
     def limits(self) -> Limits:
         """Return what the core needs of them."""

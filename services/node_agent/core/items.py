@@ -53,7 +53,12 @@ class Begun(Message):
         """Return what the scheduler is told."""
         at = self.ended_at or self.given_at
         return ItemEnd(
-            id=self.id, error=error or self.error, files=files, started_at=self.started_at or self.given_at, at=at
+            id=self.id,
+            error=error or self.error,
+            files=files,
+            started_at=self.started_at or self.given_at,
+            at=at,
+            tries=self.tries,
         )
 
 

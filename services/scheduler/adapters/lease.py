@@ -2,6 +2,7 @@
 
 import asyncio
 
+from services.scheduler.settings import NOBODY
 from shared import observe
 from shared.bus import Bus
 from shared.channels import LEADER
@@ -13,7 +14,7 @@ SUBJECT = "wherry.leader.scheduler"
 EPOCH_LEAP_MAX = 2**32
 #: What every number on an epoch's way can hold.
 EPOCH_MAX = 2**53
-_FREE = b"free"
+_FREE = NOBODY.encode()
 _log = observe.logger("lease")
 
 

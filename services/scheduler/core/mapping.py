@@ -172,6 +172,8 @@ def _end(job: Job, some: Changes, said: ItemsSaid, worker: Job | None, now: date
 
 
 def _ended(item: Item, end: ItemEnd, node: str, worker: Job, tries_max: int, now: datetime) -> Item | None:
+    if end.error is not None and end.tries is not None and end.tries < item.tries:
+        return None  # that try is counted; a result counts whichever try it is of
     # The node's clock may be wrong: how long it took is kept, and within what we know to be true.
     at = min(max(end.at, item.added_at), now)
     took = min(max(end.at - end.started_at, timedelta()), at - item.added_at)

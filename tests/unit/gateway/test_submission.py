@@ -119,6 +119,6 @@ def test_a_part_of_another_job_is_nothing_to_be_handed_in_again() -> None:
     job = Job(id="j2", owner=Owner(id="u1", name="anna"), spec=JobSpec(image="a"), created_at=now, updated_at=now)
     submission.require_own(job)
     place = GangPlace(gang_id="j1", round=0, role="worker", index=3, rank=3, size=0)
-    with pytest.raises(WherryError, match="j2 is worker 3 of job j1 .* rerun j1") as refused:
+    with pytest.raises(WherryError, match=r"j2 is worker 3 of job j1 .* rerun j1") as refused:
         submission.require_own(job.model_copy(update={"member_of": place}))
     assert refused.value.code == "conflict"

@@ -83,7 +83,11 @@ class MapWorld:
         attempt = more.pop("attempt", 1)
         ends = tuple(
             ItemEnd(
-                id=ident(name), error=error, started_at=more.get("started_at", moment - timedelta(seconds=1)), at=moment
+                id=ident(name),
+                error=error,
+                started_at=more.get("started_at", moment - timedelta(seconds=1)),
+                at=moment,
+                tries=more.get("tries"),
             )
             for name in names
         )
@@ -308,6 +312,28 @@ def test_the_same_end_twice_is_one_try(maps) -> None:
     world.say(worker, "a", error=FAILED, started_at=began)
     world.say(worker, "a", error=FAILED, started_at=began)
     assert world.items()["a"].tries == 1
+
+
+def test_a_late_word_about_a_try_that_is_counted_is_no_other_try(maps) -> None:
+    world = maps(map={"item_attempts": 5})
+    world.add("a", "b")
+    first, second = world.start()
+    world.say(first, "a", error=FAILED, tries=0)
+    world.world.now += 5
+    world.say(first, "a", error=FAILED, tries=0)
+    world.say(second, "a", error=FAILED, tries=0)
+    assert world.items()["a"].tries == 1
+    world.say(second, "a", error=FAILED, tries=1)
+    assert world.items()["a"].tries == 2
+
+
+def test_a_result_counts_whichever_try_it_is_of(maps) -> None:
+    world = maps(map={"item_attempts": 5})
+    world.add("a", "b")
+    first, second = world.start()
+    world.say(first, "a", error=FAILED, tries=0)
+    world.say(second, "a", tries=0)
+    assert (world.items()["a"].state, world.items()["a"].worker) == (ItemState.SUCCEEDED, second)
 
 
 @pytest.mark.parametrize("years", [1, 9999])
