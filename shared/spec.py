@@ -216,6 +216,8 @@ class GangRole(Frozen):
     ports: int = Field(default=1, ge=0, le=16)
     #: Roles whose members all run before a member of this one is started.
     start_after: Annotated[tuple[RoleName, ...], Field(max_length=16)] = ()
+    #: Members that serve the others and need not end: once all others have succeeded they are stopped, and all is well.
+    serves: bool = False
     image: ImageRef | None = None
     command: Arg | Annotated[tuple[Arg, ...], Field(min_length=1, max_length=4096)] | None = None
     resources: Resources | None = None
@@ -242,6 +244,12 @@ class Gang(Frozen):
     def _size(self) -> "Gang":
         if self.size > GANG_MEMBERS_MAX:
             raise ValueError(f"a gang has at most {GANG_MEMBERS_MAX} members, not {self.size}")
+        return self
+
+    @model_validator(mode="after")
+    def _served(self) -> "Gang":
+        if all(role.serves for role in self.roles.values()):
+            raise ValueError("all roles serve, so none would ever end the gang")
         return self
 
     @model_validator(mode="after")

@@ -113,6 +113,7 @@ def follow(
         is_told = any(_has_failed(one) for one in before)  # who is stopped because of that is not worth a word
         causes = [one for one in ended if (_has_failed(one) and not is_told) or _is_cause(one)]
         failed = next((f"{_name(one)} {_why(one)}; the others are stopped" for one in causes), None)
+        failed = None if _is_served(gang) else failed
         told = lifecycle.with_remark(gang, failed) if failed else None
         return told or lifecycle.Change(gang, JobEventName.REMARKED)
     if _ORDER.index(state) > _ORDER.index(gang.state) and not is_given_up:  # what is being stopped gets no further
@@ -122,7 +123,8 @@ def follow(
 
 def is_to_stop(gang: Job, now: datetime) -> bool:
     """Return whether the members that still run are to be stopped."""
-    return clocks.is_unwanted(gang, now) or any(_has_failed(one) for one in gang.members) or _is_late(gang, now)
+    has_failed = any(_has_failed(one) for one in gang.members)
+    return clocks.is_unwanted(gang, now) or has_failed or _is_served(gang) or _is_late(gang, now)
 
 
 def belongs(member: GangPlace | None, gang: Job | None) -> bool:
@@ -179,13 +181,19 @@ def _has_failed(member: GangMember) -> bool:
     return member.state in JOB_TERMINAL and member.state is not JobState.SUCCEEDED
 
 
+def _is_served(gang: Job) -> bool:
+    """Return whether all members have succeeded but for those that serve them."""
+    roles = gang.spec.gang.roles if gang.spec.gang else {}
+    return all(one.state is JobState.SUCCEEDED for one in gang.members if not roles[one.role].serves)
+
+
 def _is_late(gang: Job, now: datetime) -> bool:
     limit = clocks.gang_limit_at(gang)
     return limit is not None and now >= limit
 
 
 def _over(gang: Job, now: datetime, limits: Limits) -> lifecycle.Change:
-    if all(one.state is JobState.SUCCEEDED for one in gang.members):
+    if _is_served(gang):
         # What a gang leaves is what its first member leaves; the others' outputs are under their own ids.
         change = lifecycle.end(gang.model_copy(update={"tries": gang.tries + 1}), JobState.SUCCEEDED, None, now)
         job = change.job.model_copy(update={"outputs": gang.members[0].outputs})

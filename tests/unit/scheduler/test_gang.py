@@ -643,3 +643,40 @@ def test_whatever_happens_gangs_end_once_with_all_their_members_and_hold_nothing
     gangs = world.state.gangs
     assert not gangs.placed
     assert not any((gangs._members, gangs._asked, gangs._missing))
+
+
+def start_served(world: Any, make: SimpleNamespace) -> None:
+    """Start a gang of a server that never ends by itself and two workers; all run."""
+    start(world, make, gang={"roles": ROLES | {"server": {"serves": True, "command": "serve"}}})
+    for rank in range(3):
+        report(world, make, rank, make.running())
+
+
+@pytest.mark.parametrize("ended", [AttemptState.CANCELLED, AttemptState.FAILED])
+def test_members_that_serve_are_stopped_once_the_others_have_succeeded_and_all_is_well(
+    world: Any, make: SimpleNamespace, ended: AttemptState
+):
+    start_served(world, make)
+    report(world, make, 1, make.finished())
+    server = world.job(world.job("g1").members[0].job_id)
+    assert server.cancel_requested_at is None  # a worker needs it yet
+    report(world, make, 2, make.finished())
+    assert world.job(server.id).cancel_requested_at is not None
+    report(world, make, 0, make.finished(state=ended, reason=EndReason.EXIT_CODE))
+    job = world.job("g1")
+    assert (job.state, job.error, job.remarks, job.tries) == (JobState.SUCCEEDED, None, (), 1)
+
+
+def test_a_member_that_serves_and_fails_while_it_is_needed_ends_all(world: Any, make: SimpleNamespace):
+    start_served(world, make)
+    report(world, make, 1, make.finished())
+    report(world, make, 0, make.finished(state=AttemptState.FAILED, reason=EndReason.EXIT_CODE))
+    report(world, make, 2, make.finished(state=AttemptState.CANCELLED))
+    job = world.job("g1")
+    assert job.state is JobState.FAILED
+    assert job.error.message.startswith("member server-0: ")
+
+
+def test_a_gang_in_which_all_serve_is_refused():
+    with pytest.raises(ValueError, match="all roles serve"):
+        JobSpec.model_validate({"kind": "gang", "command": "x", "gang": {"roles": {"server": {"serves": True}}}})
