@@ -16,7 +16,15 @@ from starlette.types import Receive, Scope, Send
 from services.gateway.adapters.access_log import AccessLog
 from services.gateway.adapters.edge import Edge, problem_answer
 from services.gateway.core import models as model_views
-from services.gateway.core import problems, tus, views, views_mapping
+from services.gateway.core import (
+    problems,
+    tus,
+    views_administration,
+    views_datasets,
+    views_fleet,
+    views_mapping,
+    views_people,
+)
 from services.gateway.core.deployments import DeploymentChanges, NewDeployment
 from services.gateway.core.predictions import PredictOrder, QuickPredict
 from services.gateway.core.trainings import NewTraining
@@ -47,9 +55,10 @@ from shared.spec import JobSpec
 
 #: Bodies that routes read themselves: their schemas go into the document by hand.
 _SENT: tuple[type[BaseModel], ...] = (
-    JobSpec, views.Credentials, views.NewUser, views.UserChanges, views.NewPassword, problems.Problem,
-    views.NodeOrder, views.DrainOrder, views.QuotaLimits, views.NewDataset, views.DatasetChanges,
-    views.PrefetchOrder, model_views.NewModel, model_views.ModelChanges, model_views.SyncOrder, model_views.ModelRun,
+    JobSpec, views_people.Credentials, views_people.NewUser, views_people.UserChanges, views_people.NewPassword,
+    problems.Problem, views_fleet.NodeOrder, views_fleet.DrainOrder, views_administration.QuotaLimits,
+    views_datasets.NewDataset, views_datasets.DatasetChanges, views_fleet.PrefetchOrder,
+    model_views.NewModel, model_views.ModelChanges, model_views.SyncOrder, model_views.ModelRun,
     model_views.NewEvaluation, model_views.NewFineTune, model_views.Decline,
     views_mapping.NewItems, views_mapping.RetriedItems, views_mapping.NewWorkload, NewTraining,
     NewDeployment, DeploymentChanges, PredictOrder, QuickPredict,

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraint
 from services.gateway.core import params as p
 from services.gateway.core.inputs import parse_ref
 from services.gateway.core.problems import invalid
-from services.gateway.core.views import DatasetName
+from services.gateway.core.views_datasets import DatasetName
 from shared.catalogue import Evaluation, EvaluationList, FineTune, Metrics, Model, ModelVersion, Quality, SyncRun
 from shared.errors import FieldProblem
 from shared.spec import (

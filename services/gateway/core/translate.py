@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
-from services.gateway.core import views
+from services.gateway.core import views, views_files, views_people
 from shared.events import LogLine, MetricPoint, Progress
 from shared.job import Attempt, Failure, GangMember, GangPlace, ItemCounts, Job, OutputsRef, PendingReason
 from shared.manifest import Entry
@@ -22,15 +22,15 @@ STREAMS: dict[str, Literal["stdout", "stderr"]] = {"o": "stdout", "e": "stderr"}
 LETTERS: dict[str, Literal["o", "e"]] = {"stdout": "o", "stderr": "e", "o": "o", "e": "e"}
 
 
-def session(answer: Session) -> views.SessionView:
+def session(answer: Session) -> views_people.SessionView:
     """Return a login."""
     who = answer.principal
-    return views.SessionView(user=who.name, role=who.role, token=answer.token, expires_at=answer.expires_at)
+    return views_people.SessionView(user=who.name, role=who.role, token=answer.token, expires_at=answer.expires_at)
 
 
-def me(principal: Principal) -> views.Me:
+def me(principal: Principal) -> views_people.Me:
     """Return who is calling."""
-    return views.Me(id=principal.user_id, user=principal.name, role=principal.role, email=principal.email)
+    return views_people.Me(id=principal.user_id, user=principal.name, role=principal.role, email=principal.email)
 
 
 def status(counts: Counts, workloads: Sequence[str], system_name: str, now: datetime) -> views.StatusView:
@@ -170,20 +170,22 @@ def events(page: EventPage, after_seq: int) -> views.EventsDocument:
     return views.EventsDocument(events=[json.loads(item.event) for item in page.events], cursor=cursor)
 
 
-def entry(item: Entry) -> views.EntryView:
+def entry(item: Entry) -> views_files.EntryView:
     """Return one file or folder."""
     size, sha256 = (item.blob.size, item.blob.sha256) if item.blob else (0, None)
-    return views.EntryView(path=item.path, kind=item.kind, mode=item.mode, mtime=item.mtime, size=size, sha256=sha256)
+    return views_files.EntryView(
+        path=item.path, kind=item.kind, mode=item.mode, mtime=item.mtime, size=size, sha256=sha256
+    )
 
 
-def entries(page: OutputPage) -> views.OutputsDocument:
+def entries(page: OutputPage) -> views_files.OutputsDocument:
     """Return a page of what a job left."""
-    return views.OutputsDocument(
+    return views_files.OutputsDocument(
         entries=[entry(item) for item in page.entries], cursor=page.cursor, skipped=list(page.skipped)
     )
 
 
-def seen(look: str, found: SnapshotPage) -> views.OutputsDocument:
+def seen(look: str, found: SnapshotPage) -> views_files.OutputsDocument:
     """Return a page of what a running job has left so far."""
     update = {"partial": True, "look": look, "taken_at": found.taken_at, "attempt": found.attempt}
     return entries(found.page).model_copy(update=update)
@@ -197,39 +199,39 @@ def notification(item: DeliveryView) -> views.NotificationView:
     )  # fmt: skip
 
 
-def committed(item: Committed) -> views.ArtifactView:
+def committed(item: Committed) -> views_files.ArtifactView:
     """Return what an upload became."""
-    return views.ArtifactView(artifact_id=item.artifact_id or "", sha256=item.blob.sha256, size=item.blob.size)
+    return views_files.ArtifactView(artifact_id=item.artifact_id or "", sha256=item.blob.sha256, size=item.blob.size)
 
 
-def artifact(item: Artifact) -> views.ArtifactView:
+def artifact(item: Artifact) -> views_files.ArtifactView:
     """Return an artifact's facts."""
-    return views.ArtifactView(artifact_id=item.id, sha256=item.blob.sha256, size=item.blob.size)
+    return views_files.ArtifactView(artifact_id=item.id, sha256=item.blob.sha256, size=item.blob.size)
 
 
-def artifacts(page: ArtifactList) -> views.ArtifactsDocument:
+def artifacts(page: ArtifactList) -> views_files.ArtifactsDocument:
     """Return a page of artifacts."""
     found = [
-        views.ArtifactEntry(
+        views_files.ArtifactEntry(
             artifact_id=item.id, sha256=item.blob.sha256, size=item.blob.size, name=item.name,
             media_type=item.media_type, owner_id=item.owner_id, created_at=item.created_at,
         )
         for item in page.artifacts
     ]  # fmt: skip
-    return views.ArtifactsDocument(artifacts=found, cursor=page.cursor)
+    return views_files.ArtifactsDocument(artifacts=found, cursor=page.cursor)
 
 
-def upload(item: Resumable) -> views.UploadView:
+def upload(item: Resumable) -> views_files.UploadView:
     """Return how far an upload has come."""
-    return views.UploadView(
+    return views_files.UploadView(
         upload_id=item.upload_id, offset=item.offset, length=item.length, created_at=item.created_at,
         expires_at=None if item.artifact_id else item.expires_at, artifact_id=item.artifact_id, sha256=item.sha256,
     )  # fmt: skip
 
 
-def user(item: User) -> views.UserView:
+def user(item: User) -> views_people.UserView:
     """Return a user."""
-    return views.UserView(
+    return views_people.UserView(
         id=item.id, name=item.name, role=item.role, email=item.email, disabled=item.disabled, created_at=item.created_at
     )
 

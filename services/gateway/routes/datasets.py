@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from services.gateway.core import access, translate_datasets, views
+from services.gateway.core import access, translate_datasets, views_datasets
 from services.gateway.core.access import Action
 from services.gateway.routes.files import FILE, file_answer
 from services.gateway.routes.http import Caller, Door, answer, json_body, json_of, uploaded
@@ -34,9 +34,11 @@ _FORM = {
 @router.post(
     "/datasets",
     status_code=201,
-    response_model=views.DatasetStoredDocument,
-    openapi_extra=json_body(views.NewDataset, **_FORM),
-    responses={200: {"model": views.DatasetStoredDocument, "description": "A version has these very bytes already."}},
+    response_model=views_datasets.DatasetStoredDocument,
+    openapi_extra=json_body(views_datasets.NewDataset, **_FORM),
+    responses={
+        200: {"model": views_datasets.DatasetStoredDocument, "description": "A version has these very bytes already."}
+    },
 )
 async def put(request: Request, gateway: Door, principal: Caller) -> Response:
     """Make a dataset, or its next version: of a file in a form, of an artifact, or of a file that a job left.
@@ -47,9 +49,9 @@ async def put(request: Request, gateway: Door, principal: Caller) -> Response:
     if kind.lower().startswith("multipart/form-data"):
         stored = await datasets.put_form(gateway, principal, kind, uploaded(request))
     else:
-        stored = await datasets.put(gateway, principal, await json_of(request, views.NewDataset))
+        stored = await datasets.put(gateway, principal, await json_of(request, views_datasets.NewDataset))
     shown = translate_datasets.dataset(stored.dataset, stored.version)
-    document = views.DatasetStoredDocument(**dict(shown), is_new=stored.is_new)
+    document = views_datasets.DatasetStoredDocument(**dict(shown), is_new=stored.is_new)
     headers = {"Location": f"/v1/datasets/{document.name}@{document.version}"}
     return answer(document, 201 if stored.is_new else 200, headers=headers)
 
@@ -63,7 +65,7 @@ class Filters(BaseModel):
     cursor: str | None = None
 
 
-@router.get("/datasets", response_model=views.DatasetPage)
+@router.get("/datasets", response_model=views_datasets.DatasetPage)
 async def list_datasets(gateway: Door, principal: Caller, filters: Annotated[Filters, Query()]) -> Response:
     """Show datasets by name, each with its newest version: one's own and shared ones; all to administrators."""
     query = DatasetListQuery(
@@ -75,7 +77,7 @@ async def list_datasets(gateway: Door, principal: Caller, filters: Annotated[Fil
     )
     page = await gateway.ask(DATASET_LIST, query)
     found = [translate_datasets.dataset(one, one.versions[0].version) for one in page.datasets]
-    return answer(views.DatasetPage(datasets=found, cursor=page.cursor))
+    return answer(views_datasets.DatasetPage(datasets=found, cursor=page.cursor))
 
 
 @router.head("/datasets/{ref}/content", include_in_schema=False)
@@ -86,17 +88,21 @@ async def content(ref: str, request: Request, gateway: Door, principal: Caller) 
     return await file_answer(request, gateway, version.blob, version.name or found.name, version.media_type)
 
 
-@router.get("/datasets/{ref}", response_model=views.DatasetDocument)
+@router.get("/datasets/{ref}", response_model=views_datasets.DatasetDocument)
 async def show(ref: str, gateway: Door, principal: Caller) -> Response:
     """Show a dataset as of `name` (its newest version) or `name@version`, with all its versions."""
     found, version = await datasets.find(gateway, principal, ref)
     return answer(translate_datasets.dataset(found, version.version))
 
 
-@router.patch("/datasets/{name}", response_model=views.DatasetDocument, openapi_extra=json_body(views.DatasetChanges))
+@router.patch(
+    "/datasets/{name}",
+    response_model=views_datasets.DatasetDocument,
+    openapi_extra=json_body(views_datasets.DatasetChanges),
+)
 async def update(name: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Change how a dataset is described and who sees it."""
-    found = await datasets.update(gateway, principal, name, await json_of(request, views.DatasetChanges))
+    found = await datasets.update(gateway, principal, name, await json_of(request, views_datasets.DatasetChanges))
     return answer(translate_datasets.dataset(found, found.versions[0].version))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from python_multipart.multipart import parse_options_header
 
-from services.gateway.core import ranges, translate, views
+from services.gateway.core import ranges, translate, views_files
 from services.gateway.core.problems import invalid
 from services.gateway.routes.http import Caller, Door, Stream, answer, bearer, gateway_of, uploaded, wants_json
 from services.gateway.shell import files, live, mapping
@@ -41,7 +41,7 @@ Live = Annotated[
 ]
 
 
-@router.put("/artifacts", status_code=201, response_model=views.ArtifactView, openapi_extra=_UPLOAD)
+@router.put("/artifacts", status_code=201, response_model=views_files.ArtifactView, openapi_extra=_UPLOAD)
 async def put_artifact(request: Request) -> Response:
     """Store the body, of any size. Nothing is kept of an upload that is cut."""
     gateway = gateway_of(request)
@@ -54,7 +54,7 @@ async def put_artifact(request: Request) -> Response:
     return answer(translate.committed(stored), 201, headers={"Location": f"/v1/artifacts/{stored.artifact_id}"})
 
 
-@router.get("/artifacts", response_model=views.ArtifactsDocument)
+@router.get("/artifacts", response_model=views_files.ArtifactsDocument)
 async def list_artifacts(
     gateway: Door,
     principal: Caller,
@@ -81,7 +81,7 @@ async def get_artifact(artifact_id: str, request: Request, gateway: Door, princi
     return await file_answer(request, gateway, artifact.blob, artifact.name or artifact_id, artifact.media_type)
 
 
-@router.get("/jobs/{job_id}/outputs", response_model=views.OutputsDocument, responses=ZIP)  # pyright: ignore[reportArgumentType]
+@router.get("/jobs/{job_id}/outputs", response_model=views_files.OutputsDocument, responses=ZIP)  # pyright: ignore[reportArgumentType]
 async def outputs(  # noqa: PLR0913, PLR0917 - what is asked for
     job_id: str,
     request: Request,

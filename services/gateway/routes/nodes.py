@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field
 
-from services.gateway.core import access, translate, translate_fleet, views
+from services.gateway.core import access, translate, translate_fleet, views_fleet
 from services.gateway.core.access import Action
 from services.gateway.routes.http import Caller, Door, answer, json_body, json_of, json_or_default, optional_body
 from services.gateway.shell import fleet
@@ -32,16 +32,16 @@ class SeriesParams(BaseModel):
     points: int = Field(default=1000, ge=2, le=5000, description="Of each series, at most.")
 
 
-@router.get("/nodes", response_model=views.NodesDocument)
+@router.get("/nodes", response_model=views_fleet.NodesDocument)
 async def list_nodes(gateway: Door, principal: Caller, page: Annotated[Page, Query()]) -> Response:
     """Show machines by name: what each has and uses, whether it is heard and gets work, and why not."""
     whole = access.may(principal, Action.SEE_EVERYTHING)
     found = await gateway.ask(NODE_LIST, NodeListQuery(limit=page.limit, cursor=page.cursor))
     nodes = [translate_fleet.node(node, whole=whole) for node in found.nodes]
-    return answer(views.NodesDocument(nodes=nodes, cursor=found.cursor))
+    return answer(views_fleet.NodesDocument(nodes=nodes, cursor=found.cursor))
 
 
-@router.get("/nodes/{node}", response_model=views.NodeDocument)
+@router.get("/nodes/{node}", response_model=views_fleet.NodeDocument)
 async def show_node(node: str, gateway: Door, principal: Caller) -> Response:
     """Show one machine, by its id or name; to administrators with what it runs and its history."""
     found = await gateway.ask(NODE_GET, NodeQuery(node=node))
@@ -49,7 +49,7 @@ async def show_node(node: str, gateway: Door, principal: Caller) -> Response:
     return answer(translate_fleet.node(found, whole=whole, history=True))
 
 
-@router.get("/nodes/{node}/metrics", response_model=views.NodeMetricsDocument)
+@router.get("/nodes/{node}/metrics", response_model=views_fleet.NodeMetricsDocument)
 async def node_metrics(node: str, gateway: Door, _: Caller, params: Annotated[SeriesParams, Query()]) -> Response:
     """Show what a machine has used over time, of the last days: cpu (percent), memory (bytes), running_jobs and more.
 
@@ -57,10 +57,10 @@ async def node_metrics(node: str, gateway: Door, _: Caller, params: Annotated[Se
     """
     query = NodeSeriesQuery(node=node, names=tuple(params.name), since=params.since, most=params.points)
     page = await gateway.ask(NODE_SERIES, query)
-    return answer(views.NodeMetricsDocument(node=node, **translate.metrics(page).model_dump(exclude={"attempt"})))
+    return answer(views_fleet.NodeMetricsDocument(node=node, **translate.metrics(page).model_dump(exclude={"attempt"})))
 
 
-@router.get("/clusters", response_model=views.ClustersDocument)
+@router.get("/clusters", response_model=views_fleet.ClustersDocument)
 async def list_clusters(gateway: Door, _: Caller) -> Response:
     """Show the machines by cluster, and what those that are online offer together."""
     return answer(translate_fleet.clusters([node async for node in fleet.every_node(gateway)]))
@@ -69,47 +69,47 @@ async def list_clusters(gateway: Door, _: Caller) -> Response:
 @router.post(
     "/nodes/{node}/drain",
     status_code=202,
-    response_model=views.NodeDocument,
-    openapi_extra=optional_body(views.DrainOrder),
+    response_model=views_fleet.NodeDocument,
+    openapi_extra=optional_body(views_fleet.DrainOrder),
 )
 async def drain(node: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Empty a machine: nothing new, and what still runs at the deadline is moved. The answer shows it as it was."""
     access.require(principal, Action.MANAGE_NODES)
-    order = await json_or_default(request, views.DrainOrder)
+    order = await json_or_default(request, views_fleet.DrainOrder)
     return await _wished(gateway, principal, node, "drain", order.reason, order.deadline)
 
 
 @router.post(
     "/nodes/{node}/undrain",
     status_code=202,
-    response_model=views.NodeDocument,
-    openapi_extra=optional_body(views.NodeOrder),
+    response_model=views_fleet.NodeDocument,
+    openapi_extra=optional_body(views_fleet.NodeOrder),
 )
 async def undrain(node: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Let a machine that was drained or cordoned get work again. The answer shows it as it was."""
     access.require(principal, Action.MANAGE_NODES)
-    order = await json_or_default(request, views.NodeOrder)
+    order = await json_or_default(request, views_fleet.NodeOrder)
     return await _wished(gateway, principal, node, "undrain", order.reason)
 
 
 @router.post(
     "/nodes/{node}/cordon",
     status_code=202,
-    response_model=views.NodeDocument,
-    openapi_extra=optional_body(views.NodeOrder),
+    response_model=views_fleet.NodeDocument,
+    openapi_extra=optional_body(views_fleet.NodeOrder),
 )
 async def cordon(node: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Give a machine nothing new; what it runs goes on. The answer shows it as it was."""
     access.require(principal, Action.MANAGE_NODES)
-    order = await json_or_default(request, views.NodeOrder)
+    order = await json_or_default(request, views_fleet.NodeOrder)
     return await _wished(gateway, principal, node, "cordon", order.reason)
 
 
 @router.post(
     "/nodes/{node}/prefetch",
     status_code=202,
-    response_model=views.NodeDocument,
-    openapi_extra=json_body(views.PrefetchOrder),
+    response_model=views_fleet.NodeDocument,
+    openapi_extra=json_body(views_fleet.PrefetchOrder),
 )
 async def prefetch(node: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Let a machine bring an image, an artifact or a dataset before a job wants it. The answer shows it as it was.
@@ -117,18 +117,18 @@ async def prefetch(node: str, request: Request, gateway: Door, principal: Caller
     Its history says when it is done, or why it came to nothing.
     """
     access.require(principal, Action.MANAGE_NODES)
-    order = await json_of(request, views.PrefetchOrder)
+    order = await json_of(request, views_fleet.PrefetchOrder)
     found = await fleet.prefetch(gateway, principal, node, order.what, unpack=order.unpack)
     return answer(translate_fleet.node(found, whole=True, history=True), 202)
 
 
-@router.delete("/nodes/{node}", status_code=202, response_model=views.NodeDocument)
+@router.delete("/nodes/{node}", status_code=202, response_model=views_fleet.NodeDocument)
 async def forget(
     node: str,
     gateway: Door,
     principal: Caller,
     *,
-    reason: Annotated[views.Reason, Query()] = "",
+    reason: Annotated[views_fleet.Reason, Query()] = "",
     force: Annotated[bool, Query()] = False,
 ) -> Response:
     """Forget a machine that is lost or has left. One that comes back joins anew.

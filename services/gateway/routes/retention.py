@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from services.gateway.core import access, views
+from services.gateway.core import access, views_administration
 from services.gateway.core.access import Action
 from services.gateway.routes.http import Caller, Door, answer
 from shared.channels import RETENTION_GET, RETENTION_RUN
@@ -17,7 +17,9 @@ router = APIRouter(prefix="/v1/retention", tags=["retention"])
 _WAIT_S = 20.0
 
 
-@router.post("/run", response_model=views.RetentionDocument, responses={202: {"description": "Still at work."}})
+@router.post(
+    "/run", response_model=views_administration.RetentionDocument, responses={202: {"description": "Still at work."}}
+)
 async def run(
     gateway: Door,
     principal: Caller,
@@ -33,7 +35,7 @@ async def run(
     return _shown(found)
 
 
-@router.get("/runs/{run_id}", response_model=views.RetentionDocument)
+@router.get("/runs/{run_id}", response_model=views_administration.RetentionDocument)
 async def show(run_id: str, gateway: Door, principal: Caller) -> Response:
     """Show a run: what it has removed and hidden, and why."""
     access.require(principal, Action.MANAGE_RETENTION)
@@ -41,5 +43,5 @@ async def show(run_id: str, gateway: Door, principal: Caller) -> Response:
 
 
 def _shown(found: RetentionRun) -> Response:
-    document = views.RetentionDocument.model_validate(found.model_dump())
+    document = views_administration.RetentionDocument.model_validate(found.model_dump())
     return answer(document, 200 if found.ended_at else 202)

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from python_multipart.multipart import QuerystringParser
 
 from services.gateway.adapters.form import parts
-from services.gateway.core import problems, translate, views
-from services.gateway.core.views import Credentials
+from services.gateway.core import problems, translate, views, views_people
+from services.gateway.core.views_people import Credentials
 from services.gateway.routes.http import JSON, Caller, Door, answer, bearer, body_of, json_body, json_of
 from services.gateway.shell import workloads
 from services.gateway.shell.gateway import Gateway
@@ -28,9 +28,9 @@ def router(prefix: str, *, in_document: bool = True) -> APIRouter:
     basic = {"security": [{"basic": []}]}
     forms = {kind: {"schema": {"$ref": "#/components/schemas/Credentials"}} for kind in (_FORM, _MULTIPART)}
     body = json_body(Credentials, **forms) | {"security": [{"basic": []}, {}]}
-    routes.get("/login", response_model=views.SessionView, openapi_extra=basic)(login_with_basic)
-    routes.post("/login", response_model=views.SessionView, openapi_extra=body)(login)
-    routes.delete("/logout", response_model=views.LogoutView)(logout)
+    routes.get("/login", response_model=views_people.SessionView, openapi_extra=basic)(login_with_basic)
+    routes.post("/login", response_model=views_people.SessionView, openapi_extra=body)(login)
+    routes.delete("/logout", response_model=views_people.LogoutView)(logout)
     routes.get("/status", response_model=views.StatusView)(status)
     return routes
 
@@ -53,7 +53,7 @@ async def logout(request: Request, gateway: Door, principal: Caller) -> Response
     token = bearer(request)
     await gateway.ask(LOGOUT, TokenQuery(token=token))
     gateway.tokens.forget(token)
-    return answer(views.LogoutView(logout_message=f"Goodbye, {principal.name}."))
+    return answer(views_people.LogoutView(logout_message=f"Goodbye, {principal.name}."))
 
 
 async def status(gateway: Door, principal: Caller) -> Response:

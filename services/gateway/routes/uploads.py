@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from services.gateway.core import translate, tus, views
+from services.gateway.core import translate, tus, views_files
 from services.gateway.routes.http import Caller, Door, answer, uploaded
 from services.gateway.shell import uploads
 from services.gateway.shell.gateway import Gateway
@@ -50,7 +50,7 @@ async def head(upload_id: str, gateway: Door, principal: Caller) -> Response:
     return Response(status_code=200, headers=tus.description(await uploads.find(gateway, principal, upload_id)))
 
 
-@router.get("/uploads/{upload_id}", response_model=views.UploadView)
+@router.get("/uploads/{upload_id}", response_model=views_files.UploadView)
 async def show(upload_id: str, gateway: Door, principal: Caller) -> Response:
     """Say the same as JSON, outside the protocol: also which artifact a finished upload is."""
     return answer(translate.upload(await uploads.find(gateway, principal, upload_id)))

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from services.gateway.adapters.form import Part, parts
-from services.gateway.core import access, problems, views
+from services.gateway.core import access, problems, views_datasets
 from services.gateway.core.access import Action
 from services.gateway.core.inputs import parse_ref
 from services.gateway.shell import files
@@ -46,7 +46,7 @@ async def find(gateway: Gateway, principal: Principal, ref: str) -> tuple[Datase
     raise access.missing(_WHAT)
 
 
-async def put(gateway: Gateway, principal: Principal, wish: views.NewDataset) -> DatasetStored:
+async def put(gateway: Gateway, principal: Principal, wish: views_datasets.NewDataset) -> DatasetStored:
     """Make a version of what is stored already: an artifact, or a file that a job left.
 
     Raises:
@@ -80,7 +80,11 @@ async def put_form(
                     await _check_name(gateway, principal, _wish(fields))
                 stored = await files.store(gateway, principal, part.chunks(), _file_name(part), _media_type(part))
                 artifact_id = stored.artifact_id
-            elif part.name in views.NewDataset.model_fields and part.name not in ("file", "artifact_id", "output"):
+            elif part.name in views_datasets.NewDataset.model_fields and part.name not in (
+                "file",
+                "artifact_id",
+                "output",
+            ):
                 text = (await part.content(FIELD_BYTES_MAX)).decode(errors="replace")
                 labels = [label.strip() for label in text.split(",") if label.strip()]
                 fields[part.name] = labels if part.name == "labels" else text
@@ -92,7 +96,7 @@ async def put_form(
     return await _put(gateway, principal, wish, artifact_id=artifact_id)
 
 
-async def update(gateway: Gateway, principal: Principal, name: str, changes: views.DatasetChanges) -> Dataset:
+async def update(gateway: Gateway, principal: Principal, name: str, changes: views_datasets.DatasetChanges) -> Dataset:
     """Change how a dataset is described and who sees it.
 
     Raises:
@@ -128,7 +132,7 @@ async def _own(gateway: Gateway, principal: Principal, name: str) -> None:
         raise WherryError("forbidden", f"Dataset {name!r} is {found.owner_name}'s: only they and administrators may.")
 
 
-async def _check_name(gateway: Gateway, principal: Principal, wish: views.NewDataset) -> None:
+async def _check_name(gateway: Gateway, principal: Principal, wish: views_datasets.NewDataset) -> None:
     try:
         found = await gateway.ask(DATASET_GET, DatasetQuery(name=wish.name, alone=True))
     except NotFound:
@@ -137,7 +141,7 @@ async def _check_name(gateway: Gateway, principal: Principal, wish: views.NewDat
         raise WherryError("name_taken", f"There is a dataset {wish.name!r} already, and it is not yours.")
 
 
-async def _put(gateway: Gateway, principal: Principal, wish: views.NewDataset, **what: str) -> DatasetStored:
+async def _put(gateway: Gateway, principal: Principal, wish: views_datasets.NewDataset, **what: str) -> DatasetStored:
     question = DatasetPut(
         name=wish.name,
         owner_id=principal.user_id,
@@ -151,11 +155,11 @@ async def _put(gateway: Gateway, principal: Principal, wish: views.NewDataset, *
     return await gateway.ask(DATASET_PUT, question)
 
 
-def _wish(fields: dict[str, Any]) -> views.NewDataset:
+def _wish(fields: dict[str, Any]) -> views_datasets.NewDataset:
     try:
-        return views.NewDataset.model_validate(fields)
+        return views_datasets.NewDataset.model_validate(fields)
     except ValidationError as error:
-        raise problems.from_validation(error, views.NewDataset) from None
+        raise problems.from_validation(error, views_datasets.NewDataset) from None
 
 
 def _file_name(part: Part) -> str:
