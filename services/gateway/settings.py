@@ -42,7 +42,10 @@ class GatewaySettings(ServiceSettings):
     heartbeat_s: float = Field(default=15.0, gt=0)
     drain_s: float = Field(default=10.0, ge=0)  # for open requests after SIGTERM
     serve_bytes_max: int = Field(default=64 * 1024 * 1024, gt=0)  # of a request to a service, and its answer
-    serve_at_once: int = Field(default=256, gt=0)  # requests to services; the rest waits, then is sent away
+    #: Requests to services at once, and bytes of their bodies; the rest waits, then is sent away. A service's owner may
+    #: hold as much of each as is left for the others.
+    serve_at_once: int = Field(default=256, gt=0)
+    serve_bodies_bytes: int = Field(default=512 * 1024 * 1024, gt=0)
     serve_wait_s: float = Field(default=60.0, gt=0)  # for a replica, where none runs
     serving_image: str = "wherry/serving:latest"  # of deployments that name none
 
@@ -52,6 +55,8 @@ class GatewaySettings(ServiceSettings):
     #: images/filters, which has to be beside wherry on every node.
     filters_image: ImageRef = "wherry/filters:latest"
     filters_runtime: Literal["docker", "process"] = "docker"
+    #: Names of the filters that there are, separated by commas; none: those of images/filters/filters.py.
+    filters: str = ""
     filters_parallelism: int = Field(default=8, ge=1, le=1000)  # containers of one workload at a time
     image_bytes_max: int = Field(default=256 * 1024**2, gt=0)
 

@@ -1,6 +1,7 @@
 """Deployments: serve a model, ask it, change it, take it away; and the Open Inference Protocol (v2)."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -89,15 +90,17 @@ async def remove(deployment: str, gateway: Door, principal: Caller) -> Response:
 async def predict(deployment: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Ask a model: with `instances`, with the address of an image, or with an image in a form."""
     job = await shell.find(gateway, principal, deployment)
-    order, image = await _order(request, gateway, PredictOrder)
-    return answer(await asking.predict(gateway, principal, job, order, image))
+    async with _room(request, gateway, job.owner.id):
+        order, image = await _order(request, gateway, PredictOrder)
+        return answer(await asking.predict(gateway, principal, job, order, image))
 
 
 @router.post("/predict", response_model=PredictDocument, openapi_extra=json_body(QuickPredict, **_IMAGE))
 async def quick(request: Request, gateway: Door, principal: Caller) -> Response:
     """Ask a model by the address of its zip. It is deployed for this, and found again when it is asked once more."""
-    order, image = await _order(request, gateway, QuickPredict)
-    return answer(await asking.quick(gateway, principal, order, image))
+    async with _room(request, gateway, principal.user_id):
+        order, image = await _order(request, gateway, QuickPredict)
+        return answer(await asking.quick(gateway, principal, order, image))
 
 
 @router.get("/deployments/{deployment}/v1/{path:path}", operation_id="deployment_v1_get")
@@ -152,11 +155,29 @@ async def _order(request: Request, gateway: Gateway, kind: type[PredictOrder]) -
 
 async def _passed(request: Request, gateway: Gateway, principal: Principal, job: Job, path: str) -> Response:
     """Return a replica's answer as it is."""
-    body = await body_of(request, gateway.settings.serve_bytes_max)
     headers = tuple((name, value) for name, value in request.headers.items() if name not in _OURS)
     query = f"?{request.url.query}" if request.url.query else ""
     target = URL.build(path=path).raw_path + query  # it came decoded: a ? in it is part of it
-    return _response(await shell.ask(gateway, principal, job, Wish(request.method, target, headers, body)))
+    async with _room(request, gateway, job.owner.id):
+        body = await body_of(request, gateway.settings.serve_bytes_max)
+        return _response(await shell.ask(gateway, principal, job, Wish(request.method, target, headers, body)))
+
+
+@asynccontextmanager
+async def _room(request: Request, gateway: Gateway, owner_id: str) -> AsyncGenerator[None, None]:
+    """Hold a place for a request to a service of *owner_id*'s, and room for its body before any of that is read.
+
+    Raises:
+        WherryError: ``busy``.
+    """
+    bytes_max = gateway.settings.serve_bytes_max
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal():
+        size = min(int(declared), bytes_max)
+    else:
+        size = bytes_max if "transfer-encoding" in request.headers else 0
+    async with gateway.serve_places.taken(owner_id), gateway.serve_bodies.taken(owner_id, size):
+        yield
 
 
 def _response(found: Answer) -> Response:

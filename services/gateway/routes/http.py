@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Response
@@ -64,17 +64,18 @@ async def body_of(request: Request, bytes_max: int) -> bytes:
     """Return the whole body.
 
     Raises:
-        WherryError: ``too_large`` above *bytes_max*, before it was read where its length was declared.
+        WherryError: ``too_large`` above *bytes_max*, before it was read where its length was declared; ``too_slow``.
     """
     declared = request.headers.get("content-length", "")
     too_large = WherryError("too_large", f"This body may have {bytes_max} bytes.")
     if declared.isdecimal() and int(declared) > bytes_max:
         raise too_large
     held = bytearray()
-    async for chunk in request.stream():
-        held += chunk
-        if len(held) > bytes_max:
-            raise too_large
+    async with aclosing(uploaded(request)) as chunks:
+        async for chunk in chunks:
+            held += chunk
+            if len(held) > bytes_max:
+                raise too_large
     return bytes(held)
 
 

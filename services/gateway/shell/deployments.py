@@ -138,13 +138,12 @@ async def remove(gateway: Gateway, principal: Principal, ref: str) -> Job:
 
 
 async def ask(gateway: Gateway, principal: Principal, job: Job, wish: Wish) -> Answer:
-    """Return what a deployment answers.
+    """Return what a deployment answers. Whoever asks holds a place (`Gateway.serve_places`).
 
     Raises:
-        WherryError: as `serving.Serving.ask`; ``busy``.
+        WherryError: as `serving.Serving.ask`.
     """
-    async with gateway.serve_places.taken():
-        return await gateway.serving.ask(job.id, wish, by=principal.user_id)
+    return await gateway.serving.ask(job.id, wish, by=principal.user_id)
 
 
 async def _changeable(gateway: Gateway, principal: Principal, ref: str) -> Job:

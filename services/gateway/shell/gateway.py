@@ -12,6 +12,7 @@ from services.gateway.adapters.zips import judge_stored
 from services.gateway.core import access
 from services.gateway.core.access import Action
 from services.gateway.settings import GatewaySettings
+from services.gateway.shell.fair_places import FairPlaces
 from services.gateway.shell.serving import Serving
 from services.gateway.shell.waiting import Waiting
 from shared import observe
@@ -81,7 +82,9 @@ class Gateway:
         self.blobs = BlobClient(blob_bus, "gateway", peer)
         self.resumables = ResumableClient(blob_bus)
         self.serving = Serving(bus, serve_bus, settings.serve_wait_s, settings.serve_bytes_max)
-        self.serve_places = Places(settings.serve_at_once, settings.transfer_wait_s, "requests to services")
+        wait_s = settings.transfer_wait_s
+        self.serve_places = FairPlaces(settings.serve_at_once, wait_s, "requests to services")
+        self.serve_bodies = FairPlaces(settings.serve_bodies_bytes, wait_s, "large requests to services")
         self.deployments: dict[tuple[str, str], str] = {}  # by owner and name, as found last
         self._buses = (bus, blob_bus, serve_bus)
         self.key = bytes.fromhex(settings.gateway_key.get_secret_value())

@@ -1,7 +1,7 @@
 """Predictions: an order or a form becomes a request to a deployment, and its answer a document."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any
 
 from pydantic import ValidationError
@@ -44,10 +44,12 @@ async def predict(
     began = monotonic()
     if sum(one is not None for one in (image, order.image_url, order.instances)) != 1:
         raise problems.invalid([FieldProblem(field="instances", message="Give this, or `image_url`, or an image")])
-    if order.image_url is not None:
-        image = await _fetched(gateway, principal, order.image_url)
-    body = predictions.instances_body(order) if image is None else predictions.image_body(image, order)
-    answer = await shell.ask(gateway, principal, job, Wish("POST", predictions.PATH, predictions.JSON_HEADERS, body))
+    async with AsyncExitStack() as held:
+        if order.image_url is not None:
+            image = await _fetched(gateway, principal, order.image_url, job.owner.id, held)
+        body = predictions.instances_body(order) if image is None else predictions.image_body(image, order)
+        wish = Wish("POST", predictions.PATH, predictions.JSON_HEADERS, body)
+        answer = await shell.ask(gateway, principal, job, wish)
     found = predictions.predictions_in(answer.status, answer.body)
     return PredictDocument(
         predictions=found,
@@ -57,11 +59,13 @@ async def predict(
     )
 
 
-async def _fetched(gateway: Gateway, principal: Principal, url: str) -> bytes:
+async def _fetched(gateway: Gateway, principal: Principal, url: str, served_by: str, held: AsyncExitStack) -> bytes:
     """Return the image at *url*: storage fetches it, from addresses that anybody may call.
 
+    Its room counts as that of the service's owner *served_by*, until *held* ends.
+
     Raises:
-        WherryError: ``invalid``: it cannot be had.
+        WherryError: ``invalid``: it cannot be had; ``busy``.
     """
     wish = WebFetch(owner_id=principal.user_id, url=url, bytes_max=_IMAGE_BYTES_MAX)
     try:
@@ -71,6 +75,7 @@ async def _fetched(gateway: Gateway, principal: Principal, url: str) -> bytes:
             raise
         raise problems.invalid([FieldProblem(field="image_url", message=error.message)]) from error
     try:
+        await held.enter_async_context(gateway.serve_bodies.taken(served_by, stored.blob.size))
         wanted = BlobRead(sha256=stored.blob.sha256)
         return b"".join([piece async for piece in gateway.blobs.read(wanted, patience_s=_FETCH_TIMEOUT_S)])
     finally:
