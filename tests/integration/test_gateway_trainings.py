@@ -242,6 +242,7 @@ async def test_a_distributed_training_is_a_gang_whose_first_worker_stands_for_it
     assert found["distributed"] == {
         "parameter_servers": 1,
         "workers": 2,
+        "chief": False,
         "on_failure": "stop",
         "on_loss": "restart",
         "server_resources": None,

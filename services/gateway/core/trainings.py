@@ -38,7 +38,7 @@ CODE_CHARS_MAX = 128 * 1024
 MODULES = ("helpers", "preprocessing", "algorithm")
 #: What `WHERRY_INPUTS` has the data set as.
 DATASET = "dataset"
-SERVER, WORKER = "ps", "worker"
+SERVER, WORKER, CHIEF = "ps", "worker", "chief"
 
 Status = Literal["initializing", "training", "completed", "failed", "terminated"]
 Code = Annotated[str, StringConstraints(max_length=CODE_CHARS_MAX)]
@@ -63,6 +63,8 @@ class Distribution(Frozen):
 
     parameter_servers: int = Field(default=1, ge=0, le=32)
     workers: int = Field(default=2, ge=1, le=96)
+    #: One member more, that alone trains; workers and servers work for it, and are stopped once it is done.
+    chief: bool = False
     #: When a member fails: all end and it has failed, or all begin anew as long as `max_attempts` allows.
     on_failure: Literal["stop", "restart"] = "stop"
     #: When a machine is lost that a member runs on: all begin anew elsewhere, at no charge, or it has failed.
@@ -200,7 +202,7 @@ def spec_of(wish: NewTraining, image: str, command: tuple[str, ...]) -> JobSpec:
     """
     kept = ("name", "runtime", "params", "env", "resources", "placement", "priority", "max_attempts", "retry_on",
             "timeouts", "notify", "labels", "idempotency_key")  # fmt: skip
-    gang = _gang(wish.distributed) if wish.distributed else None
+    gang = _gang(wish.distributed, ends=_defines_serve(wish.algorithm)) if wish.distributed else None
     return JobSpec.model_validate(
         {name: getattr(wish, name) for name in kept}
         | {
@@ -335,12 +337,25 @@ def _may_define(module: ast.Module, name: str) -> bool:
     return False
 
 
-def _gang(wish: Distribution) -> Gang:
-    """Return the gang of a training: workers first, so that what the first one leaves is what the training leaves."""
-    worker = GangRole(count=wish.workers, start_after=(SERVER,) if wish.parameter_servers else ())
-    roles = {WORKER: worker}
+def _defines_serve(algorithm: str) -> bool:
+    module = _parsed(algorithm)
+    return not isinstance(module, str) and _may_define(module, "serve")
+
+
+def _gang(wish: Distribution, *, ends: bool) -> Gang:
+    """Return the gang of a training: first the member whose outputs are the training's.
+
+    Args:
+        wish: what is asked for.
+        ends: a parameter server ends by itself once the workers are done, so that it is waited for.
+    """
+    servers = (SERVER,) if wish.parameter_servers else ()
+    roles = {WORKER: GangRole(count=wish.workers, start_after=servers, serves=wish.chief)}
+    if wish.chief:
+        roles = {CHIEF: GangRole(start_after=(*servers, WORKER)), **roles}
     if wish.parameter_servers:
-        roles[SERVER] = GangRole(count=wish.parameter_servers, resources=wish.server_resources)
+        serves = wish.chief or not ends
+        roles[SERVER] = GangRole(count=wish.parameter_servers, resources=wish.server_resources, serves=serves)
     return Gang(roles=roles, on_failure=wish.on_failure, on_loss=wish.on_loss, connected=True)
 
 
@@ -351,6 +366,7 @@ def _distribution(spec: JobSpec) -> Distribution | None:
     return Distribution(
         parameter_servers=server.count if server else 0,
         workers=spec.gang.roles[WORKER].count if WORKER in spec.gang.roles else 1,
+        chief=CHIEF in spec.gang.roles,
         on_failure=spec.gang.on_failure,
         on_loss=spec.gang.on_loss,
         server_resources=server.resources if server else None,

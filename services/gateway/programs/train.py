@@ -9,7 +9,8 @@ outputs: where to leave what is to be kept (a `pathlib.Path`).
 data: what `prepare` has returned; the data set itself where there is no such function.
 cluster: who the others are (a `Cluster`); None where the training is not distributed.
 
-A parameter server runs `algorithm.serve` where there is one, and no `prepare`; else it does what a worker does.
+A parameter server runs `algorithm.serve` where there is one, and no `prepare`; else it does what a worker does. Where
+there is a chief, so does each worker: the chief alone trains.
 What `train` returns, where it is a dict, is written to `metrics.json`; its numbers are also printed as metrics.
 """
 
@@ -36,19 +37,27 @@ class ContractError(Exception):
 class Cluster:
     """The members of a distributed training, as (host, port), and which of them this is."""
 
-    role: str  # worker or ps
+    role: str  # chief, worker or ps
     index: int  # within the role, from 0
     servers: List[Tuple[str, int]]  # noqa: UP006 - old images too
     workers: List[Tuple[str, int]]  # noqa: UP006
+    chief: Optional[Tuple[str, int]] = None  # noqa: UP006, UP045
 
     @property
     def is_chief(self) -> bool:
-        """Return whether this is the worker whose outputs are those of the training."""
-        return self.role == "worker" and self.index == 0
+        """Return whether this is the member whose outputs are those of the training: the chief, or the first worker."""
+        return self.role == "chief" or (self.role == "worker" and self.index == 0 and self.chief is None)
+
+    @property
+    def serves(self) -> bool:
+        """Return whether this member works for those that train."""
+        return self.role == "ps" or (self.role == "worker" and self.chief is not None)
 
     @property
     def here(self) -> Tuple[str, int]:  # noqa: UP006
         """Return this member's own address."""
+        if self.role == "chief" and self.chief is not None:
+            return self.chief
         return (self.servers if self.role == "ps" else self.workers)[self.index]
 
 
@@ -59,7 +68,8 @@ def cluster_of(environ: Mapping[str, str]) -> Optional[Cluster]:  # noqa: UP045
     config = json.loads(environ["TF_CONFIG"])
     members = {role: [_address(text) for text in texts] for role, texts in config["cluster"].items()}
     task = config["task"]
-    return Cluster(task["type"], int(task["index"]), members.get("ps", []), members.get("worker", []))
+    chief = members["chief"][0] if members.get("chief") else None
+    return Cluster(task["type"], int(task["index"]), members.get("ps", []), members.get("worker", []), chief)
 
 
 def _address(text: str) -> Tuple[str, int]:  # noqa: UP006
@@ -102,7 +112,7 @@ def run(environ: Mapping[str, str]) -> None:
         "cluster": cluster,
     }
     algorithm = importlib.import_module("algorithm")
-    if cluster is not None and cluster.role == "ps" and hasattr(algorithm, "serve"):
+    if cluster is not None and cluster.serves and hasattr(algorithm, "serve"):
         call(algorithm.serve, available)
         return
     if not callable(getattr(algorithm, "train", None)):

@@ -10,7 +10,7 @@ from shared.fleet import Order, Peer, Wiring
 LABEL = "wherry.gang"
 #: What TensorFlow calls roles that have other names here; all others are called as they are.
 _TF_ROLES = {"server": "ps"}
-_WORKER = "worker"
+_WORKER, _EVALUATOR = "worker", "evaluator"
 #: The engine's name server asks others for what it does not know, past all walls: the one named here answers nothing.
 #: That a member has not come yet is then known after two seconds, and not after ten.
 _NAMES = {"Dns": ["127.0.0.1"], "DnsOptions": ["timeout:1", "attempts:2"]}
@@ -39,9 +39,11 @@ def environment(wiring: Wiring) -> dict[str, str]:
 
 
 def _tf_config(peers: tuple[Peer, ...], me: Peer) -> dict[str, Any]:
+    # An evaluator stands alone, in a cluster of its own: a coordinator waits for all in its cluster to be connected to.
+    is_alone = me.role == _EVALUATOR
     cluster: dict[str, list[str]] = {}
     task: dict[str, str | int] = {}
-    for peer in peers:
+    for peer in (one for one in peers if (one.role == _EVALUATOR) is is_alone):
         kind = _TF_ROLES.get(peer.role, peer.role)
         there = cluster.setdefault(kind, [])
         if peer is me:

@@ -139,6 +139,7 @@ def test_a_member_knows_the_others_and_itself() -> None:
     assert train.cluster_of({}) is None
 
 
+CHIEFED = {"chief": ["chief-0:2222"], "worker": ["worker-0:2222"], "ps": ["ps-0:2222"]}
 SERVED = (
     "def train(data, cluster):\n    print('train', data, cluster.role, cluster.is_chief)\n"
     "def serve(params, cluster):\n    print('serve', params, cluster.here)"
@@ -153,6 +154,17 @@ def test_a_parameter_server_serves_and_prepares_nothing(training: Training) -> N
     assert training.run(tf_config=tf_config("worker", 0), **modules).stdout.splitlines() == [
         "prepare", "train 1 worker True"
     ]  # fmt: skip
+
+
+def test_where_there_is_a_chief_workers_serve_and_it_alone_trains(training: Training) -> None:
+    def told(kind: str) -> str:
+        return json.dumps(json.loads(tf_config(kind, 0)) | {"cluster": CHIEFED})
+
+    assert training.run(algorithm=SERVED, tf_config=told("worker")).stdout.strip() == "serve {} ('worker-0', 2222)"
+    assert training.run(algorithm=SERVED, tf_config=told("chief")).stdout.strip() == "train None chief True"
+    cluster = train.cluster_of({"TF_CONFIG": told("chief")})
+    assert cluster is not None
+    assert cluster.here == ("chief-0", 2222)
 
 
 def test_a_parameter_server_without_serve_does_what_workers_do(training: Training) -> None:

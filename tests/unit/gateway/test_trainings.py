@@ -160,6 +160,25 @@ def test_a_distributed_training_is_a_connected_gang_whose_first_member_is_a_work
     )
 
 
+@pytest.mark.parametrize(("more", "serves"), [("", True), ("def serve(cluster): ...", False)])
+def test_servers_that_nothing_ends_are_stopped_after_the_workers(more: str, serves: bool) -> None:  # noqa: FBT001
+    made = spec(algorithm=f"def train(): ...\n{more}", distributed={"workers": 1})
+    assert made.gang is not None
+    assert {name: role.serves for name, role in made.gang.roles.items()} == {"worker": False, "ps": serves}
+
+
+def test_a_chief_trains_once_all_are_there_that_work_for_it() -> None:
+    wish = {"chief": True, "parameter_servers": 1, "workers": 2}
+    made = spec(algorithm="def train(): ...\ndef serve(): ...", distributed=wish)
+    assert made.gang is not None
+    assert {name: (role.count, role.serves) for name, role in made.gang.roles.items()} == {
+        "chief": (1, False), "worker": (2, True), "ps": (1, True),
+    }  # fmt: skip
+    assert next(iter(made.gang.roles)) == "chief"  # whose outputs are the training's
+    assert made.gang.roles["chief"].start_after == ("ps", "worker")
+    assert shown(view(made)).distributed == trainings.Distribution.model_validate(wish)
+
+
 def test_workers_alone_wait_for_nobody() -> None:
     made = spec(distributed={"parameter_servers": 0, "workers": 3})
     assert made.gang is not None

@@ -47,6 +47,14 @@ def test_tensorflow_is_told_its_cluster_with_servers_by_its_own_word():
         assert told == {"cluster": cluster, "task": {"type": kind, "index": index}}
 
 
+def test_an_evaluator_is_in_no_cluster_but_its_own():
+    roles = (("chief", 0), ("evaluator", 0), ("worker", 0))
+    told = [json.loads(wiring.environment(made(rank, roles=roles))["TF_CONFIG"]) for rank in range(3)]
+    training = {"chief": ["10.0.0.0:20000"], "worker": ["10.0.0.2:20002"]}
+    assert [one["cluster"] for one in told] == [training, {"evaluator": ["10.0.0.1:20001"]}, training]
+    assert told[1]["task"] == {"type": "evaluator", "index": 0}
+
+
 def test_pytorch_counts_the_workers_alone_and_all_where_there_are_none():
     second = wiring.environment(made(3))
     assert (second["MASTER_ADDR"], second["MASTER_PORT"]) == ("10.0.0.2", "20002")
