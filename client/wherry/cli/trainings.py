@@ -18,7 +18,7 @@ from client.wherry.trainings import Training
 app = typer.Typer(help="See trainings, fetch their models, end them.", no_args_is_help=True)
 TrainingId = Annotated[str, typer.Argument(metavar="TRAINING", help="The training's id.", show_default=False)]
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-_ROLES = {"ps": "parameter_servers", "workers": "workers"}
+_ROLES = {"ps": "parameter_servers", "workers": "workers", "chief": "chief"}
 
 
 def train(  # noqa: PLR0913 - each option of the command is one
@@ -36,7 +36,10 @@ def train(  # noqa: PLR0913 - each option of the command is one
     ] = None,
     param: Annotated[list[str] | None, typer.Option(help="A parameter, NAME=VALUE, the value JSON or text.")] = None,
     distributed: Annotated[
-        str | None, typer.Option(help="Over several machines: ps=1,workers=2.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Over several machines: ps=1,workers=2; chief=1: one more, for whom they work.", show_default=False
+        ),
     ] = None,
     spec: Annotated[Path | None, typer.Option("--spec", help="A JSON file with the rest; options win over it.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
@@ -87,19 +90,19 @@ def train(  # noqa: PLR0913 - each option of the command is one
         _fetch(output, made.training_id, folder)
 
 
-def roles(text: str) -> dict[str, int]:
-    """Return the members that ``ps=1,workers=2`` asks for.
+def roles(text: str) -> dict[str, int | bool]:
+    """Return the members that ``ps=1,workers=2`` asks for; ``chief=1`` is one more, that trains by them.
 
     Raises:
         typer.BadParameter: it is not of that form.
 
     """
-    found: dict[str, int] = {}
+    found: dict[str, int | bool] = {}
     for part in text.split(","):
         role, _, count = part.strip().partition("=")
-        if role not in _ROLES or not count.isdecimal():
+        if role not in _ROLES or not count.isdecimal() or (role == "chief" and count not in "01"):
             raise typer.BadParameter(f"{text!r} is not ps=1,workers=2", param_hint="--distributed")
-        found[_ROLES[role]] = int(count)
+        found[_ROLES[role]] = count == "1" if role == "chief" else int(count)
     return found
 
 

@@ -18,10 +18,11 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 def test_members_are_typed_as_ps_and_workers() -> None:
     assert roles("ps=1,workers=2") == {"parameter_servers": 1, "workers": 2}
+    assert roles("ps=1, workers=2, chief=1")["chief"] is True
     assert roles("workers=4") == {"workers": 4}
 
 
-@pytest.mark.parametrize("text", ["", "workers", "workers=", "chief=1", "workers=-1", "ps=1;workers=2"])
+@pytest.mark.parametrize("text", ["", "workers", "workers=", "chief=2", "workers=-1", "ps=1;workers=2"])
 def test_members_that_are_typed_otherwise_are_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         roles(text)
