@@ -1,12 +1,10 @@
 """Following a log that arrives twice, live and stored: every line once and in order, and lost ranges named."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from shared.events import LogLine, LostLines
-from shared.job import GangMember
-from shared.spec import GANG_MEMBERS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +87,6 @@ def parse_event_id(text: str | None) -> tuple[int, int] | None:
     if not dot or not attempt.isdecimal() or not number.isdecimal() or len(attempt) > 9 or len(number) > 15:
         return None
     return int(attempt), int(number)
-
-
-def member_name(member: GangMember) -> str:
-    """Return what a member of a gang is called in front of its lines."""
-    return f"{member.role}-{member.index}"
-
-
-def members_event_id(places: Mapping[str, tuple[int, int]]) -> str:
-    """Return the SSE id of a line among those of many members: where each of them goes on."""
-    return ",".join(f"{key}={event_id(*place)}" for key, place in places.items())
-
-
-def parse_members_event_id(text: str | None) -> dict[str, tuple[int, int]]:
-    """Return the places in such an SSE id; what is not one of ours is left out."""
-    pairs = (part.partition("=") for part in (text or "").split(",", GANG_MEMBERS_MAX * 2)[: GANG_MEMBERS_MAX * 2])
-    return {key: place for key, _, value in pairs if (place := parse_event_id(value)) is not None}
 
 
 def wanted(line: LogLine, stream: Literal["o", "e"] | None) -> bool:

@@ -194,15 +194,22 @@ class LineView(BaseModel):
     t: datetime
     stream: Literal["stdout", "stderr"]
     text: str
-    member: str | None = None  # of a gang, as role-index
+    #: Of a gang, a map job or a service: whose line it is, as role-index; the member's own job, and its node.
+    member: str | None = None
+    member_id: str | None = None
+    node: str | None = None
 
 
 class LogDocument(BaseModel):
-    """Lines of one attempt. `more`: ask again with `after` set to the last line's number."""
+    """Lines of one attempt. `more`: ask again with `after` set to the last line's number.
+
+    Of a job that has members: lines of one member after the other; for more ask again with `cursor`.
+    """
 
     attempt: int
     lines: list[LineView]
     more: bool
+    cursor: str | None = None
 
 
 class EventsDocument(BaseModel):

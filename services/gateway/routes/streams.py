@@ -8,9 +8,10 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from services.gateway.core import access, sse, translate, views
 from services.gateway.core.access import Action
-from services.gateway.core.tail import parse_event_id, parse_members_event_id
+from services.gateway.core.members import Places, come_and_go, has_members
+from services.gateway.core.tail import parse_event_id
 from services.gateway.routes.http import Caller, Door, Stream, answer, event_stream, wants_events, wants_json
-from services.gateway.shell import events, gang_logs, logs
+from services.gateway.shell import events, logs, member_logs
 from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_EVENTS
 from shared.job import Job
@@ -37,6 +38,7 @@ class LogParams(BaseModel):
     ] = Field(default=None, description="A line's number or a time: nothing before it.")
     after: int = Field(default=0, ge=0, le=_NUMBER_MOST, description="JSON only: lines with higher numbers.")
     limit: int = Field(default=1000, ge=1, le=5000, description="JSON only.")
+    cursor: str | None = Field(default=None, max_length=100, description="JSON of a job with members: from a page.")
 
 
 class EventParams(BaseModel):
@@ -58,11 +60,13 @@ async def read_logs(
 ) -> Response:
     """Give what the job printed: text, JSON (by Accept), or server-sent events while it runs.
 
-    Events are `log`, `progress`, `metric`, `gap` (lines that are lost) and `end`. Of a gang, all members' output is
-    given, and each event has `member`.
+    Events are `log`, `progress`, `metric`, `gap` (lines that are lost) and `end`. Of a gang, a map job or a service the
+    output of all members is given, also of workers and replicas that have ended, and each event has `member` (which
+    one it is in its job), `member_id` (its own job) and `node`.
     """
     job = (await gateway.job(principal, job_id)).job
-    if params.attempt is not None and params.attempt > job.attempt:
+    # Workers and replicas have one attempt each; their parent's number counts them.
+    if params.attempt is not None and params.attempt > (1 if come_and_go(job) else job.attempt):
         raise access.missing("such attempt")
     wish = logs.Wanted(
         job_id,
@@ -73,8 +77,8 @@ async def read_logs(
         params.since if isinstance(params.since, int) else 1,
         parse_event_id(last_event_id),
     )
-    if job.spec.kind == "gang":
-        return await _gang_logs(request, gateway, job, wish, params, last_event_id)
+    if has_members(job):
+        return await _members_logs(request, gateway, job, wish, params, last_event_id)
     if wants_events(request, follow=params.follow):
         return await event_stream(gateway, logs.follow(gateway, wish))
     attempt = wish.attempt or job.attempt or 1
@@ -83,15 +87,14 @@ async def read_logs(
     return Stream(logs.text(gateway, wish, attempt), media_type=_PLAIN)
 
 
-async def _gang_logs(
-    request: Request, gateway: Gateway, gang: Job, wish: logs.Wanted, params: LogParams, last_event_id: str | None
+async def _members_logs(
+    request: Request, gateway: Gateway, job: Job, wish: logs.Wanted, params: LogParams, last_event_id: str | None
 ) -> Response:
     if wants_events(request, follow=params.follow):
-        places = parse_members_event_id(last_event_id)
-        return await event_stream(gateway, gang_logs.follow(gateway, gang.id, wish, places))
+        return await event_stream(gateway, member_logs.follow(gateway, job, wish, Places.parse(last_event_id)))
     if wants_json(request):
-        return answer(await gang_logs.document(gateway, gang, wish, params.limit))
-    return Stream(gang_logs.text(gateway, gang, wish), media_type=_PLAIN)
+        return answer(await member_logs.document(gateway, job, wish, params.limit, params.cursor))
+    return Stream(member_logs.text(gateway, job, wish), media_type=_PLAIN)
 
 
 @router.get("/jobs/{job_id}/events", response_model=views.EventsDocument, responses=_SSE)  # pyright: ignore[reportArgumentType]

@@ -47,11 +47,15 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One event of a followed log: its name, a JSON object, and where (attempt, line) a reader goes on behind it."""
+    """One event of a followed log: its name, a JSON object, and where (attempt, line) a reader goes on behind it.
+
+    `node`: of the attempt that it is of, as far as that is known.
+    """
 
     name: str
     body: bytes
     place: tuple[int, int] | None = None
+    node: str = ""
 
 
 async def text(gateway: Gateway, wish: Wanted, attempt: int) -> AsyncGenerator[bytes, None]:
@@ -127,6 +131,7 @@ class _Follower:
 
     def _begin(self, view: JobView) -> None:
         wish = self._wish
+        self._nodes |= {item.number: item.node for item in view.job.attempts}
         if wish.resume is not None and wish.attempt in (None, wish.resume[0]):
             self._tail = Tail(*wish.resume)
         else:
@@ -239,13 +244,14 @@ class _Follower:
 
     def _events(self, pieces: Sequence[Piece]) -> list[Said]:
         attempt, wish = self._tail.attempt, self._wish
+        node = self._nodes.get(attempt, "")
         events: list[Said] = []
         for piece in pieces:
             if isinstance(piece, Gap):
                 gap = b'{"first":%d,"last":%d,"count":%d}' % (piece.first, piece.last, piece.count)
-                events.append(Said("gap", gap, (attempt, piece.last)))
+                events.append(Said("gap", gap, (attempt, piece.last), node))
             elif wanted(piece, wish.stream) and (wish.since is None or piece.t >= wish.since):
-                events.append(_said("log", translate.line(piece), (attempt, piece.n)))
+                events.append(_said("log", translate.line(piece), (attempt, piece.n), node))
         return events
 
 
@@ -270,5 +276,6 @@ def _text(piece: Piece) -> str:
     return f"{piece.x}\n" if isinstance(piece, LogLine) else translate.lost_text(piece.first, piece.last)
 
 
-def _said(name: str, view: BaseModel, place: tuple[int, int] | None = None) -> Said:
-    return Said(name, view.model_dump_json(exclude={"member"}).encode(), place)  # whoever follows many adds whose it is
+def _said(name: str, view: BaseModel, place: tuple[int, int] | None = None, node: str = "") -> Said:
+    body = view.model_dump_json(exclude={"member", "member_id", "node"})  # whoever follows many adds whose it is
+    return Said(name, body.encode(), place, node)

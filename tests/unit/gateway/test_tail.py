@@ -7,9 +7,7 @@ from services.gateway.core.tail import (
     Gap,
     Tail,
     event_id,
-    members_event_id,
     parse_event_id,
-    parse_members_event_id,
     wanted,
 )
 from shared.events import LogLine, LostLines
@@ -93,11 +91,3 @@ def test_in_a_choice_of_lines_a_missing_number_is_no_gap() -> None:
     assert told(tail.take(lines(5, 9), are_all=False)) == [5, 9]
     assert told(tail.take(lines(12))) == [(10, 11), 12]
     assert Gap(10, 11).count == 2
-
-
-def test_the_places_of_many_members_are_one_id() -> None:
-    places = {"abc": (1, 5), "def": (2, 1)}
-    assert parse_members_event_id(members_event_id(places)) == places
-    assert parse_members_event_id("1.5") == {}
-    assert parse_members_event_id(None) == {}
-    assert parse_members_event_id("abc=1.2,x=y,=,") == {"abc": (1, 2)}
