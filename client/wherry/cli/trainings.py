@@ -100,7 +100,7 @@ def roles(text: str) -> dict[str, int | bool]:
     found: dict[str, int | bool] = {}
     for part in text.split(","):
         role, _, count = part.strip().partition("=")
-        if role not in _ROLES or not count.isdecimal() or (role == "chief" and count not in "01"):
+        if role not in _ROLES or not count.isdecimal() or (role == "chief" and count not in ("0", "1")):
             raise typer.BadParameter(f"{text!r} is not ps=1,workers=2", param_hint="--distributed")
         found[_ROLES[role]] = count == "1" if role == "chief" else int(count)
     return found
