@@ -1,4 +1,7 @@
-"""The filters themselves. To add one, write a function like these."""
+"""The filters themselves. To add one, write a function like these.
+
+The gateway reads here, without running anything, which there are: the functions marked with `@picture_filter`.
+"""
 
 from typing import Annotated
 

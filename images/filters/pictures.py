@@ -16,6 +16,7 @@ _ = _all  # imported so that its filters are there
 
 #: More are refused: a small file may unfold to more memory than there is.
 PIXELS_MAX = int(os.environ.get("FILTERS_PIXELS_MAX", "64_000_000"))
+_LIMIT = f"at most {PIXELS_MAX / 1e6:g} million are taken"
 #: What is read. Others of Pillow's formats start programs, or draw.
 _SAFE = (
     "AVIF", "BMP", "DDS", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI",
@@ -63,8 +64,7 @@ def _read(path: Path) -> tuple[Image.Image, str, bytes | None]:
             with Image.open(path, formats=FORMATS) as file:
                 width, height = file.size
                 if width * height > PIXELS_MAX:
-                    limit = f"at most {PIXELS_MAX / 1e6:g} million are taken"
-                    raise Refused(f"it has {width} by {height} pixels, and {limit}")
+                    raise Refused(f"it has {width} by {height} pixels, and {_LIMIT}")
                 file.load()
                 profile = file.info.get("icc_profile")
                 format_ = "JPEG" if file.format in ("JPEG", "MPO") else "PNG"
@@ -72,7 +72,7 @@ def _read(path: Path) -> tuple[Image.Image, str, bytes | None]:
         except UnidentifiedImageError as error:
             raise Refused("it is no picture of a format that is known") from error
         except Image.DecompressionBombError as error:
-            raise Refused(f"it has too many pixels: {error}") from error
+            raise Refused(f"it has far too many pixels: {_LIMIT}") from error
         except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # what its readers find wrong
             if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
                 raise

@@ -30,6 +30,8 @@ COPY infra/docker/healthcheck.py healthcheck.py
 COPY shared shared
 COPY services/__init__.py services/__init__.py
 COPY services/${SERVICE} services/${SERVICE}
+# The gateway reads there which filters there are.
+COPY images/filters/filters.py images/filters/filters.py
 # Compiled here because the root file system is read-only where it runs.
 RUN /opt/wherry/bin/python -m compileall -q shared services
 # An arena of memory per thread is more than a small service needs.

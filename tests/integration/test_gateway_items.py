@@ -361,6 +361,7 @@ def test_a_workload_is_made_without_a_body_of_json_and_of_a_form(anna: httpx.Cli
     token = anna.headers["Authorization"]
     for sent in (
         anna.post("/workloads", json=wish),
+        anna.post("/workloads", params=wish),
         anna.post("/workloads", data=wish),
         anna.post("/workloads", files={name: (None, value) for name, value in wish.items()}),
         httpx.post(f"{stack.url}/workloads", json=wish, headers={"Authorization": token}),
@@ -371,6 +372,7 @@ def test_a_workload_is_made_without_a_body_of_json_and_of_a_form(anna: httpx.Cli
     assert got == sent.json()
     refused(anna.post("/workloads", json={"filter": "sepia"}), 422, "there are grayscale, blur")
     refused(anna.post("/workloads", json={"filters": "blur"}), 422, "did you mean filter")
+    refused(anna.post("/workloads", params={"filters": "blur"}), 422, "did you mean filter")
     listed = anna.get("/workloads", params={"limit": 2}).json()
     assert [one["workload_name"] for one in listed["workloads"]] == ["holidays", "holidays"]
     assert listed["cursor"]
@@ -457,8 +459,12 @@ def test_what_is_wrong_with_an_image_is_said_and_nothing_of_it_stays(
     refused(post_image(anna, workload, b""), 422, "is empty")
     refused(post_image(anna, workload, PNG * 4000), 413, "100000 bytes")
     refused(post_image(anna, workload, type="sepia"), 422, "neither original nor filtered")
-    refused(post_image(anna, new_id("j")), 404, "no such")
-    refused(post_image(bert, workload), 404, "no such")
+    refused(post_image(anna, new_id("j")), 404, "no such workload")
+    refused(post_image(anna, "nothing"), 404, "no such workload")
+    refused(post_image(bert, workload), 404, "no such workload")
+    refused(post_image(anna, workload, PNG * 400, field="file"), 422, "file: A form has a file `data`")
+    two = [("data", ("a.png", PNG)), ("image", ("b.png", PNG * 400))]
+    refused(anna.post("/images", data={"workload_id": workload}, files=two), 422, "image: A form has one image")
     refused(anna.post("/images", files={"data": ("a.png", PNG)}), 422, "workload_id: This field is required")
     refused(anna.post("/images", data={"workload_id": workload}, files={"x": (None, "y")}), 422, "nothing else")
     refused(anna.post("/images", json={"workload_id": workload}), 415, "multipart")
@@ -467,6 +473,23 @@ def test_what_is_wrong_with_an_image_is_said_and_nothing_of_it_stays(
     taken_in(stack, workload)
     refused(post_image(anna, workload), 409, "closed")
     assert anna.get("/artifacts").json()["artifacts"] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("x" * 300, "x" * 200),
+        ("a\x00b\n.png", "ab.png"),
+        ("../../etc/passwd", "passwd"),
+        ("mein Bild.png", "mein Bild.png"),
+        (" \t", "photo.png"),
+    ],
+)
+def test_whatever_name_is_given_to_an_image_it_is_kept_as_one_of_a_file(
+    stack: GatewayStack, anna: httpx.Client, workload: str, name: str, kept: str
+):
+    posted(anna, workload, name=name)
+    assert [one.spec.name for one in taken_in(stack, workload)] == [kept]
 
 
 def test_an_image_under_a_key_is_taken_once(stack: GatewayStack, anna: httpx.Client, workload: str):
@@ -480,6 +503,7 @@ def test_the_seeds_paths_stand_at_the_root_for_curl(stack: GatewayStack, workloa
     for method in ("GET", "POST"):
         answer = httpx.request(method, f"{stack.url}/login", auth=("anna", PASSWORD))
         assert set(answer.json()) >= {"user", "token"}
+    refused(httpx.post(f"{stack.url}/login"), 401, "`user` and `password` as JSON or a form")
     http = httpx.Client(base_url=stack.url, headers={"Authorization": f"Bearer {answer.json()['token']}"})
     with http:
         assert http.get("/status").json()["active_workloads"]

@@ -4,6 +4,7 @@ An image is an item. Its original has the item's id (``i…``); what the filter 
 first letter (``f…``), so that neither needs a table.
 """
 
+import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,8 +15,6 @@ from shared.job import Item, Job
 from shared.spec import ImageRef, JobSpec, Map, Resources
 from shared.states import ItemState, JobState
 
-#: What images/filters knows (a test compares).
-FILTERS = ("grayscale", "blur")
 #: What a worker of a workload gets, and how long one image may take.
 RESOURCES = Resources.model_validate({"cpus": 1, "memory": "1GiB", "disk": "512MiB"})
 IMAGE_TIMEOUT_S = 300.0
@@ -101,14 +100,24 @@ def image_id(item_id: str, type_: ImageType) -> str:
 # --- workloads -----------------------------------------------------------------------------------------------------
 
 
-def check_filter(name: str) -> None:
-    """Let a filter pass that there is.
+def filters_in(source: str) -> tuple[str, ...]:
+    """Return the names of the filters that a module defines (its *source* is images/filters/filters.py), in order."""
+    return tuple(
+        one.name
+        for one in ast.parse(source).body
+        if isinstance(one, ast.FunctionDef)
+        and any(isinstance(mark, ast.Name) and mark.id == "picture_filter" for mark in one.decorator_list)
+    )
+
+
+def check_filter(name: str, filters: Sequence[str]) -> None:
+    """Let a filter pass that is among *filters*.
 
     Raises:
         WherryError: ``invalid``, naming those that there are.
     """
-    if name not in FILTERS:
-        message = f"There is no filter {name[:100]!r}; there are {', '.join(FILTERS)}"
+    if name not in filters:
+        message = f"There is no filter {name[:100]!r}; there are {', '.join(filters)}"
         raise invalid([FieldProblem(field="filter", message=message)])
 
 
@@ -126,7 +135,7 @@ def spec(name: str, filter_: str, program: Program, parallelism: int) -> JobSpec
 
     Args:
         name: what the user calls it.
-        filter_: one of FILTERS.
+        filter_: the name of one.
         program: what filters.
         parallelism: workers at a time, at most.
     """

@@ -68,7 +68,7 @@ more = APIRouter(prefix="/v1", tags=["images"])
 
 
 async def create(request: Request, gateway: Door, principal: Caller, idempotency_key: Key = None) -> Response:
-    """Make a workload: images that are given to it get its filter. JSON, a form, or no body at all."""
+    """Make a workload: images that are given to it get its filter. JSON, a form, a query, or nothing at all."""
     job = await workloads.create(gateway, principal, await _wish(request), idempotency_key)
     return await _document(gateway, job, 201)
 
@@ -155,12 +155,16 @@ async def _wish(request: Request) -> views.NewWorkload:
     else:
         body = await body_of(request, gateway_of(request).settings.form_bytes_max)
         if not body.strip():
-            return views.NewWorkload()
+            return _wished(dict(request.query_params))
         if kind == JSON or body.lstrip()[:1] == b"{":  # curl -d says that it is a form
             return parsed(body, views.NewWorkload)
         if kind != _FORM:
             raise WherryError("unsupported_media_type", "Send JSON, a form, or nothing.")
         sent = urlencoded(body)
+    return _wished(sent)
+
+
+def _wished(sent: dict[str, str]) -> views.NewWorkload:
     try:
         return views.NewWorkload.model_validate(images.fields_of(sent))
     except ValidationError as error:

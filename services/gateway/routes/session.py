@@ -10,7 +10,7 @@ from python_multipart.multipart import QuerystringParser
 from services.gateway.adapters.form import parts
 from services.gateway.core import problems, translate, views, views_people
 from services.gateway.core.views_people import Credentials
-from services.gateway.routes.http import JSON, Caller, Door, answer, bearer, body_of, json_body, json_of
+from services.gateway.routes.http import JSON, Caller, Door, answer, bearer, body_of, json_body, parsed
 from services.gateway.shell import workloads
 from services.gateway.shell.gateway import Gateway
 from shared.channels import COUNTS, LOGIN, LOGOUT
@@ -20,6 +20,7 @@ from shared.model import Empty
 from shared.requests.accounts import Login, TokenQuery
 
 _FORM, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
+_HOW = "Send a user and a password as HTTP Basic, or POST `user` and `password` as JSON or a form."
 
 
 def router(prefix: str, *, in_document: bool = True) -> APIRouter:
@@ -39,7 +40,7 @@ async def login_with_basic(request: Request, gateway: Door) -> Response:
     """Give a session token for a name and a password sent as HTTP Basic."""
     credentials = _basic(request)
     if credentials is None:
-        raise WherryError("unauthenticated", "Send a user and a password as HTTP Basic, or POST them.")
+        raise WherryError("unauthenticated", _HOW)
     return await _login(gateway, request, credentials)
 
 
@@ -94,7 +95,10 @@ async def _sent(request: Request) -> Credentials:
             async for part in parts(request.headers["content-type"], request.stream())
         }
         return _from_fields(fields)
-    return await json_of(request, Credentials)
+    body = await body_of(request, 8192)
+    if not body.strip():
+        raise WherryError("unauthenticated", _HOW)
+    return parsed(body, Credentials)
 
 
 def urlencoded(body: bytes) -> dict[str, str]:

@@ -5,6 +5,7 @@ import string
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
+from functools import cache
 from pathlib import Path
 
 from services.gateway.adapters.form import Part, parts
@@ -30,10 +31,11 @@ _FIELD_BYTES_MAX = 1024
 _FILE_FIELDS = ("data", "image")
 _ACTIVE = tuple(state.value for state in JobState if state not in JOB_TERMINAL)
 _LISTED_MAX = 500
+_ROOT = Path(__file__).resolve().parents[3]
 #: On a machine without Docker: the package beside wherry's own, by the same Python.
 _PROCESS = images.Program(
     command=(sys.executable, "-m", "images.filters", "--warm"),
-    env={"PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+    env={"PYTHONPATH": str(_ROOT)},
 )
 
 
@@ -46,13 +48,19 @@ async def create(gateway: Gateway, principal: Principal, wish: views.NewWorkload
     Raises:
         WherryError: ``invalid``: no such filter; as `submission.submit`.
     """
-    images.check_filter(wish.filter)
-    name = wish.workload_name or f"workload-{''.join(random.choices(string.ascii_lowercase, k=6))}"  # noqa: S311 - a name
     settings = gateway.settings
+    named = tuple(one.strip() for one in settings.filters.split(",") if one.strip())
+    images.check_filter(wish.filter, named or _filters_here())
+    name = wish.workload_name or f"workload-{''.join(random.choices(string.ascii_lowercase, k=6))}"  # noqa: S311 - a name
     program = _PROCESS if settings.filters_runtime == "process" else images.Program(settings.filters_image)
     spec = images.spec(name, wish.filter, program, settings.filters_parallelism)
     job_id = await jobs.submit(gateway, principal, spec, 0, key)
     return await find(gateway, principal, job_id)
+
+
+@cache
+def _filters_here() -> tuple[str, ...]:
+    return images.filters_in((_ROOT / "images" / "filters" / "filters.py").read_text("utf-8"))
 
 
 async def find(gateway: Gateway, principal: Principal, workload_id: str, action: Action = Action.SEE) -> Job:
@@ -144,7 +152,8 @@ async def take(
                         await _open_workload(gateway, principal, fields["workload_id"])
                     stored = await _stored(gateway, principal, part)
                 else:
-                    fields[_known(part.name)] = (await part.content(_FIELD_BYTES_MAX)).decode(errors="replace").strip()
+                    name = _known(part.name, is_second=stored is not None)  # before its bytes, which may be many
+                    fields[name] = (await part.content(_FIELD_BYTES_MAX)).decode(errors="replace").strip()
         job, spec = await _checked(gateway, principal, images.fields_of(fields), stored)
     except BaseException:
         if stored is not None:
@@ -156,7 +165,9 @@ async def take(
     return views.ImageView(workload_id=job.id, image_id=images.image_id(item_id, type_), type=type_)
 
 
-def _known(name: str) -> str:
+def _known(name: str, *, is_second: bool) -> str:
+    if name in _FILE_FIELDS and is_second:
+        raise problems.invalid([_field(name, "A form has one image: send each of several in a request of its own")])
     if name not in ("workload_id", "type", "name"):
         raise problems.invalid([_field(name, "A form has a file `data`, `workload_id` and `type`, and nothing else")])
     return name
@@ -175,13 +186,16 @@ async def _checked(
         raise problems.invalid(wrong)
     job = await _open_workload(gateway, principal, fields["workload_id"])
     return job, ItemSpec(
-        name=fields.get("name") or stored.name, artifact=stored.id, sha256=stored.blob.sha256, size=stored.blob.size,
-        given=type_ == "filtered",
+        name=_shown(fields.get("name", "")) or stored.name, artifact=stored.id,
+        sha256=stored.blob.sha256, size=stored.blob.size, given=type_ == "filtered",
     )  # fmt: skip
 
 
 async def _open_workload(gateway: Gateway, principal: Principal, workload_id: str) -> Job:
-    job = (await gateway.job(principal, workload_id, Action.CHANGE)).job
+    try:
+        job = (await gateway.job(principal, workload_id, Action.CHANGE)).job
+    except NotFound:
+        raise access.missing(_WHAT) from None
     if job.spec.view != "workload":
         raise access.missing(_WHAT)
     mapping.require_open(job, 1)
@@ -222,9 +236,13 @@ async def _drop(gateway: Gateway, principal: Principal, stored: Artifact) -> Non
 
 
 def _name(part: Part, ending: str) -> str:
-    name = (part.filename or "").replace("\\", "/").rpartition("/")[2]
-    plain = "".join(char for char in name if char.isprintable())[:200]
-    return plain or (f"image.{ending}" if ending else "")
+    return _shown(part.filename or "") or (f"image.{ending}" if ending else "")
+
+
+def _shown(name: str) -> str:
+    """Return a file's name as it is kept: without folders, and without what cannot be seen."""
+    name = name.replace("\\", "/").rpartition("/")[2]
+    return "".join(char for char in name if char.isprintable())[:200].strip()
 
 
 def _field(field: str, message: str) -> FieldProblem:

@@ -2,6 +2,7 @@
 
 import io
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -27,7 +28,12 @@ def workload(state: JobState = JobState.RUNNING, items: ItemCounts | None = None
 def test_the_filters_are_those_of_the_image():
     from images.filters import pictures  # noqa: F401, PLC0415 - registers them
 
-    assert set(images.FILTERS) == set(FILTERS)
+    assert images.filters_in(Path("images/filters/filters.py").read_text("utf-8")) == tuple(FILTERS)
+
+
+def test_a_filter_is_a_function_that_is_marked_as_one_and_no_other():
+    source = "@picture_filter\ndef sepia(picture): ...\ndef helper(): ...\n@cache\n@picture_filter\ndef edges(p): ...\n"
+    assert images.filters_in(source) == ("sepia", "edges")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +81,7 @@ def test_a_workload_is_scheduling_running_or_completed(job: Job, word: str, runn
 
 def test_an_unknown_filter_is_refused_with_those_that_there_are():
     with pytest.raises(WherryError, match="grayscale, blur"):
-        images.check_filter("sepia")
+        images.check_filter("sepia", ("grayscale", "blur"))
 
 
 def test_a_workload_is_an_open_job_of_warm_workers_whatever_filters():
