@@ -20,10 +20,11 @@ import json
 import os
 import sys
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple  # noqa: UP035 - old images too
+from typing import Any, Callable, Dict, Generator, List, Mapping, Optional, Tuple  # noqa: UP035 - old images too
 
 #: How the last line of an error begins; the server shows what comes after it.
 MARK = "training: "
@@ -111,27 +112,58 @@ def run(environ: Mapping[str, str]) -> None:
         "outputs": outputs,
         "cluster": cluster,
     }
-    algorithm = importlib.import_module("algorithm")
-    if cluster is not None and cluster.serves and hasattr(algorithm, "serve"):
-        call(algorithm.serve, available)
-        return
-    if not callable(getattr(algorithm, "train", None)):
-        raise ContractError("algorithm.py has no function `train`")
-    prepare = getattr(importlib.import_module("preprocessing"), "prepare", None)
-    data = available["dataset"] if prepare is None else call(prepare, available)
-    _keep(call(algorithm.train, {"data": data, **available}), outputs)
+    with _nothing_ends_early():
+        algorithm = importlib.import_module("algorithm")
+        if cluster is not None and cluster.serves and hasattr(algorithm, "serve"):
+            _done(algorithm.serve, call(algorithm.serve, available))
+            return
+        if not callable(getattr(algorithm, "train", None)):
+            raise ContractError("algorithm.py has no function `train`")
+        prepare = getattr(importlib.import_module("preprocessing"), "prepare", None)
+        data = available["dataset"] if prepare is None else call(prepare, available)
+    _keep(_done(algorithm.train, call(algorithm.train, {"data": data, **available})), outputs)
+
+
+@contextmanager
+def _nothing_ends_early() -> Generator[None, None, None]:
+    """Let nobody mistake a program that ends well before it has trained for one that has."""
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code:
+            raise
+        error = ContractError("the program ended itself before `train` was called")
+        raise error.with_traceback(ended.__traceback__) from None
+
+
+def _done(function: Callable[..., Any], result: Any) -> Any:
+    """Return the *result* of *function*, unless it only promises that something will be done."""
+    if inspect.iscoroutine(result):
+        result.close()
+        raise ContractError(f"{function.__module__}.{function.__name__} is `async`; define it with `def` alone")
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise ContractError(f"{function.__module__}.{function.__name__} has a `yield`, so that calling it does nothing")
+    return result
 
 
 def _keep(result: Any, outputs: Path) -> None:
     if not isinstance(result, dict):
         return
-    metrics = {str(name): value.item() if hasattr(value, "item") else value for name, value in result.items()}
+    metrics = {str(name): _plain(value) for name, value in result.items()}
     for name, value in metrics.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             print(f"::metric {name}={value}", flush=True)  # noqa: T201 - for whoever watches
     file = outputs / "metrics.json"
     if not file.exists():
-        file.write_text(json.dumps(metrics, indent=1, default=str) + "\n", encoding="utf-8")
+        sound = json.loads(json.dumps(metrics, default=str), parse_constant=str)  # JSON has no NaN: it becomes text
+        file.write_text(json.dumps(sound, indent=1) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """Return what a library measures in, its numbers and arrays, as Python's own."""
+    if hasattr(value, "numpy") and not hasattr(value, "tolist"):  # TensorFlow's
+        value = value.numpy()
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def explain(error: BaseException, folder: Path) -> str:
@@ -139,6 +171,8 @@ def explain(error: BaseException, folder: Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).parent == folder and frame.filename != __file__]
     where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}: " if own else ""
+    if isinstance(error, SystemExit):
+        return f"{where}sys.exit({error.code!r})"
     said = " ".join(str(error).split())
     kind = "" if isinstance(error, ContractError) else type(error).__name__
     return where + ": ".join(filter(None, (kind, said)))
@@ -154,11 +188,24 @@ def _of_users(trace: Optional[TracebackType]) -> Optional[TracebackType]:  # noq
     return trace
 
 
+def _told(ended: SystemExit, folder: Path) -> int:
+    """Tell where a program has ended itself, unless all is well; return its exit code, as Python would have."""
+    if not ended.code:
+        return 0
+    sys.stdout.flush()
+    if not isinstance(ended.code, int):
+        print(ended.code, file=sys.stderr)  # noqa: T201
+    print(MARK + explain(ended, folder), file=sys.stderr, flush=True)  # noqa: T201
+    return ended.code if isinstance(ended.code, int) else 1
+
+
 def main() -> int:
     """Run, and tell of an error as its writer reads it best: the traceback of their own files, then one line."""
     folder = Path(__file__).resolve().parent
     try:
         run(os.environ)
+    except SystemExit as ended:
+        return _told(ended, folder)
     except Exception as error:  # noqa: BLE001 - it is told, and the program has failed
         sys.stdout.flush()
         if not isinstance(error, ContractError):

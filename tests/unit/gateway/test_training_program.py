@@ -120,8 +120,66 @@ def test_modules_that_do_not_fit_are_told_without_a_traceback(training: Training
     assert done.stderr.splitlines() == [said]
 
 
-def test_the_exit_code_that_a_module_chooses_is_the_programs(training: Training) -> None:
-    assert training.run(algorithm="import sys\ndef train():\n    sys.exit(7)").returncode == 7
+def test_the_exit_code_that_a_module_chooses_is_the_programs_and_it_says_where(training: Training) -> None:
+    done = training.run(algorithm="import sys\ndef train():\n    sys.exit(7)")
+    assert done.returncode == 7
+    assert done.stderr.splitlines() == ["training: algorithm.py, line 3: sys.exit(7)"]
+
+
+def test_the_words_with_which_a_module_ends_the_program_are_told(training: Training) -> None:
+    done = training.run(algorithm="import sys\ndef train():\n    sys.exit('no data today')")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "no data today", "training: algorithm.py, line 3: sys.exit('no data today')"
+    ]  # fmt: skip
+
+
+def test_train_may_end_the_program_well(training: Training) -> None:
+    done = training.run(algorithm="import sys\ndef train():\n    sys.exit()")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("algorithm", {"algorithm": "def train(): pass\nraise SystemExit"}),
+        (
+            "preprocessing",
+            {"preprocessing": "import sys\ndef prepare(): sys.exit(0)", "algorithm": "def train(): pass"},
+        ),
+    ],
+)
+def test_a_program_that_ends_before_it_has_trained_has_failed(
+    training: Training, name: str, modules: dict[str, str]
+) -> None:
+    done = training.run(**modules)
+    assert done.returncode == 1
+    assert last_line(done) == f"training: {name}.py, line 2: the program ended itself before `train` was called"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        ("async def train(): pass", "algorithm.train is `async`; define it with `def` alone"),
+        ("def train():\n    yield 1", "algorithm.train has a `yield`, so that calling it does nothing"),
+    ],
+)
+def test_a_function_that_only_promises_to_train_has_failed(training: Training, algorithm: str, said: str) -> None:
+    done = training.run(algorithm=algorithm)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [f"training: {said}"]
+
+
+def test_what_train_measures_may_be_arrays_and_no_numbers(training: Training) -> None:
+    done = training.run(
+        algorithm="import numpy as np\ndef train():\n"
+        "    return {'a': np.float32(0.5), 'table': np.eye(2), 'loss': float('nan'), 'one': np.array([3])}"
+    )
+    assert done.returncode == 0, done.stderr
+    written = (training.outputs / "metrics.json").read_text()
+    kept = json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert kept == {"a": 0.5, "table": [[1, 0], [0, 1]], "loss": "NaN", "one": [3]}
+    assert done.stdout.splitlines() == ["::metric a=0.5", "::metric loss=nan"]
 
 
 def tf_config(kind: str, index: int) -> str:
