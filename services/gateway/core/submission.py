@@ -88,11 +88,16 @@ def _recorded_bytes(spec: JobSpec) -> int:
     return len(mapping.without_items(spec).model_dump_json(exclude_defaults=True))
 
 
-def digest(spec: JobSpec, source_sha256: str | None) -> str:
-    """Return the SHA-256 (hex) of the spec's canonical JSON without its key. The source counts by its bytes."""
+def digest(spec: JobSpec, source_sha256: str | None, request: str = "") -> str:
+    """Return the SHA-256 (hex) of the spec's canonical JSON without its key. The source counts by its bytes.
+
+    What names the *request* counts too where the id alone does not: of two that want one name, one has asked for it.
+    """
     plain = spec.model_dump(mode="json", exclude_defaults=True, exclude={"idempotency_key"})
     if source_sha256 is not None:
         plain["source"] = f"sha256:{source_sha256}"
+    if request:
+        plain["idempotency_key"] = request
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -26,6 +26,8 @@ Key = Annotated[str | None, Header(description="Makes the request safe to repeat
 #: Of a request, what is not for the program: who asks, and what was for this gateway.
 _OURS = frozenset({"authorization", "cookie", "x-forwarded-for", "x-forwarded-proto", "forwarded"})
 _BODY_BYTES_MAX = 256 * 1024
+#: Of bodies for which the place is all that they need: a connection holds as much before anything is read.
+_SMALL_BYTES = 64 * 1024
 _IMAGE: dict[str, Any] = {
     "multipart/form-data": {
         "schema": {
@@ -176,7 +178,8 @@ async def _room(request: Request, gateway: Gateway, owner_id: str) -> AsyncGener
         size = min(int(declared), bytes_max)
     else:
         size = bytes_max if "transfer-encoding" in request.headers else 0
-    async with gateway.serve_places.taken(owner_id), gateway.serve_bodies.taken(owner_id, size):
+    large = size if size > _SMALL_BYTES else 0
+    async with gateway.serve_places.taken(owner_id), gateway.serve_bodies.taken(owner_id, large):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -9,14 +10,14 @@ from services.gateway.adapters.replica import Answer, Wish
 from services.gateway.core import access, deployments, problems
 from services.gateway.core.access import Action
 from services.gateway.core.deployments import DeploymentChanges, DeploymentDocument, DeploymentPage, NewDeployment
-from services.gateway.shell import models, submission
+from services.gateway.shell import models, replica_failure, submission
 from services.gateway.shell.gateway import Gateway
 from shared.bus import Record
 from shared.channels import JOB_LIST, SERVICE_UPDATED
 from shared.clock import utc_now
 from shared.errors import NotFound, WherryError
 from shared.events import ServiceUpdated
-from shared.ids import TOKEN, keyed_id
+from shared.ids import TOKEN, keyed_id, new_id
 from shared.job import Job
 from shared.requests.accounts import Principal
 from shared.requests.jobs import JobListQuery
@@ -26,6 +27,8 @@ from shared.states import JOB_TERMINAL, JobState
 _WHAT = "such deployment"
 _ID_CHARS = 26
 _NAMES_MAX = 10_000
+#: Of one name: those that are looked at, and how often others may be first until it counts as taken.
+_NAMESAKES_MAX, _CLAIMS_MAX = 20, 5
 _ACTIVE = tuple(sorted(set(JobState) - JOB_TERMINAL))
 
 
@@ -39,21 +42,26 @@ async def create(gateway: Gateway, principal: Principal, body: bytes, key: str |
         wish = NewDeployment.model_validate_json(body)
     except ValidationError as error:
         raise problems.from_validation(error, NewDeployment) from None
-    taken = await _named(gateway, principal, wish.name)
-    if taken is not None and (not key or taken.id != keyed_id("j", gateway.key, principal.user_id, key)):
-        raise WherryError("name_taken", f"You have a deployment {wish.name!r} already.")
     return await make(gateway, principal, wish, key)
 
 
 async def make(gateway: Gateway, principal: Principal, wish: NewDeployment, key: str | None) -> str:
-    """Record the job of a deployment and return its id.
+    """Record the job of a deployment and return its id. A repeat under the same key returns the first one's.
 
     Raises:
-        WherryError: as `submission.submit`.
+        WherryError: ``name_taken``; as `submission.submit`.
     """
     image = await _default_image(gateway, wish.model)
     spec = _checked(lambda: deployments.spec_of(wish, image))
-    return await submission.submit(gateway, principal, spec, len(spec.model_dump_json(exclude_defaults=True)), key)
+    size = len(spec.model_dump_json(exclude_defaults=True))
+    claim = partial(_claim, gateway, principal, wish.name)
+    for _ in range(_CLAIMS_MAX):
+        try:
+            return await submission.submit(gateway, principal, spec, size, key, claim=claim)
+        except WherryError as error:
+            if error.code != "idempotency_conflict":  # that is: somebody else was first
+                raise
+    raise _taken(wish.name)
 
 
 async def find(gateway: Gateway, principal: Principal, ref: str, action: Action = Action.SEE) -> Job:
@@ -99,8 +107,10 @@ async def fresh(
     Raises:
         NotFound: there is none, or it is not for the caller.
     """
-    job = await find(gateway, principal, ref, action)
-    return deployments.document((await gateway.job(principal, job.id, action)).job, link)
+    found = await find(gateway, principal, ref, action)
+    job = (await gateway.job(principal, found.id, action)).job
+    shown = deployments.document(job, link)
+    return shown.model_copy(update={"last_failure": await replica_failure.last(gateway, job)})
 
 
 async def change(gateway: Gateway, principal: Principal, ref: str, changes: DeploymentChanges) -> Job:
@@ -143,7 +153,12 @@ async def ask(gateway: Gateway, principal: Principal, job: Job, wish: Wish) -> A
     Raises:
         WherryError: as `serving.Serving.ask`.
     """
-    return await gateway.serving.ask(job.id, wish, by=principal.user_id)
+    try:
+        return await gateway.serving.ask(job.id, wish, by=principal.user_id)
+    except WherryError as error:
+        if error.code != "unavailable":
+            raise
+        raise await replica_failure.explained(gateway, job.id, error) from None
 
 
 async def _changeable(gateway: Gateway, principal: Principal, ref: str) -> Job:
@@ -172,11 +187,29 @@ async def _by_name(gateway: Gateway, principal: Principal, name: str) -> Job:
     return job
 
 
+async def _claim(gateway: Gateway, principal: Principal, name: str, request: str) -> str:
+    """Return the id that a new deployment called *name* has: it follows from the one that had the name before.
+
+    So two requests at the same moment, at whichever gateways, have the same id in mind, and one of them is recorded.
+
+    Raises:
+        WherryError: ``name_taken``.
+    """
+    query = JobListQuery(owner_id=principal.user_id, view="deployment", name=name, limit=_NAMESAKES_MAX)
+    found = [view.job for view in (await gateway.ask(JOB_LIST, query)).jobs]
+    if (same := next((job.id for job in found if job.spec_digest == request), None)) is not None:
+        return same
+    if any(not job.is_terminal and job.cancel_requested_at is None for job in found):
+        raise _taken(name)
+    before = [job.id for job in found] or [""]
+    following = (keyed_id("j", gateway.key, principal.user_id, "deployment", name, one) for one in before)
+    return next((job_id for job_id in following if job_id not in before), new_id("j"))
+
+
 async def _named(gateway: Gateway, principal: Principal, name: str) -> Job | None:
     query = JobListQuery(owner_id=principal.user_id, states=_ACTIVE, view="deployment", name=name, limit=10)
     page = await gateway.ask(JOB_LIST, query)
-    # The oldest, should two gateways have made one at the same moment.
-    return next((view.job for view in reversed(page.jobs) if view.job.cancel_requested_at is None), None)
+    return next((view.job for view in page.jobs if view.job.cancel_requested_at is None), None)
 
 
 async def _default_image(gateway: Gateway, model: str | None) -> str | None:
@@ -184,6 +217,10 @@ async def _default_image(gateway: Gateway, model: str | None) -> str | None:
     if model is not None and (await models.find(gateway, model))[1].image is not None:
         return None
     return gateway.settings.serving_image
+
+
+def _taken(name: str) -> WherryError:
+    return WherryError("name_taken", f"You have a deployment {name!r} already.")
 
 
 def _checked(make_spec: Callable[[], JobSpec]) -> JobSpec:

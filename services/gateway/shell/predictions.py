@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from services.gateway.adapters.form import parts
 from services.gateway.adapters.replica import Wish
 from services.gateway.core import deployments, predictions, problems
+from services.gateway.core.deployments import NewDeployment
 from services.gateway.core.predictions import PredictDocument, PredictOrder, QuickPredict, Size
 from services.gateway.shell import deployments as shell
 from services.gateway.shell.gateway import Gateway
@@ -97,8 +98,17 @@ async def quick(gateway: Gateway, principal: Principal, order: QuickPredict, ima
     try:
         job = await shell.find(gateway, principal, wish.name)
     except NotFound:
-        job = await gateway.serving.job(await shell.make(gateway, principal, wish, None))
+        job = await _made(gateway, principal, wish)
     return await predict(gateway, principal, job, order, image)
+
+
+async def _made(gateway: Gateway, principal: Principal, wish: NewDeployment) -> Job:
+    try:
+        return await gateway.serving.job(await shell.make(gateway, principal, wish, None))
+    except WherryError as error:
+        if error.code != "name_taken":  # that is: somebody has asked for the same at the same moment
+            raise
+    return await shell.find(gateway, principal, wish.name)
 
 
 async def form(

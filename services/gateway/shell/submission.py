@@ -1,7 +1,7 @@
 """Handing jobs in, asking for them to stop, and running them once more."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -29,6 +29,9 @@ from shared.requests.jobs import JobQuery
 from shared.spec import JobSpec
 from shared.states import JobState
 
+#: Gives the id of a new job, told the digest of the request for it.
+Claim = Callable[[str], Awaitable[str]]
+
 
 def parse_spec(body: bytes | str) -> JobSpec:
     """Return the job spec that *body* is.
@@ -44,7 +47,7 @@ def parse_spec(body: bytes | str) -> JobSpec:
 
 async def submit(
     gateway: Gateway, principal: Principal, spec: JobSpec, size: int, key_header: str | None,
-    uploaded: Artifact | None = None, inputs: Inputs | None = None,
+    uploaded: Artifact | None = None, inputs: Inputs | None = None, claim: Claim | None = None,
 ) -> str:  # fmt: skip
     """Record a new job and return its id; a repeat under the same key returns the first one's.
 
@@ -56,17 +59,24 @@ async def submit(
         key_header: the Idempotency-Key header.
         uploaded: the source that came with the spec.
         inputs: who looks inputs up, for all jobs of one request.
+        claim: gives the id, where only one job may have what this one is to have.
 
     Raises:
-        WherryError: see `services.gateway.core.submission`; ``unavailable``: not recorded in time.
+        WherryError: see `services.gateway.core.submission`; ``unavailable``: not recorded in time;
+            ``idempotency_conflict``: another request has recorded another job under this id.
     """
     key = submission.effective_key(key_header, spec)
     recorded, source = await check(gateway, principal, spec, size, uploaded, inputs)
     items = await mapping.of_spec(gateway, principal, spec, recorded)
     # Only a repeat under a key is ever compared: a random id that is there already is this very request's. It counts as
     # it was sent: a dataset's next version makes no other request of it.
-    digest = submission.digest(spec, source.blob.sha256 if source else None) if key else ""
-    job_id = keyed_id("j", gateway.key, principal.user_id, key) if key else new_id("j")
+    source_sha256 = source.blob.sha256 if source else None
+    if claim is not None:
+        digest = submission.digest(spec, source_sha256, key or new_id("r"))
+        job_id = await claim(digest)
+    else:
+        digest = submission.digest(spec, source_sha256) if key else ""
+        job_id = keyed_id("j", gateway.key, principal.user_id, key) if key else new_id("j")
     try:
         async with gateway.waiting.place(principal):
             secrets = submission.secrets_given(spec)
