@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from services.node_agent.adapters import host_psutil
 from services.node_agent.adapters.docker_endpoint import endpoints
-from services.node_agent.adapters.docker_engine import DockerRuntime
+from services.node_agent.adapters.docker_runtime import DockerRuntime
 from services.node_agent.adapters.gpu_nvml import NvmlGpus
 from services.node_agent.adapters.journal import Journal
 from services.node_agent.adapters.processes import INHERITED, ProcessRuntime

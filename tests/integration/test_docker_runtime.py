@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from services.node_agent.adapters.docker_endpoint import Endpoint, endpoints
-from services.node_agent.adapters.docker_engine import DockerRuntime
+from services.node_agent.adapters.docker_runtime import DockerRuntime
 from services.node_agent.core.container import Key, Place
 from services.node_agent.core.ending import Outcome
 from services.node_agent.ports import Chunk
@@ -248,7 +248,7 @@ async def test_removals_at_the_same_time_are_in_nobody_s_way(runtime: DockerRunt
 async def test_lines_that_the_engine_leaves_out_when_following_are_read_from_its_log(
     runtime: DockerRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    api = runtime._api()
+    api = runtime._engine.api()
     get = api.get
 
     def gives_up(url: str, **more: Any) -> Any:

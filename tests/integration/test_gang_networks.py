@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from services.node_agent.adapters.docker_endpoint import endpoints
-from services.node_agent.adapters.docker_engine import DockerRuntime
+from services.node_agent.adapters.docker_runtime import DockerRuntime
 from services.node_agent.adapters.processes import ProcessRuntime
 from services.node_agent.core import wiring
 from services.node_agent.core.container import Key, Place

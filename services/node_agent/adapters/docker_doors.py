@@ -1,13 +1,13 @@
 """Doors of containers: relays beside them, made, revived and removed through the engine."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from services.node_agent.adapters import relay_program
+from services.node_agent.adapters.docker_engine import Engine
 from services.node_agent.adapters.docker_relay import RelayDoor
 from services.node_agent.core import container, door
 from services.node_agent.core.container import Key, Place
@@ -20,28 +20,11 @@ _ATTACH_IN, _ATTACH_OUT = {"stream": 1, "stdin": 1}, {"stream": 1, "stdout": 1, 
 _log = observe.logger("relay")
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """What is needed of the engine's client.
-
-    Attributes:
-        api: the client; raises `Unavailable` where there is none.
-        call: runs something in a thread, and raises its errors as our own.
-        long_call: the same for what moves bytes.
-        create: makes a container, in the place of one of that name; gives its id.
-    """
-
-    api: Callable[[], Any]  # docker's; one module knows it
-    call: Callable[[Callable[[], Any]], Awaitable[Any]]
-    long_call: Callable[[Callable[[], Any]], Awaitable[Any]]
-    create: Callable[[dict[str, Any], str], Awaitable[str]]
-
-
 class DockerDoors:
     """The doors of one agent's containers.
 
     Args:
-        engine: its client.
+        engine: theirs.
         place: names and labels.
         image: what relays are made of: any with python3.
     """
@@ -124,10 +107,9 @@ class DockerDoors:
         return found["State"]["Status"] == "running"
 
     def _put(self, name: str, pieces: Iterator[bytes]) -> None:
-        api = self._engine.api()
-        url = f"{api.base_url}/v{api.api_version}/containers/{name}/archive"
+        api: Any = self._engine.api()
         where = {"path": container.OUTPUTS, "noOverwriteDirNonDir": "1"}
-        with closing(api.put(url, params=where, data=pieces)) as response:
+        with closing(api.put(api.url(f"containers/{name}/archive"), params=where, data=pieces)) as response:
             if "cannot overwrite" in response.text:
                 raise WherryError("conflict", door.OCCUPIED)
             if response.status_code == 404:

@@ -1,11 +1,12 @@
 """The networks of connected gangs on one engine: made by whoever comes first, removed by whoever leaves last."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from services.node_agent.adapters.docker_engine import Engine
 from services.node_agent.core import wiring
 from services.node_agent.core.container import Key, Place
 from shared.errors import NotFound, WherryError
@@ -16,15 +17,13 @@ class GangBridges:
     """Several agents may use one engine, and any of them may come first: what is on the engine counts.
 
     Args:
+        engine: the one.
         place: labels.
-        api: gives the engine's client; raises ``unavailable`` where it does not answer.
-        call: makes a call of it in a thread, and raises what goes wrong as our own errors.
     """
 
-    def __init__(self, place: Place, api: Callable[[], Any], call: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, engine: Engine, place: Place) -> None:
+        self._engine = engine
         self._place = place
-        self._api = api
-        self._call = call
         self._known: dict[Key, str | None] = {}  # the network of each attempt that was staged by this process
         self._making = asyncio.Lock()
 
@@ -39,7 +38,8 @@ class GangBridges:
         """Return whether a start may be tried again: the last to leave removed the network before this one came."""
         if "network" not in error.message or not any(word in error.message for word in ("not found", "ambiguous")):
             return False
-        labels = (await self._call(partial(self._api().inspect_container, handle)))["Config"]["Labels"] or {}
+        found = await self._engine.call(partial(self._engine.api().inspect_container, handle))
+        labels = found["Config"]["Labels"] or {}
         name = labels.get(wiring.LABEL)
         if name is None:
             return False
@@ -51,11 +51,11 @@ class GangBridges:
         if key in self._known:
             return self._known[key]
         with suppress(NotFound):
-            found = await self._call(partial(self._api().inspect_container, container))
+            found = await self._engine.call(partial(self._engine.api().inspect_container, container))
             if name := (found["Config"]["Labels"] or {}).get(wiring.LABEL):
                 return str(name)
         labels = [f"wherry.job={key.job_id}", f"wherry.attempt={key.attempt}", wiring.LABEL]
-        left = await self._call(partial(self._api().networks, filters={"label": labels}))
+        left = await self._engine.call(partial(self._engine.api().networks, filters={"label": labels}))
         return left[0]["Name"] if left else None
 
     async def leave(self, key: Key, name: str | None) -> None:
@@ -79,7 +79,7 @@ class GangBridges:
             found = await self._named(name)
             if not found:
                 try:
-                    await self._call(partial(self._api().create_network, **wiring.network(name, labels)))
+                    await self._engine.call(partial(self._engine.api().create_network, **wiring.network(name, labels)))
                 except WherryError as error:
                     if "already exists" not in error.message:
                         raise
@@ -90,17 +90,17 @@ class GangBridges:
                 await self._remove(one)
 
     async def _named(self, name: str) -> list[dict[str, Any]]:
-        found = await self._call(partial(self._api().networks, names=[name]))
+        found = await self._engine.call(partial(self._engine.api().networks, names=[name]))
         same = (one for one in found if one["Name"] == name)  # the engine's filter takes parts of names
         return sorted(same, key=lambda one: (one["Created"], one["Id"]))
 
     async def _users(self, name: str) -> list[Any]:
         filters = {"label": f"{wiring.LABEL}={name}"}
-        return await self._call(partial(self._api().containers, all=True, filters=filters))
+        return await self._engine.call(partial(self._engine.api().containers, all=True, filters=filters))
 
     async def _remove(self, network: Mapping[str, Any]) -> None:
         try:
-            await self._call(partial(self._api().remove_network, network["Id"]))
+            await self._engine.call(partial(self._engine.api().remove_network, network["Id"]))
         except NotFound:
             return
         except WherryError as error:

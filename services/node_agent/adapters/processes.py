@@ -356,6 +356,7 @@ def _environment(folder: Path, order: Order) -> dict[str, str]:
         "WHERRY_PARAMS": str(folder / "run" / "params.json"),
         "WHERRY_JOB_ID": order.job_id,
         "WHERRY_ATTEMPT": str(order.attempt),
+        "WHERRY_CPUS": f"{order.spec.resources.cpus:g}",
         "HOME": str(folder / "workspace"),
         "TMPDIR": str(folder / "tmp"),
         "XDG_CACHE_HOME": str(folder / "tmp"),
