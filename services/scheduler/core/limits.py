@@ -79,6 +79,7 @@ class Limits:
     items_ahead_max: int = 32
     worker_worth_s: float = 1.0  # work for which another worker is started
     worker_idle_s: float = 30.0  # a worker without items is kept so long, for more may come
+    worker_idle_crowded_s: float = 2.0  # the same while others wait for room
     worker_close_s: float = 60.0  # one that is to end by itself has done so
     worker_backoff_s: float = 1.0  # after a worker has failed; doubles with each in a row
     worker_backoff_max_s: float = 300.0

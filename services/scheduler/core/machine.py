@@ -460,7 +460,9 @@ class _Turn:
 
     def share_items(self) -> None:
         """Give items to workers, as far as that is believed which they are shared out by."""
-        for job_id in self.to_share & self.state.books.keys():
+        to_share = self.to_share & self.state.books.keys()
+        is_crowded = bool(to_share and self.state.line.full.firsts())
+        for job_id in to_share:
             if job_id in self.items and self.items[job_id].items:
                 continue  # once those are believed
             workers = {one: self.state.jobs[one].job for one in self.state.gangs.members(job_id)}
@@ -468,7 +470,9 @@ class _Turn:
             has = self._begun(mapping.strangers(book, workers.values()))
             if has is None:
                 continue
-            for worker_id in mapping.share(job, book, workers, has, self._is_leaving, self.now, self.state.limits):
+            now, limits = self.now, self.state.limits
+            shared = mapping.share(job, book, workers, has, self._is_leaving, now, limits, is_crowded=is_crowded)
+            for worker_id in shared:
                 if worker_id in workers:
                     self.fetch.add(workers[worker_id].attempts[-1].node)
 

@@ -415,6 +415,8 @@ def share(
     is_leaving: Callable[[str], bool],
     now: Now,
     limits: Limits,
+    *,
+    is_crowded: bool = False,
 ) -> set[str]:
     """Share the items out among a job's workers; return those that are to have others now, or are to end.
 
@@ -426,6 +428,7 @@ def share(
         is_leaving: whether a node is being drained: its workers end once they have done what they have.
         now: the time.
         limits: how much each worker has.
+        is_crowded: whether others wait for room, so that none is kept long for items that may come.
     """
     if clocks.is_unwanted(job, now.at):
         return set()
@@ -434,12 +437,13 @@ def share(
     ahead = {one.id: _share_of(one, book, count_each) for one in there if one.state in lifecycle.HOLDING}
     # What a worker that ends has answered is still to be told: the rest waits for that, but for who is idle.
     begun = [one.id for one in there if one.state in _AT_WORK]
+    idle_s = limits.worker_idle_crowded_s if is_crowded else limits.worker_idle_s
     changed = book.share(ahead, begun, now.mono, limits.items_hand_bytes_max, has)
     for one in there:
         hand = book.hand(one.id) if one.state is JobState.RUNNING else None
         if hand is not None and hand.closing_since is None:
             moves = is_leaving(one.attempts[-1].node)
-            if moves or _is_to_close(job, book, hand, now.mono, limits):
+            if moves or _is_to_close(job, book, hand, now.mono, idle_s):
                 hand.closing_since = now.mono
                 changed.add(one.id)
     return changed
@@ -459,12 +463,12 @@ def _share_of(worker: Job, book: Book, count_each: int) -> int:
     return count_each if worker.state is JobState.RUNNING else 1
 
 
-def _is_to_close(job: Job, book: Book, hand: Hand, mono: float, limits: Limits) -> bool:
+def _is_to_close(job: Job, book: Book, hand: Hand, mono: float, idle_s: float) -> bool:
     """Return whether a worker has had nothing to do for a while, or will have nothing any more."""
     if hand.empty_since is None or book.waiting:
         return False
     is_closed = job.items is not None and job.items.closed
-    return is_closed or mono - hand.empty_since >= limits.worker_idle_s
+    return is_closed or mono - hand.empty_since >= idle_s
 
 
 def _ahead(book: Book, limits: Limits) -> int:

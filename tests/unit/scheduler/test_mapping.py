@@ -233,6 +233,22 @@ def test_an_open_job_without_items_says_so_and_keeps_no_worker_for_long(maps) ->
     assert world.job.state is JobState.SUCCEEDED
 
 
+def test_a_worker_without_items_makes_room_for_others_that_wait_for_it(maps) -> None:
+    world = maps(nodes=1, map={"open": True}, resources={"cpus": 4})
+    world.add("a")
+    [worker] = world.start()
+    world.say(worker, "a")
+    world.tick(world.world.limits.worker_idle_crowded_s + 1)
+    assert world.assignment(worker).close is False
+    world.world.turn(world.world.create(world.make.job("other", resources={"cpus": 4})))
+    world.world.settle()
+    assert world.world.job("other").state is JobState.QUEUED
+    world.tick(1)
+    assert world.assignment(worker).close is True
+    world.end(worker, AttemptState.SUCCEEDED)
+    assert world.world.job("other").state is JobState.PLACED
+
+
 def test_a_worker_that_was_told_to_end_is_given_nothing_more(maps) -> None:
     world = maps(map={"open": True})
     world.add("a")
