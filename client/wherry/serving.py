@@ -26,6 +26,16 @@ class Replica(models.Answer):
     state: str
 
 
+class ReplicaFailure(models.Answer):
+    """A replica that has failed: a job of its own, and why, with what its program said last."""
+
+    job_id: str
+    revision: int = 0
+    reason: str = ""
+    message: str = ""
+    ended_at: datetime | None = None
+
+
 class Deployment(models.Answer):
     """A deployment and how it is; its id is that of its job. An answer to a request has its status alone."""
 
@@ -46,6 +56,7 @@ class Deployment(models.Answer):
     pending: tuple[models.Pending, ...] = ()
     error: models.Failure | None = None
     remarks: tuple[str, ...] = ()
+    last_failure: ReplicaFailure | None = None
     predict_url: str = ""
     inference_url: str = ""
 

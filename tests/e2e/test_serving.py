@@ -237,6 +237,9 @@ def test_a_zip_without_a_model_is_told_so(stack: Stack, gone: Callable[[str], st
     replica = until(ended, "a replica has failed", 90)[0]
     assert (replica["error"]["reason"], replica["attempts"][-1]["exit_code"]) == ("exit_code", 3)
     assert b"there is no model" in stack.output(replica["id"] if "id" in replica else replica["job_id"], "_stderr.txt")
+    failure = shown(stack, deployment)["last_failure"]
+    assert failure["reason"] == "exit_code"
+    assert "there is no model: no model.json in /workspace" in failure["message"]
 
 
 @pytest.mark.slow

@@ -21,6 +21,8 @@ Model = Annotated[
 ]
 EXIT_FAILED = 1
 _LOOK_S = 0.5
+#: Replicas that have failed one after the other when `deploy --wait` gives up.
+_FAILURES_MAX = 3
 
 
 def deploy(  # noqa: PLR0913 - each option of the command is one
@@ -54,13 +56,13 @@ def deploy(  # noqa: PLR0913 - each option of the command is one
     wish |= {field: value for field, value in given.items() if value is not None}
     with connect(patience_s=LONG_PATIENCE_S) as client:
         made = client.deploy(wish, path, key=key)
-        found = _until_running(client, made.deployment_id) if wait else made
+        found = until_running(client, made.deployment_id, output) if wait else made
     if output.json:
         output.document(found)
     else:
         output.out.print(found.deployment_id, markup=False)
         output.note(f"{found.status}; ask it with: wherry predict {plain(found.name)} --image FILE")
-    if wait and found.status == "failed":
+    if wait and found.status in ("failed", "starting"):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -200,6 +202,7 @@ def facts(one: Deployment) -> Table:
         ("replicas", f"{one.running} of {one.replicas}"),
         *(("", f"{member.job_id} {member.state} on {member.node or '?'}") for member in one.members),
         ("remarks", "; ".join(one.remarks)),
+        ("failed", f"{failed.message} (wherry logs {failed.job_id})" if (failed := one.last_failure) else ""),
         ("predict", one.predict_url),
         ("inference", one.inference_url),
     ):
@@ -219,9 +222,19 @@ def answers(found: Predictions) -> Table:
     return made
 
 
-def _until_running(client: Any, deployment_id: str) -> Deployment:
+def until_running(client: Any, deployment_id: str, output: Output) -> Deployment:
+    """Return the deployment once it has started, or as it is when several replicas in a row have failed."""
+    failures: dict[str, None] = {}
     while True:
         found: Deployment = client.deployment(deployment_id)
         if found.status != "starting":
             return found
+        if (failed := found.last_failure) is not None and failed.job_id not in failures:
+            failures[failed.job_id] = None
+            output.note(f"replica {plain(failed.job_id)} has failed: {plain(failed.message)}")
+            if len(failures) >= _FAILURES_MAX:
+                output.note(
+                    f"it is tried on; once the model is right: wherry deployments update {plain(found.name)} MODEL"
+                )
+                return found
         time.sleep(_LOOK_S)

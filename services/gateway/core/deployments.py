@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StringConstraints
 
 from services.gateway.core import translate, views
+from services.gateway.core.replica_failure import ReplicaFailure
 from shared.job import Job
 from shared.model import Frozen
 from shared.spec import (
@@ -134,6 +135,7 @@ class DeploymentDocument(BaseModel):
     pending: list[views.PendingView]  # why a replica waits
     error: views.FailureView | None
     remarks: list[str]
+    last_failure: ReplicaFailure | None = None  # the last replica that has failed, and why; not in lists
     predict_url: str
     inference_url: str  # of the Open Inference Protocol
 
