@@ -18,6 +18,8 @@ from shared.states import ItemState, JobState
 #: What a worker of a workload gets, and how long one image may take.
 RESOURCES = Resources.model_validate({"cpus": 1, "memory": "1GiB", "disk": "512MiB"})
 IMAGE_TIMEOUT_S = 300.0
+#: How often an image is tried: one whose container ended on it may have had no part in that.
+TRIES = 2
 #: Bytes at the start of a file by which it is known.
 HEAD_BYTES = 32
 
@@ -145,7 +147,9 @@ def spec(name: str, filter_: str, program: Program, parallelism: int) -> JobSpec
     return JobSpec.model_validate(
         {
             "name": name, "kind": "map", "view": "workload", "params": {"filter": filter_}, "resources": RESOURCES,
-            "map": Map(open=True, warm=True, parallelism=parallelism, item_timeout=IMAGE_TIMEOUT_S), **how,
+            "map": Map(
+                open=True, warm=True, parallelism=parallelism, item_attempts=TRIES, item_timeout=IMAGE_TIMEOUT_S
+            ), **how,
         }
     )  # fmt: skip
 

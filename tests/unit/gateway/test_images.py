@@ -87,6 +87,8 @@ def test_an_unknown_filter_is_refused_with_those_that_there_are():
 def test_a_workload_is_an_open_job_of_warm_workers_whatever_filters():
     by_process = images.spec("w", "blur", images.Program(command=("python3", "x"), env={"A": "b"}), 2)
     for spec in (workload().spec, by_process):
+        assert spec.map is not None
+        assert spec.map.item_attempts == 2  # the container that ended on an image is not its fault
         assert spec.view == "workload"
         assert spec.map is not None
         assert (spec.map.open, spec.map.warm, spec.params) == (True, True, {"filter": "blur"})
