@@ -11,12 +11,14 @@ cluster: who the others are (a `Cluster`); None where the training is not distri
 
 A parameter server runs `algorithm.serve` where there is one, and no `prepare`; else it does what a worker does. Where
 there is a chief, so does each worker: the chief alone trains.
-What `train` returns, where it is a dict, is written to `metrics.json`; its numbers are also printed as metrics.
+What `train` returns, where it is a dict, is written to `metrics.json`; its numbers are also printed as metrics,
+and of lists of numbers (Keras' history has such) each as that of a step.
 """
 
 import importlib
 import inspect
 import json
+import math
 import os
 import sys
 import traceback
@@ -28,6 +30,8 @@ from typing import Any, Callable, Dict, Generator, List, Mapping, Optional, Tupl
 
 #: How the last line of an error begins; the server shows what comes after it.
 MARK = "training: "
+#: By these NumPy, PyTorch and TensorFlow are told how many threads compute.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
 
 
 class ContractError(Exception):
@@ -150,9 +154,13 @@ def _keep(result: Any, outputs: Path) -> None:
     if not isinstance(result, dict):
         return
     metrics = {str(name): _plain(value) for name, value in result.items()}
-    for name, value in metrics.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            print(f"::metric {name}={value}", flush=True)  # noqa: T201 - for whoever watches
+    for (name, value), given in zip(metrics.items(), result.values()):  # noqa: B905 - old images too
+        if _is_number(value):
+            print(f"::metric {name}={value}")  # noqa: T201 - for whoever watches
+        elif isinstance(given, list) and all(map(_is_number, value)):  # of arrays nobody knows what they are
+            for step, one in enumerate(value, 1):
+                print(f"::metric {name}={one} step={step}")  # noqa: T201
+    sys.stdout.flush()
     file = outputs / "metrics.json"
     if not file.exists():
         sound = json.loads(json.dumps(metrics, default=str), parse_constant=str)  # JSON has no NaN: it becomes text
@@ -163,7 +171,24 @@ def _plain(value: Any) -> Any:
     """Return what a library measures in, its numbers and arrays, as Python's own."""
     if hasattr(value, "numpy") and not hasattr(value, "tolist"):  # TensorFlow's
         value = value.numpy()
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def threads(environ: Mapping[str, str]) -> Dict[str, str]:  # noqa: UP006
+    """Return what *environ* lacks for libraries to compute in as many threads as there are CPUs for this program.
+
+    Else they take as many as the machine has, and are in each other's way.
+    """
+    cpus = environ.get("WHERRY_CPUS")
+    if not cpus:
+        return {}
+    return {name: str(max(1, math.ceil(float(cpus)))) for name in THREADS if name not in environ}
 
 
 def explain(error: BaseException, folder: Path) -> str:
@@ -202,6 +227,7 @@ def _told(ended: SystemExit, folder: Path) -> int:
 def main() -> int:
     """Run, and tell of an error as its writer reads it best: the traceback of their own files, then one line."""
     folder = Path(__file__).resolve().parent
+    os.environ.update(threads(os.environ))
     try:
         run(os.environ)
     except SystemExit as ended:

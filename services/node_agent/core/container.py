@@ -183,6 +183,7 @@ def environment(order: Order) -> dict[str, str]:
         "WHERRY_PARAMS": PARAMS,
         "WHERRY_JOB_ID": order.job_id,
         "WHERRY_ATTEMPT": str(order.attempt),
+        "WHERRY_CPUS": f"{order.spec.resources.cpus:g}",
         "HOME": WORKSPACE,
         "XDG_CACHE_HOME": "/tmp",  # noqa: S108 - the container's own
         "PYTHONUNBUFFERED": "1",  # else Python's lines arrive in blocks of 8 KiB

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -18,10 +19,15 @@ _TEXT_MAX = LOG_LINE_BYTES_MAX - len(CUT_MARK.encode())
 _PROGRESS = re.compile(r"^::progress\s+(\d{0,30}\.?\d{1,30}(?:[eE][-+]?\d{1,4})?)(%?)\s*(?:::(.*))?$")
 _METRIC = re.compile(r"^::metric\s+(\S.*)$")
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_./:@-]{0,99}$")
+#: After a bar that tqdm draws below another it goes back up: it is of a part, and the other one of the whole.
+_UP = b"\x1b[A"
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 #: tqdm: a percentage and a bar, of blocks or in ASCII; a column of a table has neither.
 _PERCENT_BAR = re.compile(r"(?:^|[\s:])(\d{1,3})%\|(?=[█▉▊▋▌▍▎▏]|[#\d]*\s*\|\s*[\d.]+[kMGTP]?/[\d.?]+)")
-_COUNT_BAR = re.compile(r"^\s*(\d{1,18})/(\d{1,18})\s+(?:\[=*>?\.*\](?<=[=>.]\])|[━╸╺]+)")  # Keras 2 and 3
+#: Keras 2 and 3, and their line without a bar (`verbose=2`).
+_COUNT_BAR = re.compile(r"^\s*(\d{1,18})/(\d{1,18})\s+(?:\[=*>?\.*\](?<=[=>.]\])|[━╸╺]+|- \d{1,9}m?s - )")
+_EPOCH = re.compile(rb"^Epoch (\d{1,9})/(\d{1,9})\r?$")  # Keras: what its next bars are a part of
+_EPOCH_LINES = re.compile(rb"^Epoch \d{1,9}/\d{1,9}\r?$", re.MULTILINE)
 _METRIC_LINES = re.compile(rb"^::metric [^\n]*", re.MULTILINE)
 _PROGRESS_LINES = re.compile(rb"^::progress [^\n]*", re.MULTILINE)
 _ITEM = re.compile(r"^::item\s+(i[a-z2-7]{25})\s+(?:(ok)|failed(?:\s+(.*))?)$")
@@ -63,6 +69,32 @@ class _Pending:
 
 
 @dataclass(slots=True)
+class _Epochs:
+    """How far Keras is: epochs that are over, of how many; it draws a bar for each epoch."""
+
+    over: int = 0
+    count: int = 1
+
+    def begin(self, line: bytes) -> bool:
+        """Take in a line, if it says which epoch begins; return whether it does."""
+        match = _EPOCH.match(line)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            return False
+        self.over, self.count = int(match[1]) - 1, int(match[2])
+        return True
+
+    def whole(self, fraction: float) -> float:
+        """Return how much of all epochs is done when *fraction* of this one is.
+
+        Once the last has ended, another bar stands for itself: it is that of an evaluation.
+        """
+        done = (self.over + fraction) / self.count
+        if done >= 1:
+            self.over, self.count = 0, 1
+        return done
+
+
+@dataclass(slots=True)
 class OutputParser:
     """Turns chunks of the two streams of an attempt into numbered lines, progress and metrics.
 
@@ -75,6 +107,7 @@ class OutputParser:
     next_number: int = 1
     pending: dict[str, _Pending] = field(default_factory=lambda: {"o": _Pending(), "e": _Pending()})
     is_worker: bool = False
+    epochs: _Epochs = field(default_factory=_Epochs)
 
     def skim(self, stream: str, at: datetime, chunk: bytes, last: int) -> Parsed:
         """Take in bytes as `feed` does, but give only the lines among the *last* bytes, at little cost.
@@ -88,12 +121,16 @@ class OutputParser:
         opening = self.feed(stream, at, chunk[:start])
         skipped = chunk[start : end + 1]
         self.next_number += skipped.count(b"\n")
-        found = _Found(at, progress=opening.progress, metrics=list(opening.metrics), answers=list(opening.answers))
+        found = _Found(
+            at, self.epochs, progress=opening.progress, metrics=list(opening.metrics), answers=list(opening.answers)
+        )
         if b"::" in skipped:
             for line in (*_METRIC_LINES.findall(skipped), *_PROGRESS_LINES.findall(skipped)[-1:]):
                 found.signal(line)
             for line in _ITEM_LINES.findall(skipped) if self._may_answer(stream) else ():
                 self.next_number -= found.answer(line)
+        for line in _EPOCH_LINES.findall(skipped)[-1:] if b"Epoch " in skipped else ():
+            self.epochs.begin(line)
         rest = self.feed(stream, at, chunk[end + 1 :])
         return Parsed(
             rest.lines, rest.progress or found.progress, (*found.metrics, *rest.metrics),
@@ -104,7 +141,7 @@ class OutputParser:
         """Take in bytes of *stream* ("o" or "e") printed at *at*."""
         pending = self.pending[stream]
         pieces = chunk.split(b"\n")
-        found = _Found(at)
+        found = _Found(at, self.epochs)
         for piece in pieces[:-1]:
             self._extend(pending, piece, found)
             self._end_line(stream, pending, found)
@@ -114,7 +151,7 @@ class OutputParser:
 
     def finish(self, at: datetime) -> Parsed:
         """Return what the last lines say, which had no line end."""
-        found = _Found(at)
+        found = _Found(at, self.epochs)
         for stream, pending in self.pending.items():
             if pending.text:
                 self._end_line(stream, pending, found)
@@ -125,13 +162,14 @@ class OutputParser:
         return {
             "next_number": self.next_number,
             "pending": {name: [p.text.decode("latin-1"), p.is_cut, p.is_returned] for name, p in self.pending.items()},
+            "epochs": [self.epochs.over, self.epochs.count],
         }
 
     @classmethod
     def restored(cls, saved: dict[str, Any], *, is_worker: bool = False) -> "OutputParser":
         """Return a parser that goes on where *saved* stopped."""
         pending = {name: _Pending(text.encode("latin-1"), *flags) for name, (text, *flags) in saved["pending"].items()}
-        return cls(saved["next_number"], pending, is_worker)
+        return cls(saved["next_number"], pending, is_worker, _Epochs(*saved.get("epochs", ())))
 
     def _may_answer(self, stream: str) -> bool:
         return self.is_worker and stream == "o"
@@ -176,6 +214,7 @@ class OutputParser:
 @dataclass(slots=True)
 class _Found:
     at: datetime
+    epochs: _Epochs
     lines: list[LogLine] = field(default_factory=list[LogLine])
     progress: Progress | None = None
     metrics: list[MetricPoint] = field(default_factory=list[MetricPoint])
@@ -197,13 +236,13 @@ class _Found:
             text = raw.decode("utf-8", "replace").strip()
             self.progress = progress_in(text, self.at) or self.progress
             self.metrics.extend(metrics_in(text, self.at))
-        else:
+        elif not (raw.startswith(b"Epoch ") and self.epochs.begin(raw)):
             self.bar(raw)
 
     def bar(self, raw: bytes) -> None:
         """Look for progress in one drawing of a bar."""
-        if b"%|" in raw or b"/" in raw[:40]:
-            self.progress = bar_in(raw.decode("utf-8", "replace"), self.at) or self.progress
+        if (b"%|" in raw or b"/" in raw[:40]) and not raw.rstrip().endswith(_UP):
+            self.progress = bar_in(raw.decode("utf-8", "replace"), self.at, self.epochs.whole) or self.progress
 
 
 def progress_in(text: str, at: datetime) -> Progress | None:
@@ -241,13 +280,13 @@ def metrics_in(text: str, at: datetime) -> list[MetricPoint]:
     ]
 
 
-def bar_in(text: str, at: datetime) -> Progress | None:
-    """Read a bar as tqdm or Keras draws it."""
+def bar_in(text: str, at: datetime, whole: Callable[[float], float] = float) -> Progress | None:
+    """Read a bar as tqdm or Keras draws it; *whole* makes of the part of one of Keras' bars that of the whole."""
     text = _CONTROL.sub("", _ANSI.sub("", text))
     if match := _PERCENT_BAR.search(text):
         fraction = int(match[1]) / 100
     elif (match := _COUNT_BAR.match(text)) and int(match[2]):
-        fraction = int(match[1]) / int(match[2])
+        fraction = whole(min(int(match[1]) / int(match[2]), 1.0))
     else:
         return None
     return Progress(fraction=min(fraction, 1.0), message=text.strip()[:MESSAGE_CHARS_MAX], at=at)

@@ -214,6 +214,22 @@ def test_a_parameter_server_serves_and_prepares_nothing(training: Training) -> N
     ]  # fmt: skip
 
 
+def test_lists_of_numbers_are_metrics_of_steps(training: Training) -> None:
+    history = "{'loss': [0.5, 0.25], 'words': ['a', 'b'], 'accuracy': 0.75}"
+    done = training.run(algorithm=f"def train():\n    return {history}")
+    assert done.stdout.splitlines() == [
+        "::metric loss=0.5 step=1", "::metric loss=0.25 step=2", "::metric accuracy=0.75"
+    ]  # fmt: skip
+
+
+def test_libraries_compute_in_as_many_threads_as_the_training_has_cpus() -> None:
+    assert train.threads({"WHERRY_CPUS": "1.5", "OMP_NUM_THREADS": "7"}) == {
+        "OPENBLAS_NUM_THREADS": "2", "TF_NUM_INTRAOP_THREADS": "2"
+    }  # fmt: skip
+    assert set(train.threads({"WHERRY_CPUS": "0"}).values()) == {"1"}
+    assert train.threads({}) == {}
+
+
 def test_where_there_is_a_chief_workers_serve_and_it_alone_trains(training: Training) -> None:
     def told(kind: str) -> str:
         return json.dumps(json.loads(tf_config(kind, 0)) | {"cluster": CHIEFED})

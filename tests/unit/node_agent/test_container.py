@@ -43,8 +43,8 @@ def test_the_golden_container() -> None:
         "Cmd": [],
         "Env": [
             "WHERRY_WORKSPACE=/workspace", "WHERRY_INPUTS=/inputs", "WHERRY_OUTPUTS=/outputs",
-            "WHERRY_PARAMS=/run/wherry/params.json", "WHERRY_JOB_ID=j1", "WHERRY_ATTEMPT=2", "HOME=/own",
-            "XDG_CACHE_HOME=/tmp", "PYTHONUNBUFFERED=1", "A=1", "NVIDIA_VISIBLE_DEVICES=void",
+            "WHERRY_PARAMS=/run/wherry/params.json", "WHERRY_JOB_ID=j1", "WHERRY_ATTEMPT=2", "WHERRY_CPUS=0.5",
+            "HOME=/own", "XDG_CACHE_HOME=/tmp", "PYTHONUNBUFFERED=1", "A=1", "NVIDIA_VISIBLE_DEVICES=void",
         ],
         "WorkingDir": "/workspace",
         "User": "65534:65534",

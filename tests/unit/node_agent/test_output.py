@@ -1,5 +1,6 @@
 import itertools
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -167,3 +168,57 @@ def test_what_is_no_bar(text: str) -> None:
 
 def test_ordinary_output_says_nothing() -> None:
     assert OutputParser().feed("o", AT, b"") == Parsed()
+
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+def drawn(recorded: str, size: int) -> list[float]:
+    """Return the progress that is seen when what a library has printed comes in pieces of *size* bytes."""
+    raw, parser = (RECORDED / recorded).read_bytes(), OutputParser()
+    pieces = [parser.feed("e", AT, raw[start : start + size]).progress for start in range(0, len(raw), size)]
+    return [piece.fraction for piece in pieces if piece]
+
+
+@pytest.mark.parametrize("size", [1, 100, 4096])
+def test_bars_that_keras_has_drawn_for_three_epochs_are_the_progress_of_all(size: int) -> None:
+    found = drawn("keras-3.15.1.txt", size)
+    assert found == sorted(found)
+    assert found[-1] == 1
+    if size < 4096:  # in large pieces only the last of several drawings counts
+        assert any(0.34 < fraction < 0.66 for fraction in found)
+
+
+def test_of_bars_that_tqdm_has_drawn_one_below_another_the_upper_one_is_the_progress() -> None:
+    found = [fraction for fraction, _ in itertools.groupby(drawn("tqdm-4.70.1.txt", 1))]
+    assert found[:4] == [0, 0.5, 1, 0]  # the fourth is of another bar
+    assert found[-1] == 1
+
+
+def test_an_epoch_is_known_after_a_restart_and_past_a_flood() -> None:
+    first = OutputParser()
+    first.feed("o", AT, b"Epoch 3/4\n")
+    second = OutputParser.restored(first.saved())
+    progress = second.feed("o", AT, b"10/20 - 1s - 22ms/step - loss: 0.5\n").progress
+    assert progress
+    assert progress.fraction == 0.625
+    second.skim("o", AT, b"x\n" + b"Epoch 4/4\n" + b"flood\n" * 100, 6)
+    progress = second.feed("o", AT, b"10/20 - 1s - 22ms/step - loss: 0.5\n").progress
+    assert progress
+    assert progress.fraction == 0.875
+
+
+def test_after_the_last_epoch_a_bar_is_that_of_an_evaluation() -> None:
+    parser = OutputParser()
+    parser.feed("o", AT, b"Epoch 2/2\n20/20 [====]\n")
+    progress = parser.feed("o", AT, b"5/10 [==>..]\n").progress
+    assert progress
+    assert progress.fraction == 0.5
+
+
+@pytest.mark.parametrize("line", ["Epoch 5/4", "Epoch 0/4", "Epoch 1/0", "Epoch one/4", "Epoch 2/4: loss 3"])
+def test_what_names_no_epoch(line: str) -> None:
+    parser = OutputParser()
+    progress = parser.feed("o", AT, f"{line}\n1/2 [==>..]\n".encode()).progress
+    assert progress
+    assert progress.fraction == 0.5
