@@ -18,6 +18,7 @@ from services.gateway.adapters.edge import Edge, problem_answer
 from services.gateway.core import models as model_views
 from services.gateway.core import (
     problems,
+    refusals,
     tus,
     views_administration,
     views_datasets,
@@ -189,16 +190,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             "basic": {"type": "http", "scheme": "basic"},
         }
         document["security"] = [{"bearer": []}]
-        _describe_problems(document)
+        refusals.describe(document)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
         app.openapi_schema = document
     return app.openapi_schema
-
-
-def _describe_problems(document: dict[str, Any]) -> None:
-    content = {problems.MEDIA_TYPE: {"schema": {"$ref": _SCHEMAS.format(model="Problem")}}}
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            operation["responses"].pop("422", None)
-            operation["responses"]["default"] = {"description": "A problem document.", "content": content}
-    for unused in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(unused, None)

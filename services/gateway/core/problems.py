@@ -115,6 +115,24 @@ def problem(error: WherryError, request_id: str | None = None) -> Problem:
     )  # fmt: skip
 
 
+def status_of_code(code: str) -> int:
+    """Return the HTTP status of *code*.
+
+    Raises:
+        KeyError: no client may see such a code.
+    """
+    return _KNOWN[code][0]
+
+
+def title_of_code(code: str) -> str:
+    """Return in a few words what *code* says.
+
+    Raises:
+        KeyError: no client may see such a code.
+    """
+    return _KNOWN[code][1]
+
+
 def status_of(error: WherryError) -> int:
     """Return the HTTP status of *error*."""
     return _KNOWN.get(error.code, _KNOWN["internal"])[0]

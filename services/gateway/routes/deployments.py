@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel
 from yarl import URL
 
 from services.gateway.adapters.replica import Answer, Wish
@@ -40,6 +41,21 @@ _IMAGE: dict[str, Any] = {
         }
     }
 }  # fmt: skip
+
+#: Whatever the program answers.
+_PROGRAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "What the program answers, also with any other status.", "content": {"*/*": {}}}
+}
+_PUBLIC = {"security": []}
+
+
+class ReadyView(BaseModel):
+    """Whether requests can be passed on."""
+
+    ready: bool
+
+
+_UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": ReadyView, "description": "Not now."}}
 
 
 @router.post(
@@ -105,15 +121,27 @@ async def quick(request: Request, gateway: Door, principal: Caller) -> Response:
         return answer(await asking.quick(gateway, principal, order, image))
 
 
-@router.get("/deployments/{deployment}/v1/{path:path}", operation_id="deployment_v1_get")
-@router.post("/deployments/{deployment}/v1/{path:path}", operation_id="deployment_v1_post")
+@router.get(
+    "/deployments/{deployment}/v1/{path:path}", operation_id="deployment_v1_get",
+    response_class=Response, responses=_PROGRAM,
+)  # fmt: skip
+@router.post(
+    "/deployments/{deployment}/v1/{path:path}", operation_id="deployment_v1_post",
+    response_class=Response, responses=_PROGRAM,
+)  # fmt: skip
 async def tensorflow(deployment: str, path: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Ask a deployment in the REST form of TensorFlow Serving; what is sent and answered passes untouched."""
     return await _passed(request, gateway, principal, await shell.find(gateway, principal, deployment), f"/v1/{path}")
 
 
-@router.get("/deployments/{deployment}/v2/{path:path}", operation_id="deployment_v2_get")
-@router.post("/deployments/{deployment}/v2/{path:path}", operation_id="deployment_v2_post")
+@router.get(
+    "/deployments/{deployment}/v2/{path:path}", operation_id="deployment_v2_get",
+    response_class=Response, responses=_PROGRAM,
+)  # fmt: skip
+@router.post(
+    "/deployments/{deployment}/v2/{path:path}", operation_id="deployment_v2_post",
+    response_class=Response, responses=_PROGRAM,
+)  # fmt: skip
 async def inference(deployment: str, path: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Ask a deployment by the Open Inference Protocol; what is sent and answered passes untouched."""
     return await _passed(request, gateway, principal, await shell.find(gateway, principal, deployment), f"/v2/{path}")
@@ -125,22 +153,22 @@ async def server(_: Caller) -> dict[str, Any]:
     return {"name": "wherry", "version": "1", "extensions": ["binary_tensor_data"]}
 
 
-@v2.get("/health/live")
+@v2.get("/health/live", openapi_extra=_PUBLIC)
 async def live() -> dict[str, bool]:
     """Tell that this gateway answers."""
     return {"live": True}
 
 
-@v2.get("/health/ready")
+@v2.get("/health/ready", openapi_extra=_PUBLIC, response_model=ReadyView, responses=_UNREADY)
 async def ready(gateway: Door) -> Response:
     """Tell whether requests can be passed on."""
     is_ready = await gateway.not_ready() is None
     return Response(b'{"ready":%s}' % (b"true" if is_ready else b"false"), 200 if is_ready else 503, media_type=JSON)
 
 
-@v2.get("/models/{model}", operation_id="model_metadata")
-@v2.get("/models/{model}/{path:path}", operation_id="model_get")
-@v2.post("/models/{model}/{path:path}", operation_id="model_post")
+@v2.get("/models/{model}", operation_id="model_metadata", response_class=Response, responses=_PROGRAM)
+@v2.get("/models/{model}/{path:path}", operation_id="model_get", response_class=Response, responses=_PROGRAM)
+@v2.post("/models/{model}/{path:path}", operation_id="model_post", response_class=Response, responses=_PROGRAM)
 async def model(model: str, request: Request, gateway: Door, principal: Caller, path: str = "") -> Response:
     """Pass a request on to the deployment that has the model's name: metadata, `ready`, `infer`."""
     job = await shell.find(gateway, principal, model)

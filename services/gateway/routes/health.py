@@ -2,9 +2,11 @@
 
 import json
 from functools import cache
+from typing import Any, Literal
 
 import prometheus_client
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from services.gateway.routes.http import JSON, gateway_of
 from shared import docs
@@ -12,15 +14,22 @@ from shared.errors import Unavailable
 
 router = APIRouter(tags=["health"])
 _PUBLIC = {"security": []}
+_NUMBERS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
-@router.get("/healthz", openapi_extra=_PUBLIC)
+class HealthView(BaseModel):
+    """How a gateway is."""
+
+    status: Literal["ok", "ready"]
+
+
+@router.get("/healthz", openapi_extra=_PUBLIC, response_model=HealthView)
 async def healthz() -> Response:
     """Say that this process answers."""
     return Response(b'{"status":"ok"}', media_type=JSON)
 
 
-@router.get("/readyz", openapi_extra=_PUBLIC)
+@router.get("/readyz", openapi_extra=_PUBLIC, response_model=HealthView)
 async def readyz(request: Request) -> Response:
     """Say whether requests can be served: NATS is connected and storage answers."""
     gateway = gateway_of(request)
@@ -31,13 +40,13 @@ async def readyz(request: Request) -> Response:
     return Response(b'{"status":"ready"}', media_type=JSON)
 
 
-@router.get("/metrics", openapi_extra=_PUBLIC)
+@router.get("/metrics", openapi_extra=_PUBLIC, response_class=Response, responses=_NUMBERS)
 async def metrics() -> Response:
     """Give numbers for Prometheus."""
     return Response(prometheus_client.generate_latest(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 
-@router.get("/asyncapi.json", openapi_extra=_PUBLIC)
+@router.get("/asyncapi.json", openapi_extra=_PUBLIC, response_model=dict[str, Any])
 async def asyncapi(request: Request) -> Response:
     """Give the AsyncAPI document of the bus."""
     return Response(_asyncapi(request.app.version), media_type=JSON)

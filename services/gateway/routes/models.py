@@ -1,6 +1,6 @@
 """The catalogue: models, their releases, how good they are, and runs of them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
@@ -21,6 +21,7 @@ from shared.states import JobState
 router = APIRouter(prefix="/v1/models", tags=["models"])
 #: How long the reading of a registry is waited for before it is answered as still at work.
 _WAIT_S = 20.0
+_AT_WORK: dict[int | str, dict[str, Any]] = {202: {"model": m.SyncDocument, "description": "Still at work."}}
 
 
 @router.post(
@@ -56,7 +57,7 @@ async def list_models(gateway: Door, principal: Caller, filters: Annotated[Filte
 
 @router.post(
     "/sync", response_model=m.SyncDocument, openapi_extra=json_body(m.SyncOrder),
-    responses={202: {"description": "Still at work."}},
+    responses=_AT_WORK,
 )  # fmt: skip
 async def sync(request: Request, gateway: Door, principal: Caller) -> Response:
     """Register the images of a registry: each repository a model, described by the labels of its image."""
@@ -72,7 +73,7 @@ async def sync(request: Request, gateway: Door, principal: Caller) -> Response:
     return answer(m.sync_document(found), 200 if found.ended_at else 202)
 
 
-@router.get("/sync/{run_id}", response_model=m.SyncDocument, responses={202: {"description": "Still at work."}})
+@router.get("/sync/{run_id}", response_model=m.SyncDocument, responses=_AT_WORK)
 async def synced(run_id: str, gateway: Door, principal: Caller) -> Response:
     """Show how far the reading of a registry is."""
     access.require(principal, Action.MANAGE_MODELS)

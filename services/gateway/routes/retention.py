@@ -1,6 +1,6 @@
 """What is kept no longer. For administrators."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
@@ -15,11 +15,12 @@ from shared.requests.administration import RetentionAsk, RetentionQuery, Retenti
 router = APIRouter(prefix="/v1/retention", tags=["retention"])
 #: How long a run is waited for before it is answered as still at work.
 _WAIT_S = 20.0
+_AT_WORK: dict[int | str, dict[str, Any]] = {
+    202: {"model": views_administration.RetentionDocument, "description": "Still at work."}
+}
 
 
-@router.post(
-    "/run", response_model=views_administration.RetentionDocument, responses={202: {"description": "Still at work."}}
-)
+@router.post("/run", response_model=views_administration.RetentionDocument, responses=_AT_WORK)
 async def run(
     gateway: Door,
     principal: Caller,
@@ -35,7 +36,7 @@ async def run(
     return _shown(found)
 
 
-@router.get("/runs/{run_id}", response_model=views_administration.RetentionDocument)
+@router.get("/runs/{run_id}", response_model=views_administration.RetentionDocument, responses=_AT_WORK)
 async def show(run_id: str, gateway: Door, principal: Caller) -> Response:
     """Show a run: what it has removed and hidden, and why."""
     access.require(principal, Action.MANAGE_RETENTION)

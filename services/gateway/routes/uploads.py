@@ -11,6 +11,9 @@ from shared.requests.artifacts import Resumable
 
 _BODY = {"requestBody": {"content": {tus.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}}
 
+#: What is said of the protocol is for everybody.
+_PUBLIC = {"security": []}
+
 
 def _version(request: Request) -> None:
     """Let a request of our version of the protocol pass; told with every refusal is which that is."""
@@ -21,14 +24,14 @@ router = APIRouter(prefix="/v1", tags=["uploads"])
 _tus = [Depends(_version)]
 
 
-@router.options("/uploads", status_code=204)
-@router.options("/uploads/{upload_id}", status_code=204)
+@router.options("/uploads", status_code=204, openapi_extra=_PUBLIC)
+@router.options("/uploads/{upload_id}", status_code=204, openapi_extra=_PUBLIC)
 async def options(gateway: Door) -> Response:
     """Say which version and which extensions of tus there are, and how large an upload may be."""
     return Response(status_code=204, headers=tus.capabilities(gateway.settings.upload_bytes_max))
 
 
-@router.post("/uploads", status_code=201, dependencies=_tus, openapi_extra=_BODY)
+@router.post("/uploads", status_code=201, dependencies=_tus, response_class=Response, openapi_extra=_BODY)
 async def create(request: Request, gateway: Door, principal: Caller) -> Response:
     """Begin an upload (`Upload-Length` or `Upload-Defer-Length`, `Upload-Metadata`), with its first bytes if any come.
 
@@ -44,7 +47,7 @@ async def create(request: Request, gateway: Door, principal: Caller) -> Response
     return Response(status_code=201, headers=tus.state(upload) | {"Location": f"/v1/uploads/{upload.upload_id}"})
 
 
-@router.head("/uploads/{upload_id}", dependencies=_tus)
+@router.head("/uploads/{upload_id}", dependencies=_tus, response_class=Response)
 async def head(upload_id: str, gateway: Door, principal: Caller) -> Response:
     """Say how far an upload has come."""
     return Response(status_code=200, headers=tus.description(await uploads.find(gateway, principal, upload_id)))
