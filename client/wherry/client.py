@@ -273,7 +273,7 @@ class Client:
         """Give the lines that a job has printed so far.
 
         Args:
-            job_id: the job; of a gang, the lines of all members come with their names in front.
+            job_id: the job; of a gang, a map job or a service the lines of all members come with their names in front.
             stream: ``stdout`` or ``stderr``; else both.
             tail: only the last so many.
             since: nothing before this time, or this line's number.

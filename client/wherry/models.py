@@ -284,7 +284,10 @@ class LogLine(Answer):
     t: datetime | None = None
     stream: str = "stdout"
     text: str = ""
-    member: str | None = None  # of a gang, as role-index
+    #: Of a gang, a map job or a service: whose line it is, as role-index; the member's own job, and its node.
+    member: str | None = None
+    member_id: str | None = None
+    node: str | None = None
 
 
 class Metric(Answer):
@@ -320,7 +323,8 @@ class Gap(Answer):
     first: int = 0
     last: int = 0
     count: int = 0
-    member: str | None = None  # of a gang
+    member: str | None = None  # of a job that has members
+    member_id: str | None = None
 
 
 class End(Answer):

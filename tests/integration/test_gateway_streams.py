@@ -11,10 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.bus import Bus
-from shared.channels import OUTPUT, Service
+from shared.bus import Bus, Record, job_filter
+from shared.channels import JOB_CHANGED, OUTPUT, Service
 from shared.clock import utc_now
-from shared.events import LogLine, MetricPoint, OutputBatch, Progress
+from shared.events import JobChanged, LogLine, MetricPoint, OutputBatch, Progress
+from shared.ids import new_id
+from shared.job import Attempt, GangMember, GangPlace, Job
+from shared.spec import JobSpec
+from shared.states import AttemptState, JobState
 from tests.integration.gateway_stack import ADMIN, NODE, OTHER_NODE, SPEC, GatewayStack, Scheduler, eventually
 
 
@@ -411,6 +415,164 @@ async def test_the_next_attempt_is_followed_and_an_old_one_can_be_read(
     async with following(http, f"/jobs/{job_id}/logs?follow=true&attempt=1") as first:
         await first.until(lambda: first.ended)
     assert first.lines() == [1, 2]
+
+
+async def new_map_job(http: httpx.AsyncClient) -> str:
+    answer = await http.post("/jobs", json=SPEC | {"kind": "map", "map": {"open": True, "parallelism": 4}})
+    assert answer.status_code == 202, answer.text
+    return answer.json()["job_id"]
+
+
+async def hire(scheduler: Scheduler, parent_id: str, *, index: int = 0, is_recorded: bool = True) -> str:
+    """Let a parent have one more worker, which runs; return its id."""
+    member_id, now = new_id("j"), utc_now()
+    _, parent = await scheduler.last(parent_id)
+    place = GangPlace(gang_id=parent_id, round=0, role="worker", index=index, rank=index, size=0)
+    attempt = Attempt(number=1, node=NODE, state=AttemptState.RUNNING, placed_at=now)
+    job = parent.model_copy(
+        update={
+            "id": member_id, "spec": JobSpec(image="busybox"), "created_at": now, "updated_at": now, "attempt": 1,
+            "attempts": (attempt,), "state": JobState.RUNNING, "member_of": place, "members": (), "items": None,
+        }
+    )  # fmt: skip
+    member = GangMember(job_id=member_id, role="worker", index=index, node=NODE, state=JobState.RUNNING, placed_at=now)
+    await scheduler.move(parent_id, "running", members=(*parent.members, member), attempt=parent.attempt + 1)
+    if is_recorded:
+        await record_member(scheduler, job)
+    return member_id
+
+
+async def record_member(scheduler: Scheduler, job: Job) -> None:
+    told = scheduler.bus.event(JOB_CHANGED, JobChanged(job=job, epoch=1), subject=job.id, event="running")
+    params = {"owner": job.owner.id, "job_id": job.id, "event": "running"}
+    await scheduler.bus.record(Record(JOB_CHANGED, params, told, (job_filter(job.id), 0)))
+
+
+async def let_go(scheduler: Scheduler, parent_id: str, member_id: str) -> None:
+    """Let a worker end, and its parent know it no longer."""
+    await scheduler.end(member_id)
+    _, parent = await scheduler.last(parent_id)
+    others = tuple(one for one in parent.members if one.job_id != member_id)
+    await scheduler.move(parent_id, "running", members=others)
+
+
+def whose(listener: Listener) -> list[tuple[str, str, str, int]]:
+    told = [data for _, name, data in listener.events if name == "log"]
+    return [(data["member_id"], data["member"], data["node"], data["n"]) for data in told]
+
+
+def of(member_id: str, name: str, *numbers: int) -> list[tuple[str, str, str, int]]:
+    return [(member_id, name, NODE, n) for n in numbers]
+
+
+async def test_the_output_of_workers_that_come_and_go_is_one_log(
+    http: httpx.AsyncClient, scheduler: Scheduler, node: Node
+) -> None:
+    job_id = await new_map_job(http)
+    gone = await hire(scheduler, job_id)
+    await node.say(gone, 1, 2)
+    await eventually_stored(http, gone, 2)
+    await let_go(scheduler, job_id, gone)
+    first = await hire(scheduler, job_id)
+    async with following(http, f"/jobs/{job_id}/logs?follow=true") as listener:
+        await listener.until(lambda: len(whose(listener)) == 2)
+        await node.say(first, 1)
+        await listener.until(lambda: len(whose(listener)) == 3)
+        late = await hire(scheduler, job_id, index=1)
+        await node.say(late, 1, 2)
+        await listener.until(lambda: len(whose(listener)) == 5)
+        await let_go(scheduler, job_id, late)
+        await node.say(first, 2)
+        await listener.until(lambda: len(whose(listener)) == 6)
+        await scheduler.end(job_id)  # its workers end after it
+        await node.say(first, 3)
+        await scheduler.end(first)
+        await listener.until(lambda: listener.ended)
+    expected = of(gone, "worker-0", 1, 2) + of(first, "worker-0", 1, 2, 3) + of(late, "worker-1", 1, 2)
+    assert sorted(whose(listener)) == sorted(expected)
+    assert listener.events[-1][1:] == ("end", {"state": "succeeded"})
+    text = (await http.get(f"/jobs/{job_id}/logs")).text
+    words = [(1, "worker-0"), (2, "worker-0"), (1, "worker-0"), (2, "worker-0"), (3, "worker-0")]
+    assert text == "".join(f"{name} | line {n}\n" for n, name in [*words, (1, "worker-1"), (2, "worker-1")])
+    assert (await http.get(f"/jobs/{job_id}/logs", params={"attempt": 2})).status_code == 404
+
+
+async def test_a_reader_of_workers_that_comes_back_gets_the_rest_of_each(
+    http: httpx.AsyncClient, scheduler: Scheduler, node: Node
+) -> None:
+    job_id = await new_map_job(http)
+    gone, first = await hire(scheduler, job_id), await hire(scheduler, job_id, index=1)
+    await node.say(gone, 1, 2)
+    await eventually_stored(http, gone, 2)
+    await let_go(scheduler, job_id, gone)
+    async with following(http, f"/jobs/{job_id}/logs?follow=true") as listener:
+        await listener.until(lambda: len(whose(listener)) == 2)
+        await node.say(first, 1)
+        await listener.until(lambda: len(whose(listener)) == 3)
+        late = await hire(scheduler, job_id, index=2)
+        await node.say(late, 1)
+        await listener.until(lambda: len(whose(listener)) == 4)
+        seen = listener.events[-1][0]
+        assert seen is not None
+    await node.say(first, 2)
+    await node.say(late, 2, 5)
+    await let_go(scheduler, job_id, late)
+    unseen = await hire(scheduler, job_id, index=3)
+    await node.say(unseen, 1)
+    await eventually_stored(http, unseen, 1)
+    await let_go(scheduler, job_id, unseen)
+    await let_go(scheduler, job_id, first)
+    await scheduler.end(job_id)
+    async with following(http, f"/jobs/{job_id}/logs?follow=true", **{"Last-Event-ID": seen}) as again:
+        await again.until(lambda: again.ended)
+    expected = of(first, "worker-1", 2) + of(late, "worker-2", 2, 5) + of(unseen, "worker-3", 1)
+    assert sorted(whose(again)) == sorted(expected)
+    gaps = [data for _, name, data in again.events if name == "gap"]
+    assert [(one["member_id"], one["first"], one["last"]) for one in gaps] == [(late, 3, 4)]
+    last = next(event_id for event_id, name, _ in reversed(again.events) if name == "log")
+    assert last is not None
+    async with following(http, f"/jobs/{job_id}/logs?follow=true", **{"Last-Event-ID": last}) as nothing:
+        await nothing.until(lambda: nothing.ended)
+    assert whose(nothing) == []
+
+
+async def test_a_worker_that_is_named_before_it_is_recorded_is_waited_for(
+    http: httpx.AsyncClient, scheduler: Scheduler, node: Node
+) -> None:
+    job_id = await new_map_job(http)
+    async with following(http, f"/jobs/{job_id}/logs?follow=true") as listener:
+        model = (await scheduler.last(await hire(scheduler, job_id)))[1]
+        late = await hire(scheduler, job_id, index=1, is_recorded=False)
+        await listener.until(lambda: listener.comments > 2)
+        place = GangPlace(gang_id=job_id, round=0, role="worker", index=1, rank=1, size=0)
+        await record_member(scheduler, model.model_copy(update={"id": late, "member_of": place}))
+        await node.say(late, 1)
+        await listener.until(lambda: whose(listener) == of(late, "worker-1", 1))
+
+
+async def test_lines_of_many_workers_come_in_pages(http: httpx.AsyncClient, scheduler: Scheduler, node: Node) -> None:
+    job_id = await new_map_job(http)
+    workers = [await hire(scheduler, job_id, index=index) for index in range(3)]
+    for worker in workers:
+        await node.say(worker, *range(1, 6))
+        await eventually_stored(http, worker, 5)
+    pages: list[list[tuple[str, int]]] = []
+    params: dict[str, str | int] = {"limit": 4}
+    while True:
+        page = (await http.get(f"/jobs/{job_id}/logs", params=params, headers={"Accept": "application/json"})).json()
+        pages.append([(line["member_id"], line["n"]) for line in page["lines"]])
+        assert page["more"] is bool(page.get("cursor"))
+        if not page["more"]:
+            break
+        params["cursor"] = page["cursor"]
+    assert [one for page in pages for one in page] == [(worker, n) for worker in workers for n in range(1, 6)]
+    assert [len(page) for page in pages] == [4, 4, 4, 3]
+    for wrong in ("nonsense", f"{job_id}.1"):
+        answer = await http.get(f"/jobs/{job_id}/logs?cursor={wrong}", headers={"Accept": "application/json"})
+        assert answer.status_code == 422, answer.text
+    tail = {"tail": 2, "limit": 100}
+    last = (await http.get(f"/jobs/{job_id}/logs", params=tail, headers={"Accept": "application/json"})).json()
+    assert [line["n"] for line in last["lines"]] == [4, 5] * 3
 
 
 async def test_while_storage_is_away_live_output_still_arrives_and_the_end_waits_for_it(

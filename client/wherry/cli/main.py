@@ -359,7 +359,7 @@ def logs(
     ] = None,
     attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt; else of the current one.")] = None,
 ) -> None:
-    """Print what a job has printed; of a gang, what all its members have, with their names in front."""
+    """Print what a job has printed; of a gang, a map job or a service what all members have, with their names."""
     output: Output = ctx.obj
     choice = LogChoice(stream, tail, _point(since), attempt)
     if follow_it:

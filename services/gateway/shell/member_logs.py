@@ -85,6 +85,7 @@ class _Followers:
     def __init__(self, gateway: Gateway, parent: Job, wish: logs.Wanted, places: m.Places) -> None:
         self._gateway, self._parent, self._wish = gateway, parent, wish
         self._places = places
+        self._before = m.Places(places.horizon_us, dict(places.places))  # when the reader came
         self._said: asyncio.Queue[tuple[m.Member, logs.Said] | None] = asyncio.Queue(_WAITING_MOST)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._known: dict[str, m.Member] = {}
@@ -142,7 +143,7 @@ class _Followers:
         if not is_news or parent.is_terminal or not self._knows_all(parent):
             for member in await _recorded(self._gateway, parent.id, self._known):
                 self._known[member.job_id] = member
-                if not self._places.is_given(member):
+                if not self._before.is_given(member):
                     self._follow(member)
         if not self._knows_all(parent):
             return not parent.is_terminal
