@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from shared import observe, wire
 from shared.channels import Channel, Service
 from shared.clock import utc_now
-from shared.errors import Conflict, Forbidden, NotFound, Unavailable, WherryError
+from shared.errors import Conflict, Forbidden, NoAnswer, NotFound, Unavailable, WherryError
 from shared.events import Event
 from shared.ids import new_id
 from shared.lane import LaneClient
@@ -673,7 +673,7 @@ class Bus:
                 answer = await self._call(subject, body, headers, timeout_s)
             except _NoAnswerError as why:
                 if why.sent:
-                    raise Unavailable(f"No answer on {subject}: {why}.") from None
+                    raise NoAnswer(f"No answer on {subject}: {why}.") from None
             else:
                 if _status(answer) != 503:
                     return answer

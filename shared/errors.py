@@ -55,6 +55,10 @@ class Unavailable(WherryError):
         super().__init__("unavailable", message, retryable=True)
 
 
+class NoAnswer(Unavailable):
+    """Nothing came back in time, and what was asked may have arrived: it may be done, or not."""
+
+
 class Forbidden(WherryError):
     """The bus refused a subject: this service's credential does not cover it."""
 

@@ -23,6 +23,7 @@ class ServeStep(Message):
     size: int = 0  # bytes of the whole body
     offset: int = 0
     timeout_s: float = 60  # that the program has
+    repeatable: bool = True  # it does no harm to put it to the program twice
 
 
 class ServeAnswer(Message):

@@ -10,7 +10,7 @@ from typing import TypeVar
 from shared.bus import Bus, Raw
 from shared.channels import SERVE
 from shared.clock import monotonic
-from shared.errors import Unavailable, WherryError
+from shared.errors import NoAnswer, Unavailable, WherryError
 from shared.ids import new_id
 from shared.requests.blobs import CHUNK_BYTES
 from shared.requests.serving import SERVE_HEADER, ServeAnswer, ServeStep
@@ -50,17 +50,19 @@ class Answer:
 
 
 async def ask(
-    bus: Bus, node: str, job_id: str, wish: Wish, timeout_s: float, bytes_max: int = ANSWER_BYTES_MAX
-) -> Answer:
-    """Ask the replica *job_id* on *node*, for an answer of at most *bytes_max*.
+    bus: Bus, node: str, job_id: str, wish: Wish, timeout_s: float, bytes_max: int = ANSWER_BYTES_MAX,
+    *, repeatable: bool = True,
+) -> Answer:  # fmt: skip
+    """Ask the replica *job_id* on *node*, for an answer of at most *bytes_max*. *repeatable*: it may be done twice.
 
     Raises:
-        WherryError: ``replica_…``: this replica does not answer, and another may; ``unavailable``: nobody is there;
+        WherryError: ``replica_lost``: the program may have worked on it; ``replica_…``, ``unavailable``: it never got
+            it, and another may answer;
             ``replica_timeout``, ``too_large``, ``answer_too_large``; ``model_failed``: it answers what is no HTTP.
     """
     exchange = _Exchange(bus, node, job_id, new_id("q"), monotonic() + timeout_s, bytes_max)
     try:
-        return await exchange.run(wish)
+        return await exchange.run(wish, repeatable=repeatable)
     except BaseException:
         await exchange.drop()
         raise
@@ -71,8 +73,9 @@ class _Exchange:
         self._bus, self._params, self._bytes_max = bus, {"node_id": node, "job_id": job_id}, bytes_max
         self._id, self._give_up_at = request_id, give_up_at
         self._is_known = False  # to the node, which would keep it for a while
+        self._is_asked = False  # all of it may have reached the node, and from there the program
 
-    async def run(self, wish: Wish) -> Answer:
+    async def run(self, wish: Wish, *, repeatable: bool) -> Answer:
         size = len(wish.body)
         pieces = [] if size <= CHUNK_BYTES else range(0, size, CHUNK_BYTES)
         await _windowed([partial(self._part, wish.body, offset) for offset in pieces])
@@ -84,6 +87,7 @@ class _Exchange:
                 headers=wish.headers,
                 size=size,
                 timeout_s=max(0.1, self._left_s),
+                repeatable=repeatable,
             ),
             b"" if pieces else wish.body,
         )
@@ -123,13 +127,15 @@ class _Exchange:
         return await self._step(ServeStep(request_id=self._id, step="more", offset=offset), b"")
 
     async def _step(self, step: ServeStep, body: bytes) -> tuple[ServeAnswer, bytes]:
-        was_known, self._is_known = self._is_known, True
+        was_asked, self._is_known = self._is_asked, True
+        self._is_asked = was_asked or step.step == "ask"
         try:
             answer: Raw = await self._bus.ask_raw(
                 SERVE, body, _headers(step), timeout_s=STEP_TIMEOUT_S, retry_s=0, **self._params
             )
         except Unavailable as error:
-            if was_known:
+            # That nobody listens is told at once: then the node has not got even the first step that asks.
+            if was_asked or (self._is_asked and isinstance(error, NoAnswer)):
                 raise WherryError(LOST, error.message, retryable=True) from error
             raise
         try:

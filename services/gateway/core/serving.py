@@ -27,6 +27,15 @@ _OURS = frozenset(
     }
 )  # fmt: skip
 _OURS_BEGIN = ("access-control-", "cross-origin-", "origin-")
+#: How often one request is put to another replica because an answer was lost: one that ends each program that works
+#: on it would else end them all.
+REPEATS_MAX = 2
+#: What the protocols say is asked, and changes nothing: predictions of TensorFlow Serving's form and of the Open
+#: Inference Protocol.
+_INFERENCE = re.compile(
+    r"/v1/models/[^/:]+(/(versions|labels)/[^/:]+)?:(predict|classify|regress)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
+)
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 #: Whatever a program answers, no browser runs or shows it as a page of this gateway.
 _NO_PAGE = ("content-security-policy", "default-src 'none'; frame-ancestors 'none'; sandbox")
@@ -118,9 +127,20 @@ def lack_of(job: Job) -> Lack:
     return Lack.STOPPED if service.idle is None else Lack.ASLEEP
 
 
-def is_elsewhere(code: str, *, is_safe: bool) -> bool:
-    """Return whether another replica may be asked after one answered *code*. *is_safe*: it may be done twice."""
-    return code in _ELSEWHERE or (is_safe and code == LOST)
+def is_repeatable(method: str, path: str) -> bool:
+    """Return whether a request does no harm to be done twice: it only looks, or is a prediction."""
+    return method in _SAFE_METHODS or _INFERENCE.fullmatch(path.partition("?")[0]) is not None
+
+
+def is_elsewhere(code: str, *, is_repeatable: bool, losses: int = 0) -> bool:
+    """Return whether another replica may be asked after one answered *code*.
+
+    Args:
+        code: of the error. All but a lost answer mean that the program was never given the request.
+        is_repeatable: it may be done twice.
+        losses: how many answers to it were lost before.
+    """
+    return code in _ELSEWHERE or (code == LOST and is_repeatable and losses < REPEATS_MAX)
 
 
 def passed_back(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

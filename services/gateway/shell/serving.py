@@ -81,14 +81,13 @@ class Serving:
         async with self._following(job_id) as followed:
             return followed.job
 
-    async def ask(self, job_id: str, wish: Wish, *, by: str, is_safe: bool = True) -> Answer:
-        """Return a replica's answer.
+    async def ask(self, job_id: str, wish: Wish, *, by: str) -> Answer:
+        """Return a replica's answer. Where it is lost, another is asked if the request may be repeated.
 
         Args:
             job_id: the service.
             wish: what is asked.
             by: the id of who asks.
-            is_safe: it does no harm to be done twice, so a lost answer is no reason to give up.
 
         Raises:
             WherryError: ``not_running``: it has ended, or nobody wants replicas of it; ``unavailable``: none runs yet;
@@ -100,7 +99,7 @@ class Serving:
             if service is None:
                 raise WherryError("not_running", "That job is no service.")
             await self._until_there(followed, by)
-            return await self._asked(followed, service, wish, by, is_safe=is_safe)
+            return await self._asked(followed, service, wish, by)
 
     async def close(self) -> None:
         """Follow nothing any more."""
@@ -111,8 +110,9 @@ class Serving:
 
     # --- one request ---
 
-    async def _asked(self, followed: _Followed, service: Service, wish: Wish, by: str, *, is_safe: bool) -> Answer:
+    async def _asked(self, followed: _Followed, service: Service, wish: Wish, by: str) -> Answer:
         board, give_up_at = followed.board, monotonic() + service.request_timeout
+        is_repeatable, losses = serving.is_repeatable(wish.method, wish.path), 0
         problem: WherryError | None = None
         while True:
             followed.changed.clear()
@@ -124,18 +124,21 @@ class Serving:
                 await self._until_free(followed, by, give_up_at)
                 continue
             try:
-                return await self._ask_one(board, one, wish, give_up_at - now)
+                return await self._ask_one(board, one, wish, give_up_at - now, repeatable=is_repeatable)
             except WherryError as error:
-                if not serving.is_elsewhere(error.code, is_safe=is_safe):
-                    raise
+                if not serving.is_elsewhere(error.code, is_repeatable=is_repeatable, losses=losses):
+                    raise _lost(error) if error.code == serving.LOST else error from None
+                losses += error.code == serving.LOST
                 _log.info("replica_refused", job_id=one.job_id, node=one.node, code=error.code)
                 problem = error
                 board.avoid(one, error.code, monotonic())
 
-    async def _ask_one(self, board: Board, one: Replica, wish: Wish, timeout_s: float) -> Answer:
+    async def _ask_one(self, board: Board, one: Replica, wish: Wish, timeout_s: float, *, repeatable: bool) -> Answer:
         board.begin(one)
         try:
-            return await replicas.ask(self._serve_bus, one.node, one.job_id, wish, timeout_s, self._bytes_max)
+            return await replicas.ask(
+                self._serve_bus, one.node, one.job_id, wish, timeout_s, self._bytes_max, repeatable=repeatable
+            )
         finally:
             board.end(one)
 
@@ -233,6 +236,11 @@ class Serving:
 
     async def _ask_for(self, job_id: str) -> JobView:
         return await self._bus.ask(JOB_GET, JobQuery(job_id=job_id))
+
+
+def _lost(error: WherryError) -> WherryError:
+    words = "The program may have worked on the request, so it was not put to another replica (any more)."
+    return WherryError(error.code, f"{error.message} {words}")
 
 
 def _given_up(problem: WherryError | None, service: Service) -> WherryError:

@@ -15,7 +15,7 @@ _CONNECT_S = 5.0
 _KEEP_S = 30.0
 #: Of an answer that says that a program is well: what is in it is nobody's.
 _HEALTH_BYTES_MAX = 64 * 1024
-_LOST = "replica_lost"
+_GONE, _LOST = "replica_gone", "replica_lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,7 @@ class ContainerHttp:
 
     def __init__(self, host: str, port: int, connections: int) -> None:
         self.host, self.port = host, port
-        limits = httpx.Limits(
-            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_S
-        )
-        self._client = httpx.AsyncClient(
-            base_url=f"http://{host}:{port}", limits=limits, trust_env=False, follow_redirects=False
-        )
+        self._client = self._new_client(connections)
 
     async def ask(
         self,
@@ -53,10 +48,13 @@ class ContainerHttp:
         body: bytes,
         timeout_s: float,
         judge: Callable[[int], None],
+        *,
+        repeatable: bool = True,
     ) -> Answered:
         """Send a request and return the answer.
 
-        A connection that was kept may be closed by the program at this very moment: then it is asked once more.
+        A connection that was kept may be closed by the program at this very moment: then it is asked once more. What
+        is not *repeatable* has a connection of its own, on which that cannot be.
 
         Args:
             method: as the others, of the request.
@@ -65,19 +63,26 @@ class ContainerHttp:
             body: whole.
             timeout_s: for all of it.
             judge: told how many bytes of the answer there are, as they come; what it raises ends the request.
+            repeatable: it does no harm to ask it twice.
 
         Raises:
-            WherryError: ``replica_lost``: it does not answer, or broke off; ``replica_timeout``; what *judge* raises.
+            WherryError: ``replica_gone``: it has not got the request; ``replica_lost``: it does not answer, or broke
+                off; ``replica_timeout``; what *judge* raises.
         """
         sent = [_encoded(name, value) for name, value in passed_on(headers)]
         try:
             async with asyncio.timeout(timeout_s):
+                if not repeatable:
+                    async with self._new_client(1) as client:
+                        return await _asked(client, method, path, sent, body, judge)
                 try:
-                    return await self._ask(method, path, sent, body, judge)
+                    return await _asked(self._client, method, path, sent, body, judge)
                 except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                    return await self._ask(method, path, sent, body, judge)
+                    return await _asked(self._client, method, path, sent, body, judge)
         except TimeoutError:
             raise WherryError("replica_timeout", f"No answer within {timeout_s:g} s.") from None
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise WherryError(_GONE, f"The replica takes no connection: {error!r}", retryable=True) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise WherryError(_LOST, f"The replica broke off: {error!r}", retryable=True) from error
 
@@ -92,23 +97,14 @@ class ContainerHttp:
         """Close all connections."""
         await self._client.aclose()
 
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        headers: Sequence[tuple[bytes, bytes]],
-        body: bytes,
-        judge: Callable[[int], None],
-    ) -> Answered:
-        timeout = httpx.Timeout(None, connect=_CONNECT_S)
-        async with self._client.stream(
-            method, path, headers=list(headers), content=body or None, timeout=timeout
-        ) as answer:
-            held = bytearray()
-            async for piece in answer.aiter_raw():
-                held += piece
-                judge(len(held))
-            return Answered(answer.status_code, passed_on(answer.headers.multi_items()), bytes(held))
+    def _new_client(self, connections: int) -> httpx.AsyncClient:
+        limits = httpx.Limits(
+            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_S
+        )
+        return httpx.AsyncClient(
+            base_url=f"http://{self.host}:{self.port}", limits=limits, trust_env=False, follow_redirects=False,
+            verify=False,  # noqa: S501 - http alone; else each client reads all certificates of this machine
+        )  # fmt: skip
 
     async def _answers(self, path: str) -> str:
         try:
@@ -132,6 +128,25 @@ class ContainerHttp:
         with suppress(OSError):
             await writer.wait_closed()
         return ""
+
+
+async def _asked(
+    client: httpx.AsyncClient,
+    method: str,
+    path: str,
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes,
+    judge: Callable[[int], None],
+) -> Answered:
+    if client.is_closed:  # the replica ended a moment ago
+        raise WherryError(_GONE, "The replica is not here.", retryable=True)
+    timeout = httpx.Timeout(None, connect=_CONNECT_S)
+    async with client.stream(method, path, headers=list(headers), content=body or None, timeout=timeout) as answer:
+        held = bytearray()
+        async for piece in answer.aiter_raw():
+            held += piece
+            judge(len(held))
+        return Answered(answer.status_code, passed_on(answer.headers.multi_items()), bytes(held))
 
 
 def _encoded(name: str, value: str) -> tuple[bytes, bytes]:

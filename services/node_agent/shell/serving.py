@@ -230,7 +230,7 @@ class Serving:
             exchange.parts.clear()
             if len(whole) != step.size:
                 self._forget(step.request_id)
-                raise WherryError("replica_lost", "Parts of the body are missing.", retryable=True)
+                raise WherryError("replica_gone", "Parts of the body are missing.", retryable=True)
             exchange.work = asyncio.create_task(self._ask(replica, exchange, step, whole))
             exchange.work.add_done_callback(_seen)
         return await self._give(exchange, step.request_id, 0)
@@ -247,7 +247,7 @@ class Serving:
             answered = exchange.work.result()
         except (WherryError, asyncio.CancelledError) as error:
             self._forget(request_id)
-            raise _gone() if isinstance(error, asyncio.CancelledError) else error from None
+            raise _lost() if isinstance(error, asyncio.CancelledError) else error from None
         piece = answered.body[offset : offset + CHUNK_BYTES]
         if len(answered.body) <= CHUNK_BYTES:  # what is longer is dropped by the gateway, when it has all of it
             self._forget(request_id)
@@ -264,23 +264,25 @@ class Serving:
             assert replica.http is not None  # noqa: S101 - the door is open only with it
             began = monotonic()
             answered = await replica.http.ask(
-                step.method, step.path, step.headers, body, step.timeout_s, partial(self._hold, exchange)
-            )
+                step.method, step.path, step.headers, body, step.timeout_s, partial(self._hold, exchange, step),
+                repeatable=step.repeatable,
+            )  # fmt: skip
             exchange.took_s = monotonic() - began
             replica.door.served += 1
         return answered
 
-    def _hold(self, exchange: _Exchange, size: int) -> None:
+    def _hold(self, exchange: _Exchange, step: ServeStep, size: int) -> None:
         """Set room aside for an answer of which there are *size* bytes.
 
         Raises:
-            WherryError: ``answer_too_large``, ``replica_busy``.
+            WherryError: ``answer_too_large``; ``replica_busy``, or ``replica_lost`` of what may not be asked again.
         """
         if size > self._body_max:
             raise WherryError("answer_too_large", f"The answer has more than {self._body_max} bytes.")
         more = max(0, size - exchange.reserved)
         if not self._budget.take(more):
-            raise WherryError("replica_busy", "This node holds too many large answers.", retryable=True)
+            code = "replica_busy" if step.repeatable else "replica_lost"
+            raise WherryError(code, "This node holds too many large answers.", retryable=True)
         exchange.reserved += more
 
     @asynccontextmanager
@@ -327,7 +329,7 @@ class Serving:
     def _exchange(self, step: ServeStep) -> _Exchange:
         exchange = self._exchanges.get(step.request_id)
         if exchange is None or exchange.work is None:
-            raise WherryError("replica_lost", "The node does not know the request (any more).", retryable=True)
+            raise _lost()
         return exchange
 
     def _forget(self, request_id: str) -> None:
@@ -358,6 +360,10 @@ def _raw(answer: ServeAnswer, body: bytes = b"") -> Raw:
 
 def _gone() -> WherryError:
     return WherryError("replica_gone", "The replica is not here.", retryable=True)
+
+
+def _lost() -> WherryError:
+    return WherryError("replica_lost", "The node does not know the request (any more).", retryable=True)
 
 
 def _seen(work: asyncio.Task[Answered]) -> None:

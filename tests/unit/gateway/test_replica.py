@@ -6,7 +6,8 @@ import pytest
 
 from services.gateway.adapters.replica import LOST, Wish, ask
 from shared.bus import Raw
-from shared.errors import WherryError
+from shared.errors import NoAnswer, Unavailable, WherryError
+from shared.requests.blobs import CHUNK_BYTES
 from shared.requests.serving import SERVE_HEADER
 
 WISH = Wish("GET", "/v1/models/model", (), b"")
@@ -53,3 +54,38 @@ async def test_what_is_no_status_of_an_answer_is_not_passed_on(status: int):
 @pytest.mark.parametrize("head", ["", "{", "[]", '{"status":"ok"}'])
 async def test_an_answer_that_cannot_be_understood_is_a_lost_one(head: str):
     assert await refused(OneAnswer(head)) == LOST
+
+
+class Failing:
+    """A bus on which the step number *at* fails with *error*; each other one is answered with nothing."""
+
+    def __init__(self, at: int, error: WherryError) -> None:
+        self.at, self.error, self.steps = at, error, 0
+
+    async def ask_raw(self, *_: Any, **__: Any) -> Raw:
+        self.steps += 1
+        if self.steps == self.at:
+            raise self.error
+        return Raw(b"", {SERVE_HEADER: "{}"})
+
+    async def send(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("body", "at", "error", "code"),
+    [
+        # The broker says that nobody listens: the node has not got it. That nothing comes back says nothing.
+        (b"", 1, Unavailable("nobody"), "unavailable"),
+        (b"", 1, NoAnswer("no answer in time"), LOST),
+        # A part of the body alone was never put to the program.
+        (bytes(2 * CHUNK_BYTES), 1, NoAnswer("no answer in time"), "unavailable"),
+        # It was put to it, and was still at work.
+        (b"", 2, Unavailable("nobody"), LOST),
+        (b"", 2, NoAnswer("no answer in time"), LOST),
+    ],
+)
+async def test_only_what_may_have_reached_the_program_is_lost(body: bytes, at: int, error: WherryError, code: str):
+    with pytest.raises(WherryError) as refusal:
+        await ask(cast("Any", Failing(at, error)), "n1", "j1", Wish("POST", "/v1/orders", (), body), 1.0)
+    assert refusal.value.code == code

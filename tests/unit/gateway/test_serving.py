@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from services.gateway.core.serving import (
     BUSY_PAUSE_S,
     GONE_PAUSE_S,
+    REPEATS_MAX,
     Board,
     Lack,
     Replica,
     is_elsewhere,
+    is_repeatable,
     lack_of,
     passed_back,
     replicas_of,
@@ -132,7 +134,7 @@ def test_why_a_service_has_no_replica(job: Job, lack: Lack):
 
 
 @pytest.mark.parametrize(
-    ("code", "is_safe", "elsewhere"),
+    ("code", "is_repeatable", "elsewhere"),
     [
         ("replica_busy", False, True),
         ("replica_gone", False, True),
@@ -144,8 +146,38 @@ def test_why_a_service_has_no_replica(job: Job, lack: Lack):
         ("too_large", True, False),
     ],
 )
-def test_another_replica_is_asked_where_that_may_help_and_does_no_harm(code: str, *, is_safe: bool, elsewhere: bool):
-    assert is_elsewhere(code, is_safe=is_safe) is elsewhere
+def test_another_replica_is_asked_where_that_may_help_and_does_no_harm(
+    code: str, *, is_repeatable: bool, elsewhere: bool
+):
+    assert is_elsewhere(code, is_repeatable=is_repeatable) is elsewhere
+
+
+def test_a_request_that_ends_each_program_which_works_on_it_does_not_end_them_all():
+    assert is_elsewhere("replica_lost", is_repeatable=True, losses=REPEATS_MAX - 1)
+    assert not is_elsewhere("replica_lost", is_repeatable=True, losses=REPEATS_MAX)
+    assert is_elsewhere("replica_gone", is_repeatable=True, losses=REPEATS_MAX)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/v1/models/digits:predict", True),
+        ("POST", "/v1/models/digits/versions/3:classify?x=1", True),
+        ("POST", "/v1/models/digits/labels/stable:regress", True),
+        ("POST", "/v2/models/digits/infer", True),
+        ("POST", "/v2/models/digits/versions/3/infer", True),
+        ("GET", "/v2/repository/index", True),
+        ("POST", "/v2/repository/models/digits/load", False),
+        ("POST", "/v2/models/digits/train", False),
+        ("POST", "/v2/models/a/b/infer", False),
+        ("POST", "/v1/orders?next=/v1/models/digits:predict", False),
+        ("POST", "/v1/models/digits:predict/orders", False),
+    ],
+)
+def test_what_only_looks_and_what_the_protocols_call_a_prediction_may_be_asked_twice(
+    method: str, path: str, *, expected: bool
+):
+    assert is_repeatable(method, path) is expected
 
 
 def test_who_waits_for_a_replica_is_told_why():

@@ -65,3 +65,86 @@ async def test_room_for_an_answer_is_asked_for_while_it_comes():
             await http.ask("GET", "/", (), b"", 30, judge)
     assert sizes == sorted(sizes)
     assert sizes[-1] < 64 * 1024 * 1024
+
+
+class Forgetful:
+    """A program that answers one request on each connection, and closes it when the next one has come; it counts."""
+
+    def __init__(self) -> None:
+        self.got = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        self.got += 1
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            self.got += 1
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            writer.close()
+
+
+class Breaking(Forgetful):
+    """A program that breaks off whatever it is asked."""
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        self.got += 1
+        writer.close()
+
+
+@asynccontextmanager
+async def replica(program: Forgetful) -> AsyncGenerator[ContainerHttp]:
+    server = await asyncio.start_server(program.answer, "127.0.0.1")
+    http = ContainerHttp("127.0.0.1", server.sockets[0].getsockname()[1], 2)
+    try:
+        yield http
+    finally:
+        await http.close()
+        server.close()
+
+
+async def put(http: ContainerHttp, *, repeatable: bool) -> bytes:
+    return (await http.ask("POST", "/", (), b"", 30, lambda _: None, repeatable=repeatable)).body
+
+
+async def test_what_may_not_be_repeated_is_never_put_to_a_program_twice():
+    program = Forgetful()
+    async with replica(program) as http:
+        assert [await put(http, repeatable=False) for _ in range(3)] == [b"ok"] * 3
+        assert program.got == 3
+        # On a connection that was kept, the second is lost, and asked again on a new one.
+        assert [await put(http, repeatable=True) for _ in range(2)] == [b"ok"] * 2
+        assert program.got == 6
+
+
+@pytest.mark.parametrize(("repeatable", "times"), [(True, 2), (False, 1)])
+async def test_what_breaks_off_is_lost(times: int, *, repeatable: bool):
+    program = Breaking()
+    async with replica(program) as http:
+        with pytest.raises(WherryError) as lost:
+            await put(http, repeatable=repeatable)
+    assert (lost.value.code, program.got) == ("replica_lost", times)
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+async def test_a_program_that_takes_no_connection_has_not_got_the_request(*, repeatable: bool):
+    server = await asyncio.start_server(Breaking().answer, "127.0.0.1")
+    http = ContainerHttp("127.0.0.1", server.sockets[0].getsockname()[1], 2)
+    server.close()
+    await server.wait_closed()
+    with pytest.raises(WherryError) as gone:
+        await put(http, repeatable=repeatable)
+    assert gone.value.code == "replica_gone"
+    await http.close()
+
+
+async def test_a_replica_that_ended_a_moment_ago_is_gone_and_no_fault_of_the_agents():
+    program = Forgetful()
+    async with replica(program) as http:
+        await http.close()
+        with pytest.raises(WherryError) as gone:
+            await put(http, repeatable=True)
+    assert (gone.value.code, program.got) == ("replica_gone", 0)
