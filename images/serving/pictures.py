@@ -22,7 +22,13 @@ def pixels(body: bytes, width: int, height: int, channels: int) -> np.ndarray:
                 raise ValueError(f"the picture has {picture.width} x {picture.height} pixels: too many")
             scaled = picture.convert(_MODES[channels]).resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(scaled, dtype=np.float32).reshape(-1) / 255
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:  # its words name an object of Python's
+        raise ValueError(f"that is no picture that can be read: {_begins(body)}") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"that is no picture: {error}") from error
     except KeyError:
         raise ValueError(f"a picture has 1 to 4 channels, not {channels}") from None
+
+
+def _begins(body: bytes) -> str:
+    return f"its {len(body)} bytes begin with {bytes(body[:16])!r}" if body else "it is empty"

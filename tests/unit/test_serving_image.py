@@ -93,7 +93,11 @@ def test_images_and_numbers_of_any_nesting_are_predicted(http: httpx.Client):
         ({"instances": [BRIGHT, "text"]}, "instances[1]"),
         ({"instances": [[*BRIGHT[:8], 1e400]]}, "finite"),
         ({"instances": [{"b64": "?"}]}, "no base64"),
-        ({"instances": [{"b64": base64.b64encode(b"gif?").decode()}]}, "that is no picture"),
+        (
+            {"instances": [{"b64": base64.b64encode(b"gif?").decode()}]},
+            "instances[0]: that is no picture that can be read: its 4 bytes begin with b'gif?'",
+        ),
+        ({"instances": [{"b64": ""}]}, "instances[0]: that is no picture that can be read: it is empty"),
         ({"instances": [BRIGHT], "width": 28}, "width is 28, and the model takes 3 x 3 pixels of 1 channels"),
     ],
 )

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field, StringConstraints
 from pydantic_core import from_json
 
 from services.gateway.core.deployments import NewDeployment
-from shared.errors import WherryError
+from services.gateway.core.problems import invalid
+from shared.errors import FieldProblem, WherryError
 from shared.model import Frozen
 from shared.spec import ArtifactId, ImageRef, Resources, Seconds
 
@@ -56,6 +57,23 @@ class PredictDocument(BaseModel):
     deployment_id: str
     latency_ms: float
     model_ms: float
+
+
+def check(order: PredictOrder, *, has_image: bool) -> None:
+    """Check that there is one thing to ask with.
+
+    Raises:
+        WherryError: ``invalid``.
+    """
+    if sum((has_image, order.image_url is not None, order.instances is not None)) != 1:
+        message = "Give one of this, `image_url` and an uploaded `image`"
+        raise invalid([FieldProblem(field="instances", message=message)])
+
+
+def field_of(problem: FieldProblem) -> FieldProblem:
+    """Return what is wrong with the deployment of a `QuickPredict` as what is wrong with that."""
+    field = "model_url" if problem.field.startswith("inputs.model") else problem.field
+    return FieldProblem(field=field, message=problem.message)
 
 
 def instances_body(order: PredictOrder) -> bytes:

@@ -43,8 +43,7 @@ async def predict(
         WherryError: ``invalid``; ``model_refused``, ``model_failed``; as `deployments.ask`.
     """
     began = monotonic()
-    if sum(one is not None for one in (image, order.image_url, order.instances)) != 1:
-        raise problems.invalid([FieldProblem(field="instances", message="Give this, or `image_url`, or an image")])
+    predictions.check(order, has_image=image is not None)
     async with AsyncExitStack() as held:
         if order.image_url is not None:
             image = await _fetched(gateway, principal, order.image_url, job.owner.id, held)
@@ -74,7 +73,7 @@ async def _fetched(gateway: Gateway, principal: Principal, url: str, served_by: 
     except WherryError as error:
         if error.retryable:
             raise
-        raise problems.invalid([FieldProblem(field="image_url", message=error.message)]) from error
+        raise problems.invalid([FieldProblem(field="image_url", message=error.message.removesuffix("."))]) from error
     try:
         await held.enter_async_context(gateway.serve_bodies.taken(served_by, stored.blob.size))
         wanted = BlobRead(sha256=stored.blob.sha256)
@@ -92,7 +91,8 @@ async def quick(gateway: Gateway, principal: Principal, order: QuickPredict, ima
         WherryError: as `predict` and `deployments.make`.
     """
     if (order.model_url is None) == (order.artifact is None):
-        raise problems.invalid([FieldProblem(field="model_url", message="Give this, or `artifact`")])
+        raise problems.invalid([FieldProblem(field="model_url", message="Give either this or `artifact`")])
+    predictions.check(order, has_image=image is not None)  # before anything is deployed for it
     wish = predictions.deployment_of(order, "predict")
     wish = wish.model_copy(update={"name": deployments.name_for(wish)})
     try:
@@ -106,6 +106,8 @@ async def _made(gateway: Gateway, principal: Principal, wish: NewDeployment) -> 
     try:
         return await gateway.serving.job(await shell.make(gateway, principal, wish, None))
     except WherryError as error:
+        if error.code == "invalid":
+            raise problems.invalid([predictions.field_of(one) for one in error.fields]) from None
         if error.code != "name_taken":  # that is: somebody has asked for the same at the same moment
             raise
     return await shell.find(gateway, principal, wish.name)

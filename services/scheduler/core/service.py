@@ -198,7 +198,8 @@ def _told(job: Job, member: GangMember, failure: Failure) -> str:
         return f"{text} (of revision {member.revision}; another of revision {job.revision} takes its place)"
     stay = [one for one in job.members if one.revision < job.revision]
     if member.revision and stay:
-        return f"{text}; {count(len(stay), 'replica')} of the revision before it stay as long as it does not run"
+        kept = count(len(stay), "replica")
+        return f"{text.removesuffix('.')}; the revision before keeps {kept} until one of the new runs"
     return text
 
 
@@ -208,12 +209,17 @@ def _told(job: Job, member: GangMember, failure: Failure) -> str:
 def _idled(job: Job, used_at: datetime, jobs: Mapping[str, Job], now: datetime) -> Job | None:
     """Return the service without replicas if nobody has asked it for so long; a replica that starts is waited for."""
     idle_s = job.spec.service.idle if job.spec.service else None
-    if idle_s is None or not wanted(job) or not _runs(job.members):
+    if idle_s is None or not wanted(job) or not (_runs(job.members) or _is_failing(job, now)):
         return None
     began = (jobs[one.job_id].attempts[-1].running_at for one in _runs(job.members) if one.job_id in jobs)
-    if now - max([used_at, *filter(None, began)]) < timedelta(seconds=idle_s):
+    if now - max([used_at, *filter(None, (job.used_at, *began))]) < timedelta(seconds=idle_s):
         return None
     return job.model_copy(update={"replicas": 0})
+
+
+def _is_failing(job: Job, now: datetime) -> bool:
+    """Return whether there is no replica because the last one has failed: nobody needs another until it is asked."""
+    return not job.members and job.not_before is not None and now < job.not_before
 
 
 def _missing(job: Job, team: Team) -> int:

@@ -23,14 +23,16 @@ from services.gateway.core.deployments import (
 from services.gateway.core.predictions import (
     PredictOrder,
     QuickPredict,
+    check,
     deployment_of,
+    field_of,
     image_body,
     instances_body,
     predictions_in,
 )
 from services.gateway.shell import deployments as serving
 from services.gateway.shell import predictions as asking
-from shared.errors import NotFound, WherryError
+from shared.errors import FieldProblem, NotFound, WherryError
 from shared.job import GangMember, Job, Owner
 from shared.requests.accounts import Principal
 from shared.requests.jobs import JobList, JobView
@@ -183,6 +185,29 @@ def test_of_what_a_program_says_of_a_refusal_no_more_is_told_than_anybody_reads(
     with pytest.raises(WherryError) as refusal:
         predictions_in(400, json.dumps({"error": "x" * 1_000_000}).encode())
     assert len(refusal.value.message) < 3000
+
+
+@pytest.mark.parametrize(
+    ("order", "has_image"),
+    [({}, False), ({"instances": [1]}, True), ({"instances": [1], "image_url": "https://example.org/a.png"}, False)],
+)
+def test_there_is_one_thing_to_ask_a_model_with(order: dict[str, Any], has_image: bool):  # noqa: FBT001
+    with pytest.raises(WherryError) as refusal:
+        check(PredictOrder.model_validate(order), has_image=has_image)
+    assert [one.field for one in refusal.value.fields] == ["instances"]
+    assert "one of this, `image_url` and an uploaded `image`" in refusal.value.message
+
+
+async def test_nothing_is_deployed_for_an_order_that_asks_nothing():
+    order = QuickPredict.model_validate({"model_url": "https://example.org/model.zip"})
+    with pytest.raises(WherryError) as refusal:
+        await asking.quick(cast("Any", None), cast("Any", None), order, None)
+    assert [one.field for one in refusal.value.fields] == ["instances"]
+
+
+def test_what_is_wrong_with_a_models_address_is_told_of_the_field_that_has_it():
+    assert field_of(FieldProblem(field="inputs.model", message="no")).field == "model_url"
+    assert field_of(FieldProblem(field="resources.cpus", message="no")).field == "resources.cpus"
 
 
 async def test_a_name_whose_former_deployment_is_forgotten_is_that_of_the_new_one():

@@ -349,7 +349,7 @@ def test_a_revision_that_never_runs_takes_nobodys_place_and_the_service_says_so(
         world.settle()
     assert revisions(world, JobState.RUNNING) == [0, 0]
     assert world.job("s1").state is JobState.RUNNING
-    assert "2 replicas of the revision before it stay as long as it does not run" in world.job("s1").remarks[-1]
+    assert "; the revision before keeps 2 replicas until one of the new runs" in world.job("s1").remarks[-1]
 
 
 def test_an_update_while_another_is_under_way_supersedes_it(world: Any, make: SimpleNamespace):
@@ -474,6 +474,24 @@ def test_a_replica_that_takes_long_to_start_is_not_taken_away_before_it_was_of_u
     world.now = 131
     hear_replicas(world, make)
     assert world.job("s1").replicas == 0
+
+
+def test_a_service_whose_replicas_only_fail_is_not_tried_for_ever_when_nobody_asks(world: Any, make: SimpleNamespace):
+    start(world, make, service={"idle": 60, "replicas": 1})
+    for _ in range(20):
+        for one in world.job("s1").members:
+            end(world, make, one, EndReason.EXIT_CODE)
+        world.now += 10
+        hear_replicas(world, make)
+        if world.job("s1").replicas == 0:
+            break
+    assert (world.job("s1").replicas, world.job("s1").members) == (0, ())
+    assert 60 <= world.now < 150
+    ask(world, make)
+    for _ in range(5):
+        world.now += 10
+        hear_replicas(world, make)
+    assert len(world.job("s1").members) == 1
 
 
 # --- ending --------------------------------------------------------------------------------------------------------
