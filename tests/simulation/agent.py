@@ -4,14 +4,17 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from services.node_agent.core import effects as e
+from services.node_agent.core import facts as f
 from services.node_agent.core import machine as m
+from services.node_agent.core.attempt import Held, Phase
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
 from services.node_agent.core.lease import Lease
 from services.node_agent.core.machine import DROPPED_KEPT
 from services.scheduler.core import lifecycle
 from services.scheduler.core.limits import Now
-from shared.fleet import Capacity, DesiredState, Heartbeat, NodeInfo, Usage
+from shared.fleet import Capacity, DesiredState, Heartbeat, NodeInfo, Order, Usage
 from shared.job import BlobRef, Failure, OutputsRef
 from shared.states import AttemptEventName, EndReason
 from tests.simulation.log import Log
@@ -40,28 +43,28 @@ class Container:
 class Journal:
     """What a crash leaves: attempts, the epoch, and reports that were not acknowledged."""
 
-    held: dict[Key, m.Held] = field(default_factory=dict)
+    held: dict[Key, Held] = field(default_factory=dict)
     epoch: int = 0
-    outbox: dict[str, m.Report] = field(default_factory=dict)
+    outbox: dict[str, e.Report] = field(default_factory=dict)
     lease: Lease | None = None
     dropped: dict[Key, None] = field(default_factory=dict)
 
-    def write(self, effects: Iterable[m.Effect]) -> None:
+    def write(self, effects: Iterable[e.Effect]) -> None:
         """Write one turn down: all of it or, if the agent dies before, nothing."""
         for effect in effects:
             match effect:
-                case m.Save(held):
+                case e.Save(held):
                     self.held[held.key] = held
-                case m.Drop(key):
+                case e.Drop(key):
                     self.held.pop(key, None)
                     self.dropped |= {key: None} if DROPPED_KEPT else {}
                     for id_ in [id_ for id_, report in self.outbox.items() if report.key == key]:
                         del self.outbox[id_]
-                case m.SaveEpoch(epoch):
+                case e.SaveEpoch(epoch):
                     self.epoch = epoch
-                case m.NoteLease(lease):
+                case e.NoteLease(lease):
                     self.lease = lease
-                case m.Report():
+                case e.Report():
                     self.outbox.setdefault(effect.id, effect)
                 case _:
                     pass
@@ -123,9 +126,9 @@ class Agent:
         self._started = started
         self._ended = ended
         self.machine: m.Machine | None = None
-        self.facts: list[m.Fact] = []
+        self.facts: list[f.Fact] = []
         self.tasks: dict[TaskId, Running] = {}
-        self.unsent: dict[str, m.Report] = {}
+        self.unsent: dict[str, e.Report] = {}
         self.beats = 0
         self.asked: tuple[float, int] | None = None  # the heartbeat under way: when, and its number
         self.interval_s = 2.0
@@ -164,10 +167,10 @@ class Agent:
         self.unsent = dict(self.journal.outbox)
         waiting = {report.key for report in self.unsent.values()}
         # As the agent does: a lease that ran out meanwhile counts before anything is started.
-        self.facts = [m.Tick(mono), self._recovered()]
+        self.facts = [f.Tick(mono), self._recovered()]
         for held in self.journal.held.values():
-            if held.phase is m.Phase.FINISHED and not held.is_delivered and held.key not in waiting:
-                self.facts.append(m.Delivered(held.key))
+            if held.phase is Phase.FINISHED and not held.is_delivered and held.key not in waiting:
+                self.facts.append(f.Delivered(held.key))
 
     def crash(self) -> None:
         """End it as kill -9 does."""
@@ -197,12 +200,12 @@ class Agent:
             container.end(exit_code)
             self._ended(self.id, container)
 
-    def _recovered(self) -> m.Recovered:
+    def _recovered(self) -> f.Recovered:
         found = {
             key: (one.key.job_id, "created" if one.condition == "created" else "started")
             for key, one in self.engine.items()
         }
-        return m.Recovered("process", found)
+        return f.Recovered("process", found)
 
     # --- turns ---
 
@@ -214,40 +217,40 @@ class Agent:
         assert self.machine is not None
         facts, self.facts = self.facts, []
         if facts and self.machine.must_watch_lease:
-            facts.insert(0, m.Tick(now.mono))
+            facts.insert(0, f.Tick(now.mono))
         effects = [effect for fact in facts for effect in self.machine.handle(fact, now.at)]
         if dies_after == 0:
             self.crash()
             return True
         self.journal.write(effects)
-        acts = [effect for effect in effects if not isinstance(effect, m.Save | m.SaveEpoch | m.NoteLease)]
+        acts = [effect for effect in effects if not isinstance(effect, e.Save | e.SaveEpoch | e.NoteLease)]
         for effect in acts[: None if dies_after is None else dies_after - 1]:
             self._act(effect)
         if dies_after is not None:
             self.crash()
         return bool(facts)
 
-    def _act(self, effect: m.Effect) -> None:
+    def _act(self, effect: e.Effect) -> None:
         match effect:
-            case m.Report():
+            case e.Report():
                 self.unsent.setdefault(effect.id, effect)
-            case m.Drop(key):
+            case e.Drop(key):
                 self.unsent = {id_: report for id_, report in self.unsent.items() if report.key != key}
-            case m.Prepare(order, again):
+            case e.Prepare(order, again):
                 self._spawn(Key(order.job_id, order.attempt), "run", self._prepare(order, again=again))
-            case m.Start(held):
+            case e.Start(held):
                 self._cancel(held.key, "run")
                 self._spawn(held.key, "run", self._start(held))
-            case m.Follow(held):
+            case e.Follow(held):
                 self._spawn(held.key, "run", self._follow(held.key))
-            case m.Stop(held, grace_s):
+            case e.Stop(held, grace_s):
                 self._spawn(held.key, "stop", self._stop(held.key, grace_s))
-            case m.Abort(key):
+            case e.Abort(key):
                 self._cancel(key, "run")
-            case m.Collect(held):
+            case e.Collect(held):
                 self._cancel(held.key, "run")
                 self._spawn(held.key, "run", self._collect(held))
-            case m.Clear(held):
+            case e.Clear(held):
                 self._spawn(held.key, "clear", self._clear(held.key))
             case _:
                 pass
@@ -280,29 +283,29 @@ class Agent:
         if (task := self.tasks.pop((key, sort), None)) is not None:
             task.steps.close()
 
-    def _prepare(self, order: m.Order, *, again: bool) -> Task:
+    def _prepare(self, order: Order, *, again: bool) -> Task:
         key = Key(order.job_id, order.attempt)
         tempo = self.tempo(key)
         if again:
             self._remove(key)
             yield 0.0
         if tempo.pull_s:
-            self.facts.append(m.ImageMissing(key))
+            self.facts.append(f.ImageMissing(key))
             yield tempo.pull_s
-        self.facts.append(m.ImageFound(key, None))
+        self.facts.append(f.ImageFound(key, None))
         yield tempo.stage_s
         assert key not in self.engine, f"{self.id} makes the container of {key} while it exists"
         self.engine[key] = Container(key, order.spec.exclusive)
         yield 0.0
-        self.facts.append(m.Staged(key, key.job_id))
+        self.facts.append(f.Staged(key, key.job_id))
 
-    def _start(self, held: m.Held) -> Task:
+    def _start(self, held: Held) -> Task:
         container = self.engine.get(held.key)
         if container is not None:
             container.condition = "running"
             self._started(self.id, container)
             yield 0.0
-        self.facts.append(m.Started(held.key))
+        self.facts.append(f.Started(held.key))
         yield from self._follow(held.key)
 
     def _follow(self, key: Key) -> Task:
@@ -313,7 +316,7 @@ class Agent:
         else:
             failure = Failure(reason=EndReason.AGENT_LOST_CONTAINER, message="The program is gone.")
             outcome = Outcome(None, failure=failure)
-        self.facts.append(m.Exited(key, outcome))
+        self.facts.append(f.Exited(key, outcome))
 
     def _stop(self, key: Key, grace_s: float) -> Task:
         yield 0.0
@@ -321,9 +324,9 @@ class Agent:
             yield min(grace_s, 1.0)
             self.end(container, TERMINATED)
 
-    def _collect(self, held: m.Held) -> Task:
+    def _collect(self, held: Held) -> Task:
         yield self.tempo(held.key).collect_s
-        self.facts.append(m.Collected(held.key, outputs_of(self.id, held.key)))
+        self.facts.append(f.Collected(held.key, outputs_of(self.id, held.key)))
 
     def _clear(self, key: Key) -> Task:
         for sort in ("stop", "run"):
@@ -331,7 +334,7 @@ class Agent:
         yield 0.0
         self._remove(key)
         yield 0.0
-        self.facts.append(m.Cleared(key))
+        self.facts.append(f.Cleared(key))
 
     def _remove(self, key: Key) -> None:
         if (container := self.engine.pop(key, None)) is not None:
@@ -355,7 +358,7 @@ class Agent:
                 del self.unsent[id_]
                 self.journal.outbox.pop(id_, None)
                 if report.name is AttemptEventName.FINISHED:
-                    self.facts.append(m.Delivered(key))
+                    self.facts.append(f.Delivered(key))
         return bool(firsts)
 
     def heartbeat(self, mono: float, at: datetime) -> Heartbeat:
@@ -380,13 +383,13 @@ class Agent:
             return False
         self.asked = None
         self.interval_s = answer.interval_s
-        self.facts.append(m.Desired(answer, asked_at))
+        self.facts.append(f.Desired(answer, asked_at))
         return True
 
     def tick(self, mono: float) -> None:
         """Let the machine look at its limits and its lease."""
         if self.machine is not None and self.machine.held:
-            self.facts.append(m.Tick(mono))
+            self.facts.append(f.Tick(mono))
 
 
 def outputs_of(node: str, key: Key) -> OutputsRef:

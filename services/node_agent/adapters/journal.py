@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.node_agent.core.attempt import Held
 from services.node_agent.core.container import Key
+from services.node_agent.core.effects import Drop, Save, SaveEpoch
 from services.node_agent.core.items import Begun
-from services.node_agent.core.machine import DROPPED_KEPT, Drop, Held, Save, SaveEpoch
+from services.node_agent.core.machine import DROPPED_KEPT
 from shared.states import AttemptEventName
 
 _SCHEMA = """

@@ -6,18 +6,54 @@ The order of every turn is: decide (here), write the journal, act. What the acts
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
-from typing import Literal
 
+from services.node_agent.core.attempt import BEFORE_END, PREPARING, STARTED, End, Held, Phase
 from services.node_agent.core.container import Key
 from services.node_agent.core.disk import over_disk
+from services.node_agent.core.effects import (
+    Abort,
+    Attend,
+    Clear,
+    Collect,
+    Drop,
+    Effect,
+    Follow,
+    HeartbeatNow,
+    NoteLease,
+    Prepare,
+    Report,
+    Save,
+    SaveEpoch,
+    Start,
+    StartNoMore,
+    Stop,
+)
 from services.node_agent.core.ending import Outcome, by_reboot, failure_of
+from services.node_agent.core.facts import (
+    Cleared,
+    Collected,
+    Delivered,
+    Desired,
+    Exited,
+    Fact,
+    Failed,
+    ImageFound,
+    ImageMissing,
+    OverDisk,
+    Ready,
+    Recovered,
+    Staged,
+    Started,
+    Stuck,
+    Tick,
+    Unhealthy,
+    Unkillable,
+)
 from services.node_agent.core.lease import Lease, Older
+from services.node_agent.core.stopping import FENCED, UNKILLABLE, end_of, failed, overdue
 from shared.events import AttemptFinished, AttemptFinishing, AttemptRunning, AttemptStarting
-from shared.fleet import Assignment, DesiredState, HeldAttempt, Order
+from shared.fleet import Assignment, DesiredState, HeldAttempt
 from shared.job import Failure, OutputsRef
-from shared.model import Message
-from shared.spec import Service, Timeouts
 from shared.states import AttemptEventName, AttemptState, EndReason
 
 _COMMAND_CHARS_MAX = 200
@@ -25,335 +61,6 @@ _COMMAND_CHARS_MAX = 200
 _DISK_GRACE_S = 2.0
 #: Attempts of which a node remembers that it once held them: more than any scheduler has stood still for.
 DROPPED_KEPT = 10_000
-
-
-class Phase(StrEnum):
-    """How far an attempt is on this node."""
-
-    ACCEPTED = "accepted"  # in the journal; its image is being looked for
-    PULLING = "pulling"
-    STAGING = "staging"
-    STARTING = "starting"  # its container exists and is about to be started, once
-    WARMUP = "warmup"  # a replica's program runs, and is not ready yet
-    RUNNING = "running"
-    FINISHING = "finishing"  # the program has ended; what it left is being stored
-    FINISHED = "finished"  # its last report is in the outbox, or delivered
-    FORGETTING = "forgetting"  # nobody wants it any more; it is being removed
-
-
-PREPARING = frozenset({Phase.ACCEPTED, Phase.PULLING, Phase.STAGING})
-#: Its program runs.
-STARTED = frozenset({Phase.WARMUP, Phase.RUNNING})
-_BEFORE_END = PREPARING | {Phase.STARTING} | STARTED
-_STATE_OF: Mapping[Phase, AttemptState] = {
-    Phase.ACCEPTED: AttemptState.STARTING,
-    Phase.PULLING: AttemptState.STARTING,
-    Phase.STAGING: AttemptState.STARTING,
-    Phase.STARTING: AttemptState.STARTING,
-    Phase.WARMUP: AttemptState.STARTING,
-    Phase.RUNNING: AttemptState.RUNNING,
-    Phase.FINISHING: AttemptState.FINISHING,
-}
-
-
-class End(Message):
-    """What the attempt's last report will say."""
-
-    state: AttemptState
-    failure: Failure | None = None
-
-
-class Held(Message):
-    """An attempt as the journal has it. `stop` is set once somebody wants it to end before it does so by itself."""
-
-    order: Order
-    phase: Phase = Phase.ACCEPTED
-    since: datetime  # of the phase
-    handle: str = ""  # what the runtime calls it: a container's id
-    image_digest: str | None = None
-    running_at: datetime | None = None
-    stop: End | None = None
-    stop_grace_s: float = 10.0
-    exit_code: int | None = None
-    end: End | None = None
-    is_delivered: bool = False
-    is_cleared: bool = False
-    is_fenced: bool = False  # it was told to end because nobody grants a lease
-    boot_id: str = ""  # of the machine's start under which the program was started
-
-    @property
-    def key(self) -> Key:
-        """Return which attempt it is."""
-        return Key(self.order.job_id, self.order.attempt)
-
-
-# --- facts -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Desired:
-    """The scheduler's answer to a heartbeat, which was sent at `asked_at` (None: nobody measured, no lease)."""
-
-    state: DesiredState
-    asked_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """A runtime answers, and this is what it has of ours. Comes first of all facts about its attempts."""
-
-    runtime: str
-    found: Mapping[Key, tuple[str, Literal["created", "started"]]]  # handle, and whether it ever ran
-
-
-@dataclass(frozen=True, slots=True)
-class ImageMissing:
-    """The image is not on the machine: the pull begins."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFound:
-    """The image is on the machine."""
-
-    key: Key
-    digest: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """Files are in place and the container exists."""
-
-    key: Key
-    handle: str
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The program runs, or has run."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A replica is well for the first time."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class Unhealthy:
-    """A replica that was ready answers no more; `why` is a sentence."""
-
-    key: Key
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The program could not be brought to run."""
-
-    key: Key
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """The program has ended, and all that it printed is read."""
-
-    key: Key
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Unkillable:
-    """The program runs on, long after SIGKILL."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class OverDisk:
-    """The program has written more than it was promised: `used` bytes."""
-
-    key: Key
-    used: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stuck:
-    """A worker has not answered for `item` in time."""
-
-    key: Key
-    item: str
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What it left is stored, or cannot be."""
-
-    key: Key
-    outputs: OutputsRef | None
-    remarks: tuple[str, ...] = ()
-    failure: Failure | None = None
-    peaks: Mapping[str, float] = field(default_factory=dict[str, float])
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """The log has acknowledged the attempt's last report."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class Cleared:
-    """Its container, volumes and files are gone."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed. `at` is what leases are measured by: seconds that also pass while the machine is suspended."""
-
-    at: float | None = None
-
-
-Fact = (
-    Desired | Recovered | ImageMissing | ImageFound | Staged | Started | Ready | Unhealthy | Stuck | Failed | Exited
-    | Unkillable | OverDisk | Collected | Delivered | Cleared | Tick
-)  # fmt: skip
-
-# --- effects: the first four are the journal's, written together before any other is carried out ------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Write the attempt down."""
-
-    held: Held
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Take the attempt and its reports out of the journal; only that it was here is kept, for a while."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class SaveEpoch:
-    """Remember the highest epoch seen."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class NoteLease:
-    """Note the lease for an agent after this one. A note that a power cut takes is no loss: the programs go with it."""
-
-    lease: Lease
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Tell the scheduler, for as long as it takes. The id is the same whoever sends it again."""
-
-    key: Key
-    name: AttemptEventName
-    data: Message
-
-    @property
-    def id(self) -> str:
-        """Return the report's id, without the node's part."""
-        phase = f"-{self.data.phase}" if isinstance(self.data, AttemptStarting) else ""
-        return f"{self.key.job_id}-{self.key.attempt}-{self.name.value}{phase}"
-
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    """Find or pull the image, stage the files, create the container.
-
-    `again`: an agent before this one may have begun with it; what it left is removed first.
-    """
-
-    order: Order
-    again: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start the container, once, and follow it.
-
-    `again`: an agent before this one may have asked for it, and the runtime may still be about to do it.
-    """
-
-    held: Held
-    again: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StartNoMore:
-    """Should the start have failed so far, it is not tried again."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class Follow:
-    """Read on what a started program prints, and wait for its end."""
-
-    held: Held
-
-
-@dataclass(frozen=True, slots=True)
-class Attend:
-    """See whether a replica's program is well, again and again, and answer requests with it while it is."""
-
-    held: Held
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """SIGTERM, and SIGKILL after the grace. A replica first answers what it has begun, within the grace too."""
-
-    held: Held
-    grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """Give up preparing, or bringing home."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class Collect:
-    """Bring home what it left."""
-
-    held: Held
-
-
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """Kill what still runs; remove container, volumes and files."""
-
-    held: Held
-
-
-@dataclass(frozen=True, slots=True)
-class HeartbeatNow:
-    """Something changed that the scheduler waits for."""
-
-
-Effect = (
-    Save | Drop | SaveEpoch | NoteLease | Report | Prepare | Start | StartNoMore | Follow | Attend | Stop | Abort
-    | Collect | Clear | HeartbeatNow
-)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -407,7 +114,7 @@ class Machine:
                 seq=held.order.seq,
             )
             for held in self.held.values()
-            if (state := _state(held, self.boot_id)) is not None
+            if (state := held.state(self.boot_id)) is not None
         )
 
     # --- the scheduler's wishes ---
@@ -449,7 +156,7 @@ class Machine:
                 return []
 
     def _told_to_stop(self, held: Held, assignment: Assignment, now: datetime) -> list[Effect]:
-        end = _end_of(assignment.reason, held.order.spec.timeouts)
+        end = end_of(assignment.reason, held.order.spec.timeouts)
         if held.phase is not Phase.FINISHING:
             return self._stop(held, end, assignment.grace_s, now)
         if held.stop is not None and assignment.reason is not EndReason.FINISHING_TIMEOUT:
@@ -457,7 +164,7 @@ class Machine:
         return [*self._finish(held, held.stop or end, now), Abort(held.key)]
 
     def _stop(self, held: Held, end: End, grace_s: float, now: datetime) -> list[Effect]:
-        if held.stop is not None or held.phase not in _BEFORE_END:
+        if held.stop is not None or held.phase not in BEFORE_END:
             return []
         held = held.model_copy(update={"stop": end, "stop_grace_s": grace_s})
         if held.phase in PREPARING:
@@ -473,11 +180,11 @@ class Machine:
         return [effect for held in list(self.held.values()) for effect in self._fence(held, grace_s, now)]
 
     def _fence(self, held: Held, grace_s: float, now: datetime) -> list[Effect]:
-        if held.is_fenced or not held.order.spec.is_fenced or held.phase not in _BEFORE_END:
+        if held.is_fenced or not held.order.spec.is_fenced or held.phase not in BEFORE_END:
             return []
         held = held.model_copy(update={"is_fenced": True})
         if held.stop is None:
-            return self._stop(held, _FENCED, grace_s, now)
+            return self._stop(held, FENCED, grace_s, now)
         held = held.model_copy(update={"stop_grace_s": min(grace_s, held.stop_grace_s)})  # no later than this
         return [self._save(held), *([Stop(held, held.stop_grace_s)] if held.phase in STARTED else [])]
 
@@ -530,14 +237,14 @@ class Machine:
             case (Phase.WARMUP, Ready()) if held.stop is None:
                 return self._running(held, now)
             case (Phase.RUNNING, Unhealthy(_, why)):
-                return self._stop(held, _failed(EndReason.UNHEALTHY, why), held.stop_grace_s, now)
+                return self._stop(held, failed(EndReason.UNHEALTHY, why), held.stop_grace_s, now)
             case (Phase.RUNNING, Stuck(_, item)):
                 why = f"It did not answer for the item {item} in time."
-                return self._stop(held, _failed(EndReason.ITEM_TIMEOUT, why), held.stop_grace_s, now)
+                return self._stop(held, failed(EndReason.ITEM_TIMEOUT, why), held.stop_grace_s, now)
             case (_, Exited(_, outcome)):
                 return self._exited(held, outcome, now)
             case (_, Unkillable()):
-                return self._finish(held, _UNKILLABLE, now)
+                return self._finish(held, UNKILLABLE, now)
             case (_, OverDisk(_, used)):
                 failure = over_disk(used, held.order.spec.resources.disk)
                 return self._stop(held, End(state=AttemptState.FAILED, failure=failure), _DISK_GRACE_S, now)
@@ -565,7 +272,7 @@ class Machine:
 
     def _exited(self, held: Held, outcome: Outcome, now: datetime) -> list[Effect]:
         failure = failure_of(outcome, _command(held))
-        if failure is not None and _is_of_earlier_boot(held, self.boot_id):
+        if failure is not None and held.is_of_earlier_boot(self.boot_id):
             failure = by_reboot(outcome, failure)
         own = End(state=AttemptState.FAILED if failure else AttemptState.SUCCEEDED, failure=failure)
         held = held.model_copy(
@@ -612,18 +319,8 @@ class Machine:
     # --- time, and what a restart finds ---
 
     def _tick(self, held: Held, now: datetime) -> list[Effect]:
-        service = held.order.service
-        if service is not None and held.phase in STARTED:  # it runs for as long as it is wanted
-            is_late = (now - held.since).total_seconds() >= service.start_timeout
-            is_late = is_late and held.phase is Phase.WARMUP
-            return self._stop(held, _not_ready(service), held.stop_grace_s, now) if is_late else []
-        reason = _LIMIT_OF.get(held.phase)
-        if reason is None:
-            return []
-        limit = _limit(reason, held.order.spec.timeouts)
-        if limit is None or (now - held.since).total_seconds() < limit.seconds:
-            return []
-        return self._stop(held, _timed_out(reason, limit), held.stop_grace_s, now)
+        end = overdue(held, now)
+        return [] if end is None else self._stop(held, end, held.stop_grace_s, now)
 
     def _recover(self, held: Held, fact: Recovered, now: datetime) -> list[Effect]:
         handle, condition = fact.found.get(held.key, ("", "gone"))
@@ -674,68 +371,6 @@ class Machine:
         return [Drop(held.key)]
 
 
-def _failed(reason: EndReason, message: str) -> End:
-    return End(state=AttemptState.FAILED, failure=Failure(reason=reason, message=message))
-
-
-_CANCELLED = End(
-    state=AttemptState.CANCELLED, failure=Failure(reason=EndReason.CANCELLED_BY_USER, message="It was told to stop.")
-)
-_FENCED = _failed(
-    EndReason.FENCED, "The node was cut off and stopped it, for it must not run twice and another node may start it."
-)
-_UNKILLABLE = _failed(EndReason.UNKILLABLE, "SIGKILL did not end the program within a minute.")
-_WHY: Mapping[EndReason, str] = {
-    EndReason.FINISHING_TIMEOUT: "What it left could not be stored in time.",
-    EndReason.NODE_DRAINED: "The node is being emptied.",
-    EndReason.AGENT_LOST_CONTAINER: "The node had not begun with it in time.",
-}
-#: The limits that the agent itself keeps.
-_LIMIT_OF: Mapping[Phase, EndReason] = {
-    Phase.ACCEPTED: EndReason.PULL_TIMEOUT,
-    Phase.PULLING: EndReason.PULL_TIMEOUT,
-    Phase.STAGING: EndReason.STAGE_IN_TIMEOUT,
-    Phase.RUNNING: EndReason.RUN_TIMEOUT,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Limit:
-    """What may take so many seconds."""
-
-    what: str
-    seconds: float
-    more: str = ""
-
-
-def _limit(reason: EndReason, timeouts: Timeouts) -> _Limit | None:
-    match reason:
-        case EndReason.PULL_TIMEOUT:
-            return _Limit("Pulling the image", timeouts.pull)
-        case EndReason.STAGE_IN_TIMEOUT:
-            return _Limit("Bringing the files", timeouts.stage_in)
-        case EndReason.RUN_TIMEOUT:
-            return _Limit("The program", timeouts.run)
-        case EndReason.TOTAL_TIMEOUT:
-            return _Limit("The job", timeouts.total, " in all")
-        case _:
-            return None
-
-
-def _timed_out(reason: EndReason, limit: _Limit) -> End:
-    message = f"{limit.what} took longer than {limit.seconds:g} s{limit.more}."
-    return End(state=AttemptState.TIMED_OUT, failure=Failure(reason=reason, message=message))
-
-
-def _end_of(reason: EndReason | None, timeouts: Timeouts) -> End:
-    """Return how an attempt ends that the scheduler wants stopped."""
-    if reason is None or reason is EndReason.CANCELLED_BY_USER:
-        return _CANCELLED
-    if (limit := _limit(reason, timeouts)) is not None:
-        return _timed_out(reason, limit)
-    return _failed(reason, _WHY.get(reason, "It was told to stop."))
-
-
 def _stop_late(held: Held) -> list[Effect]:
     """Stop what was to end before it was seen to run. What is fenced has had its time: the lease may be over."""
     return [Stop(held, 0.0 if held.is_fenced else held.stop_grace_s)] if held.stop else []
@@ -745,25 +380,7 @@ def _attend(held: Held) -> list[Effect]:
     return [Attend(held)] if held.order.service is not None and held.stop is None else []
 
 
-def _not_ready(service: Service) -> End:
-    what = f"GET {service.health} did not answer 2xx" if service.health else "nothing listened"
-    message = f"It was not ready within {service.start_timeout:g} s: {what} on port {service.port}."
-    return _failed(EndReason.UNHEALTHY, message)
-
-
 def _command(held: Held) -> str:
     command = held.order.spec.command
     text = command if isinstance(command, str) else " ".join(command or ("of the image",))
     return text[:_COMMAND_CHARS_MAX]
-
-
-def _is_of_earlier_boot(held: Held, boot_id: str) -> bool:
-    return held.boot_id not in ("", boot_id)
-
-
-def _state(held: Held, boot_id: str) -> AttemptState | None:
-    if held.phase in (Phase.STARTING, *STARTED) and _is_of_earlier_boot(held, boot_id):
-        return AttemptState.FINISHING  # nothing runs on over a reboot; how it ended is being found out
-    if held.phase is Phase.FINISHED:
-        return held.end.state if held.end else AttemptState.FAILED
-    return _STATE_OF.get(held.phase)

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
+from services.node_agent.core.attempt import Held
 from services.node_agent.core.lease import Older
-from services.node_agent.core.machine import Held
 from shared.states import EndReason
 
 

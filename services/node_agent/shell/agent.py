@@ -18,8 +18,11 @@ from services.node_agent.adapters.journal import Journal, Kept, Outgoing, Write
 from services.node_agent.adapters.lease_note import LeaseNote
 from services.node_agent.adapters.processes import remove_tree
 from services.node_agent.adapters.storage import Storage
+from services.node_agent.core import effects as e
+from services.node_agent.core import facts as f
 from services.node_agent.core import machine as m
 from services.node_agent.core import shelf
+from services.node_agent.core.attempt import STARTED, Held, Phase
 from services.node_agent.core.capacity import Share
 from services.node_agent.core.container import Key
 from services.node_agent.core.problems import problem
@@ -100,7 +103,7 @@ class Agent:
         self._journal = journal
         self._gpus = PatientGpus(gpus)
         self._clock = SteadyClock()
-        self._facts: asyncio.Queue[m.Fact] = asyncio.Queue()
+        self._facts: asyncio.Queue[f.Fact] = asyncio.Queue()
         self._wake = asyncio.Event()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._is_leaving, self._was_online = False, False
@@ -179,7 +182,7 @@ class Agent:
 
         Containers run on, or are stopped where the setting says so.
         """
-        self._facts.put_nowait(m.Tick(boottime()))  # a lease that ran out meanwhile counts before anything is started
+        self._facts.put_nowait(f.Tick(boottime()))  # a lease that ran out meanwhile counts before anything is started
         try:
             async with asyncio.TaskGroup() as tasks:
                 works = (
@@ -209,44 +212,44 @@ class Agent:
                 facts.append(self._facts.get_nowait())
             if self._machine.must_watch_lease:
                 # The agent may have stood still since these came: what must not run twice is not started by them then.
-                facts.insert(0, m.Tick(boottime()))
+                facts.insert(0, f.Tick(boottime()))
             now = self._clock.now()
             effects = [effect for fact in facts for effect in self._machine.handle(fact, now)]
             outgoing = {
                 id(effect): event_of(self._bus, self._settings.node, effect)
                 for effect in effects
-                if isinstance(effect, m.Report)
+                if isinstance(effect, e.Report)
             }
             writes: list[Write] = []
             for effect in effects:
-                if isinstance(effect, m.Save | m.Drop | m.SaveEpoch):
+                if isinstance(effect, e.Save | e.Drop | e.SaveEpoch):
                     writes.append(effect)
-                elif isinstance(effect, m.Report):
+                elif isinstance(effect, e.Report):
                     writes.append(outgoing[id(effect)])
             await self._journal.write(writes)
             for effect in effects:
                 self._act(effect, outgoing)
             self._count()
 
-    def _act(self, effect: m.Effect, outgoing: Mapping[int, Outgoing]) -> None:
+    def _act(self, effect: e.Effect, outgoing: Mapping[int, Outgoing]) -> None:
         match effect:
-            case m.Report():
+            case e.Report():
                 self._outbox.add(outgoing[id(effect)])
                 _log.info("attempt_" + effect.name.value, job_id=effect.key.job_id, attempt=effect.key.attempt)
                 if effect.name is AttemptEventName.FINISHED:
                     ENDED.labels(str(getattr(effect.data, "state", ""))).inc()
-            case m.Drop(key):
+            case e.Drop(key):
                 self._outbox.drop(key)
-            case m.NoteLease(lease):
+            case e.NoteLease(lease):
                 self._lease_note.write(lease)
-            case m.Save() | m.SaveEpoch():
+            case e.Save() | e.SaveEpoch():
                 pass
-            case m.Attend(held):
+            case e.Attend(held):
                 self._serving.attend(held)
-            case m.Collect(held) | m.Clear(held):
+            case e.Collect(held) | e.Clear(held):
                 self._serving.leave(held.key)
                 self._attempts.act(effect)
-            case m.HeartbeatNow():
+            case e.HeartbeatNow():
                 self._wake.set()
             case _:
                 self._attempts.act(effect)
@@ -256,8 +259,8 @@ class Agent:
             self._outbox.add(outgoing)
         unsent = {outgoing.key for outgoing in kept.outbox}
         for held in kept.held:
-            if held.phase is m.Phase.FINISHED and not held.is_delivered and held.key not in unsent:
-                self._facts.put_nowait(m.Delivered(held.key))  # acknowledged just before the last agent ended
+            if held.phase is Phase.FINISHED and not held.is_delivered and held.key not in unsent:
+                self._facts.put_nowait(f.Delivered(held.key))  # acknowledged just before the last agent ended
         known = {self._attempts.folder(held.key) for held in kept.held}
         for folder in (self._settings.folder / "attempts").glob("*"):
             if folder not in known:
@@ -266,7 +269,7 @@ class Agent:
     def _delivered(self, outgoing: Outgoing) -> None:
         self._workers.delivered(outgoing)
         if outgoing.name is AttemptEventName.FINISHED:
-            self._facts.put_nowait(m.Delivered(outgoing.key))
+            self._facts.put_nowait(f.Delivered(outgoing.key))
 
     async def _publish(self, key: Key, batch: OutputBatch) -> None:
         node = self._settings.node
@@ -283,11 +286,11 @@ class Agent:
         while True:
             await asyncio.sleep(_TICK_S)
             if self._machine.held:
-                self._facts.put_nowait(m.Tick(boottime()))
+                self._facts.put_nowait(f.Tick(boottime()))
 
     def _count(self) -> None:
         phases = [held.phase for held in self._machine.held.values()]
-        for phase in m.Phase:
+        for phase in Phase:
             ATTEMPTS.labels(phase.value).set(phases.count(phase))
         OUTBOX.set(len(self._outbox))
 
@@ -346,7 +349,7 @@ class Agent:
         if desired.epoch < self._machine.epoch and self._machine.older is None:
             _log.warning("older_scheduler_ignored", epoch=desired.epoch, highest_seen=self._machine.epoch)
         # Also without assignments: it is what renews the lease.
-        self._facts.put_nowait(m.Desired(desired, asked_at))
+        self._facts.put_nowait(f.Desired(desired, asked_at))
         if desired.epoch >= self._machine.epoch:
             self._prefetches.want(desired.prefetches)
             self._workers.want(desired.assignments)
@@ -444,13 +447,13 @@ class Agent:
         await self._watch.close()
         self._gpus.close()
 
-    async def _stop_job(self, held: m.Held) -> None:
+    async def _stop_job(self, held: Held) -> None:
         """End a program and remove it, results included: the stack goes down with its data kept elsewhere."""
         runtime, give_up_at = self._watch.runtimes.get(held.order.spec.runtime), monotonic() + _EXIT_GRACE_S
         if runtime is None:
             return
         with suppress(WherryError):
-            if held.phase in (m.Phase.STARTING, *m.STARTED):
+            if held.phase in (Phase.STARTING, *STARTED):
                 await runtime.kill(held.key, held.handle, "SIGTERM")
                 while await runtime.outcome(held.key, held.handle) is None and monotonic() < give_up_at:  # noqa: ASYNC110 - the followers are gone
                     await asyncio.sleep(0.05)

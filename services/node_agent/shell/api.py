@@ -21,7 +21,7 @@ from services.node_agent.adapters.http_server import Answer, Gone, Request, serv
 from services.node_agent.adapters.pieces import Stoppable
 from services.node_agent.adapters.storage import Storage
 from services.node_agent.core import api, archive
-from services.node_agent.core import machine as m
+from services.node_agent.core.attempt import Held
 from services.node_agent.core.container import Key
 from services.node_agent.core.disk import in_units
 from services.node_agent.core.inputs import asked_path, place
@@ -116,7 +116,7 @@ class Api:
             return None
         return (await self._room(order)).access
 
-    async def open(self, held: m.Held) -> None:
+    async def open(self, held: Held) -> None:
         """Open the program's door, before it is started.
 
         Raises:
@@ -129,7 +129,7 @@ class Api:
             except Unavailable as error:  # asked again and again, it would be no better: another attempt may
                 raise WherryError(EndReason.RUNTIME_ERROR, error.message) from error
 
-    async def keep(self, held: m.Held) -> None:
+    async def keep(self, held: Held) -> None:
         """Open the door of a program that runs, if it is not, and open it again whenever it is lost."""
         if held.order.spec.network == "api":
             await self._keep(held)
@@ -172,7 +172,7 @@ class Api:
             self._rooms.setdefault(key, _Room(order, access, folder))
         return self._rooms[key]
 
-    async def _keep(self, held: m.Held) -> _Room:
+    async def _keep(self, held: Held) -> _Room:
         room = await self._room(held.order)
         room.handle = held.handle
         if room.keeping is None:

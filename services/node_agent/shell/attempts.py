@@ -12,7 +12,9 @@ from typing import Any
 from services.node_agent.adapters.address import check_ports
 from services.node_agent.adapters.processes import remove_tree
 from services.node_agent.adapters.storage import Storage
-from services.node_agent.core import machine as m
+from services.node_agent.core import effects as e
+from services.node_agent.core import facts as f
+from services.node_agent.core.attempt import Held
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome, failure_from
 from services.node_agent.core.shelf import Given
@@ -31,7 +33,7 @@ from shared.fleet import Order
 from shared.job import Failure
 from shared.states import EndReason
 
-Post = Callable[[m.Fact], None]
+Post = Callable[[f.Fact], None]
 PublishOutput = Callable[[Key, OutputBatch], Coroutine[Any, Any, None]]
 
 _LOOK_S = 10.0  # how often a silent program is looked at
@@ -98,25 +100,25 @@ class Attempts:
         self._pumps: set[OutputPump] = set()
         self._api = Api(doing.storage, doing.runtimes, self.folder)
 
-    def act(self, effect: m.Effect) -> None:
+    def act(self, effect: e.Effect) -> None:
         """Begin to carry out *effect*."""
         match effect:
-            case m.Prepare(order, again):
+            case e.Prepare(order, again):
                 self._spawn(Key(order.job_id, order.attempt), "run", self._prepare(order, again=again))
-            case m.Start(held, again):
+            case e.Start(held, again):
                 self._after(held.key, "run", self._start(held, again=again))
-            case m.StartNoMore(key):
+            case e.StartNoMore(key):
                 self._unwanted.add(key)
-            case m.Follow(held):
+            case e.Follow(held):
                 self._spawn(held.key, "run", self._follow(held))
-            case m.Stop(held, grace_s):
+            case e.Stop(held, grace_s):
                 self._cancel(held.key, "stop")  # one that leaves more time
                 self._after(held.key, "stop", self._stop(held, grace_s))
-            case m.Abort(key):
+            case e.Abort(key):
                 self._cancel(key, "run")
-            case m.Collect(held):
+            case e.Collect(held):
                 self._after(held.key, "run", self._collect(held))
-            case m.Clear(held):
+            case e.Clear(held):
                 self._spawn(held.key, "clear", self._clear(held))
             case _:
                 raise ValueError(f"not an act: {effect}")
@@ -170,20 +172,20 @@ class Attempts:
                 await runtime.clear(key)
             image = await runtime.find_image(order)
             if image is None:
-                self._do.post(m.ImageMissing(key))
+                self._do.post(f.ImageMissing(key))
                 image = await self._pull(runtime, order)
-            self._do.post(m.ImageFound(key, image.digest))
+            self._do.post(f.ImageFound(key, image.digest))
             inputs = partial(self._inputs, order, runtime, image)
             access = await self._api.admit(order)
             await asyncio.to_thread(check_ports, order.wiring)
             handle = await runtime.stage(order, image, partial(self._source, order), inputs, access)
-            self._do.post(m.Staged(key, handle))
+            self._do.post(f.Staged(key, handle))
         except WherryError as error:
             _log.warning("prepare_failed", job_id=key.job_id, attempt=key.attempt, error=error.message)
-            self._do.post(m.Failed(key, failure_from(error)))
+            self._do.post(f.Failed(key, failure_from(error)))
         except Exception as error:  # noqa: BLE001 - the attempt ends, and says why
             _log.exception("prepare_broke", job_id=key.job_id, attempt=key.attempt)
-            self._do.post(m.Failed(key, Failure(reason=EndReason.RUNTIME_ERROR, message=repr(error))))
+            self._do.post(f.Failed(key, Failure(reason=EndReason.RUNTIME_ERROR, message=repr(error))))
         finally:
             self._source_path(key).unlink(missing_ok=True)
 
@@ -237,7 +239,7 @@ class Attempts:
 
         return tell
 
-    async def _start(self, held: m.Held, *, again: bool) -> None:
+    async def _start(self, held: Held, *, again: bool) -> None:
         runtime = self._do.runtimes[held.order.spec.runtime]
         handle = held.handle
         if again:
@@ -246,7 +248,7 @@ class Attempts:
         while not is_started:
             if held.key in self._unwanted:
                 failure = Failure(reason=EndReason.CANCELLED_BY_USER, message="It was told to stop before it began.")
-                self._do.post(m.Failed(held.key, failure))
+                self._do.post(f.Failed(held.key, failure))
                 return
             try:
                 await self._api.open(held)
@@ -256,16 +258,16 @@ class Attempts:
                 _log.warning("start_unanswered", job_id=held.key.job_id, attempt=held.key.attempt, error=error.message)
                 is_started = await self._was_started(runtime, held)
             except WherryError as error:
-                self._do.post(m.Failed(held.key, failure_from(error)))
+                self._do.post(f.Failed(held.key, failure_from(error)))
                 return
             except Exception as error:  # noqa: BLE001 - the attempt ends, and says why; what may run is cleared
                 _log.exception("start_broke", job_id=held.key.job_id, attempt=held.key.attempt)
-                self._do.post(m.Failed(held.key, Failure(reason=EndReason.RUNTIME_ERROR, message=repr(error))))
+                self._do.post(f.Failed(held.key, Failure(reason=EndReason.RUNTIME_ERROR, message=repr(error))))
                 return
-        self._do.post(m.Started(held.key))
+        self._do.post(f.Started(held.key))
         await self._follow(held)
 
-    async def _was_started(self, runtime: Runtime, held: m.Held) -> bool:
+    async def _was_started(self, runtime: Runtime, held: Held) -> bool:
         """Return whether a start that got no answer has happened. Starting an ended container would run it twice."""
         found: list[str] = []
 
@@ -278,7 +280,7 @@ class Attempts:
         await until_done(look, _try_again)
         return found != ["created"]  # one that is gone shows when it is followed
 
-    async def _follow(self, held: m.Held) -> None:
+    async def _follow(self, held: Held) -> None:
         """Read on until the program has ended. Whatever breaks: nobody else would notice its end."""
         outcomes: list[Outcome] = []
 
@@ -290,9 +292,9 @@ class Attempts:
 
         await until_done(follow, note)
         await self._api.shut(held.key)
-        self._do.post(m.Exited(held.key, outcomes[0]))
+        self._do.post(f.Exited(held.key, outcomes[0]))
 
-    async def _follow_once(self, held: m.Held) -> Outcome:
+    async def _follow_once(self, held: Held) -> Outcome:
         key = held.key
         runtime = self._do.runtimes[held.order.spec.runtime]
         await self._api.keep(held)
@@ -332,14 +334,14 @@ class Attempts:
                 task.cancel()
         return outcomes[0]
 
-    def _worker(self, held: m.Held) -> Worker | None:
+    def _worker(self, held: Held) -> Worker | None:
         return self._do.workers.of(held.order) if held.order.map and self._do.workers else None
 
     def _log_rate(self) -> float:
         """Return what one attempt may publish in a second: those that print much share what the node may."""
         return (self._do.log_rate or 0) / max(1, sum(pump.is_busy for pump in self._pumps))
 
-    async def _measure(self, runtime: Runtime, held: m.Held, pump: OutputPump) -> None:
+    async def _measure(self, runtime: Runtime, held: Held, pump: OutputPump) -> None:
         """Look at what the program uses, soon and then every few seconds, until cancelled."""
         before: tuple[datetime, Use] | None = None
         pauses = iter(_MEASURE_S)
@@ -379,7 +381,7 @@ class Attempts:
                 return outcome
         return None
 
-    async def _stop(self, held: m.Held, grace_s: float) -> None:
+    async def _stop(self, held: Held, grace_s: float) -> None:
         runtime = self._do.runtimes[held.order.spec.runtime]
         running = self._tasks.get((held.key, "run"))
         if grace_s > 0 and self._do.drain is not None:
@@ -399,18 +401,18 @@ class Attempts:
             killed_at = killed_at or monotonic()
             if monotonic() - killed_at > _UNKILLABLE_S and not await self._has_ended(runtime, held):
                 _log.error("unkillable", job_id=held.key.job_id, attempt=held.key.attempt)
-                self._do.post(m.Unkillable(held.key))
+                self._do.post(f.Unkillable(held.key))
                 return
             await asyncio.wait({running}, timeout=1.0)
 
-    async def _has_ended(self, runtime: Runtime, held: m.Held) -> bool:
+    async def _has_ended(self, runtime: Runtime, held: Held) -> bool:
         """Return whether the program has: then only its output is still being read."""
         try:
             return await runtime.outcome(held.key, held.handle) is not None
         except WherryError:
             return True  # it is gone; or the engine does not answer, which says nothing about the program
 
-    async def _collect(self, held: m.Held) -> None:
+    async def _collect(self, held: Held) -> None:
         key = held.key
         runtime = self._do.runtimes[held.order.spec.runtime]
         refusals = 0
@@ -425,7 +427,7 @@ class Attempts:
                 runtime, self._do.storage, key, held.handle, self.folder(key), self._kept_most(held)
             )
             said = await asyncio.to_thread(self._api.remarks, key)
-            self._do.post(m.Collected(key, outputs, (*said, *remarks), peaks=series.peaks()))
+            self._do.post(f.Collected(key, outputs, (*said, *remarks), peaks=series.peaks()))
 
         def judge(error: Exception) -> None:
             nonlocal refusals
@@ -440,9 +442,9 @@ class Attempts:
             await until_done(bring, judge, last_s=_COLLECT_PAUSE_MAX_S)
         except Exception as error:  # noqa: BLE001 - reported as the attempt's end
             failure = Failure(reason=EndReason.UPLOAD_FAILED, message=f"The results could not be stored: {error}")
-            self._do.post(m.Collected(key, None, failure=failure))
+            self._do.post(f.Collected(key, None, failure=failure))
 
-    def _kept_most(self, held: m.Held) -> int:
+    def _kept_most(self, held: Held) -> int:
         most = self._do.outputs_bytes_max
         return held.order.spec.resources.disk if most is None else most
 
@@ -461,7 +463,7 @@ class Attempts:
                 _log.error("metrics_refused", job_id=key.job_id, attempt=key.attempt, error=error.message)
             del unsent[0]
 
-    async def _clear(self, held: m.Held) -> None:
+    async def _clear(self, held: Held) -> None:
         key = held.key
         for sort in ("stop", "run"):
             if (task := self._cancel(key, sort)) is not None:
@@ -479,7 +481,7 @@ class Attempts:
         self._unwanted.discard(key)
         if self._do.workers is not None:
             self._do.workers.drop(key)
-        self._do.post(m.Cleared(key))
+        self._do.post(f.Cleared(key))
 
 
 async def _rest(reading: asyncio.Future[None], pump: OutputPump) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import Gauge
 
-from services.node_agent.core import machine as m
+from services.node_agent.core import facts as f
+from services.node_agent.core.attempt import STARTED, Held
 from services.node_agent.core.container import Key
 from services.node_agent.ports import Runtime
 from shared import observe
@@ -32,8 +33,8 @@ class DiskWatch:
     def __init__(
         self,
         runtimes: Mapping[str, Runtime],
-        running: Callable[[], Iterable[m.Held]],
-        post: Callable[[m.Fact], None],
+        running: Callable[[], Iterable[Held]],
+        post: Callable[[f.Fact], None],
         interval_s: float,
     ) -> None:
         self._runtimes = runtimes
@@ -68,7 +69,7 @@ class DiskWatch:
         for key, most in promised.items():
             if used.get(key, 0) > most:
                 _log.warning("disk_over", job_id=key.job_id, attempt=key.attempt, used=used[key], promised=most)
-                self._post(m.OverDisk(key, used[key]))
+                self._post(f.OverDisk(key, used[key]))
 
-    def _running_on(self, name: str) -> list[m.Held]:
-        return [one for one in self._running() if one.order.spec.runtime == name and one.phase in m.STARTED]
+    def _running_on(self, name: str) -> list[Held]:
+        return [one for one in self._running() if one.order.spec.runtime == name and one.phase in STARTED]

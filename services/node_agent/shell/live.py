@@ -6,7 +6,7 @@ from pathlib import Path
 
 from services.node_agent.adapters.processes import remove_tree
 from services.node_agent.adapters.storage import Storage
-from services.node_agent.core import machine as m
+from services.node_agent.core.attempt import STARTED, Held, Phase
 from services.node_agent.core.container import Key
 from services.node_agent.ports import Runtime
 from services.node_agent.shell.collect import look
@@ -23,7 +23,7 @@ LOOK_S = 600.0
 _PATIENCE_S = 30.0
 #: A file may shrink while it is being read, which breaks an engine's archive.
 _TRIES = 3
-_VISIBLE = m.STARTED | {m.Phase.FINISHING}
+_VISIBLE = STARTED | {Phase.FINISHING}
 _log = observe.logger("live")
 
 
@@ -40,7 +40,7 @@ class Live:
     """
 
     def __init__(
-        self, bus: Bus, storage: Storage, runtimes: Mapping[str, Runtime], held: Callable[[Key], m.Held | None],
+        self, bus: Bus, storage: Storage, runtimes: Mapping[str, Runtime], held: Callable[[Key], Held | None],
         folder: Path, node_id: str,
     ) -> None:  # fmt: skip
         self._bus = bus

@@ -7,7 +7,7 @@ from typing import Any
 
 from services.node_agent.adapters.journal import Journal, Outgoing
 from services.node_agent.core.container import Key
-from services.node_agent.core.machine import Report
+from services.node_agent.core.effects import Report
 from shared import observe
 from shared.bus import Bus
 from shared.channels import (

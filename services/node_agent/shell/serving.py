@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from services.node_agent.adapters.container_http import Answered, ContainerHttp
-from services.node_agent.core import machine as m
+from services.node_agent.core import facts as f
+from services.node_agent.core.attempt import Held, Phase
 from services.node_agent.core.container import Key
 from services.node_agent.core.serving import Budget, Door, Health, News
 from services.node_agent.ports import Runtime
@@ -41,7 +42,7 @@ _log = observe.logger("serving")
 class _Replica:
     """One replica on this node."""
 
-    held: m.Held
+    held: Held
     door: Door
     health: Health
     places: asyncio.Semaphore
@@ -78,7 +79,7 @@ class Serving:
         connect: Callable[[], AbstractAsyncContextManager[Bus]],
         node: str,
         runtimes: Mapping[str, Runtime],
-        post: Callable[[m.Fact], None],
+        post: Callable[[f.Fact], None],
         body_max: int,
     ) -> None:
         self._connect, self._node, self._runtimes, self._post = connect, node, runtimes, post
@@ -104,7 +105,7 @@ class Serving:
                 await asyncio.sleep(_FORGET_S / 2)
                 self._forget_old()
 
-    def attend(self, held: m.Held) -> None:
+    def attend(self, held: Held) -> None:
         """Look after a replica from now on: it is asked once it is well."""
         service = held.order.service
         known = self._replicas.get(held.order.job_id)
@@ -112,7 +113,7 @@ class Serving:
             return
         if known is not None:
             self.leave(known.held.key)
-        health = Health(is_ready=held.phase is m.Phase.RUNNING)
+        health = Health(is_ready=held.phase is Phase.RUNNING)
         replica = _Replica(held, Door(), health, asyncio.Semaphore(service.concurrency))
         self._replicas[held.order.job_id] = replica
         replica.attending = asyncio.create_task(self._attend(replica), name=f"attend {held.order.job_id}")
@@ -170,10 +171,10 @@ class Serving:
                 served = replica.door.served
                 match replica.health.seen(is_well=not why):
                     case News.READY:
-                        self._post(m.Ready(key))
+                        self._post(f.Ready(key))
                     case News.UNHEALTHY:
                         _log.warning("replica_unhealthy", job_id=key.job_id, attempt=key.attempt, why=why)
-                        self._post(m.Unhealthy(key, f"It stopped answering: {why}."))
+                        self._post(f.Unhealthy(key, f"It stopped answering: {why}."))
                     case News.NOTHING:
                         pass
                 replica.door.is_open = replica.http is not None and replica.health.is_ready

@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.node_agent.core import machine as m
+from services.node_agent.core import facts as f
 from services.node_agent.core.container import Key
 from services.node_agent.core.strays import Strays
 from services.node_agent.ports import Runtime, RuntimeFacts
@@ -49,7 +49,7 @@ class Watch:
         runtimes: Iterable[Runtime],
         stray_age_s: float,
         held: Callable[[], AbstractSet[Key]],
-        post: Callable[[m.Fact], None],
+        post: Callable[[f.Fact], None],
         changed: Callable[[], None],
     ) -> None:
         self._watched = {one.name: _Watched(one, strays=Strays(stray_age_s)) for one in runtimes}
@@ -148,7 +148,7 @@ class Watch:
         }
         watched.images = await watched.runtime.images()
         watched.is_recovered = True
-        self._post(m.Recovered(watched.runtime.name, held))
+        self._post(f.Recovered(watched.runtime.name, held))
 
     # --- what is in it that nobody wants? ---
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from services.node_agent.adapters.journal import Journal, KeepItems, Outgoing
 from services.node_agent.adapters.storage import Storage
 from services.node_agent.core import archive
-from services.node_agent.core import machine as m
+from services.node_agent.core import facts as f
 from services.node_agent.core.container import Key
 from services.node_agent.core.items import Again, Begun, Items, Left, head, is_plain, slot_of
 from services.node_agent.core.output import Answer
@@ -59,7 +59,7 @@ class WorkerNeeds:
     journal: Journal
     report: Callable[[Key, tuple[ItemEnd, ...]], Outgoing]
     send: Callable[[Outgoing], None]
-    post: Callable[[m.Fact], None]
+    post: Callable[[f.Fact], None]
     folder: Callable[[Key], Path]
 
 
@@ -333,7 +333,7 @@ class Worker:
         if (stuck := self._items.overdue(now)) is not None:
             self._unsaved.add(stuck.slot)
             self._rings.report.set()
-            self._needs.post(m.Stuck(self._key, stuck.id))
+            self._needs.post(f.Stuck(self._key, stuck.id))
             await asyncio.Event().wait()  # nothing more is said to it
         given = self._items.give(now)
         if given:

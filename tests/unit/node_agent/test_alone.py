@@ -12,7 +12,9 @@ import pytest
 
 from services.node_agent.adapters.gpu_nvml import NvmlGpus, PatientGpus
 from services.node_agent.adapters.lease_note import LeaseNote
-from services.node_agent.core import machine as m
+from services.node_agent.core import effects as e
+from services.node_agent.core import facts as f
+from services.node_agent.core.attempt import Held, Phase
 from services.node_agent.core.container import Key, image_names
 from services.node_agent.core.ending import Outcome
 from services.node_agent.core.inputs import asked_path, place
@@ -98,27 +100,27 @@ class Immortal:
     async def clear(self, _key: Key) -> None: ...
 
 
-def attempts_on(runtime: Any, folder: Path, posted: list[m.Fact]) -> tuple[Attempts, m.Held]:
+def attempts_on(runtime: Any, folder: Path, posted: list[f.Fact]) -> tuple[Attempts, Held]:
     async def publish(*_: object) -> None: ...
 
     doing = Doing({"process": runtime}, cast("Any", None), folder, posted.append, publish, 1000, cast("Any", None))
     spec = JobSpec(runtime="process", command="true")
     order = Order(job_id="j1", owner_id="u1", attempt=1, spec=spec, seq=1)
-    return Attempts(doing), m.Held(order=order, phase=m.Phase.RUNNING, since=AT)
+    return Attempts(doing), Held(order=order, phase=Phase.RUNNING, since=AT)
 
 
 async def test_a_program_that_sigkill_does_not_end_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(carrying_out, "_UNKILLABLE_S", 0.5)
     monkeypatch.setattr(carrying_out, "_LINGER_S", 0.1)
-    posted: list[m.Fact] = []
+    posted: list[f.Fact] = []
     runtime = Immortal()
     attempts, held = attempts_on(runtime, tmp_path, posted)
-    attempts.act(m.Follow(held))
-    attempts.act(m.Stop(held, 0.1))
+    attempts.act(e.Follow(held))
+    attempts.act(e.Stop(held, 0.1))
     async with asyncio.timeout(10):
         while not posted:
             await asyncio.sleep(0.02)
-    assert posted == [m.Unkillable(KEY)]
+    assert posted == [f.Unkillable(KEY)]
     assert runtime.signals[0] == "SIGTERM"
     assert set(runtime.signals[1:]) == {"SIGKILL"}
     await attempts.close()
@@ -128,11 +130,11 @@ async def test_a_fence_kills_though_a_longer_stop_is_under_way(tmp_path: Path, m
     monkeypatch.setattr(carrying_out, "_LINGER_S", 0.1)
     runtime = Immortal()
     attempts, held = attempts_on(runtime, tmp_path, [])
-    attempts.act(m.Follow(held))
-    attempts.act(m.Stop(held, 600))
+    attempts.act(e.Follow(held))
+    attempts.act(e.Stop(held, 600))
     await asyncio.sleep(0.05)
     assert runtime.signals == ["SIGTERM"]
-    attempts.act(m.Stop(held, 0))
+    attempts.act(e.Stop(held, 0))
     async with asyncio.timeout(5):
         while "SIGKILL" not in runtime.signals:
             await asyncio.sleep(0.02)
@@ -192,13 +194,13 @@ async def test_an_engine_that_goes_away_is_named_and_what_nobody_knows_is_remove
 ) -> None:
     monkeypatch.setattr("services.node_agent.shell.watch._WATCH_S", 0.05)
     monkeypatch.setattr("services.node_agent.shell.watch._SWEEP_S", 0.05)
-    engine, posted, changes = Engine(), list[m.Fact](), list[int]()
+    engine, posted, changes = Engine(), list[f.Fact](), list[int]()
     watch = Watch([cast("Any", engine)], 0.3, lambda: {KEY}, posted.append, lambda: changes.append(1))
     engine.things.add(KEY)
     running = asyncio.create_task(watch.run())
     try:
         await watch.until_asked(5)
-        assert posted == [m.Recovered("docker", {KEY: ("c", "started"), OTHER: ("c", "started")})]
+        assert posted == [f.Recovered("docker", {KEY: ("c", "started"), OTHER: ("c", "started")})]
         assert watch.problems == {"docker": ""}
         assert len(watch.images) == 500
         assert engine.cleared == [], "it has its time"

@@ -1,6 +1,6 @@
 """What programs have written, from an engine's answer, and what follows from it."""
 
-from services.node_agent.core import machine as m
+from services.node_agent.core import facts as f
 from services.node_agent.core.container import Key
 from services.node_agent.core.disk import in_units, used_by_attempts
 from shared.states import AttemptState, EndReason
@@ -41,7 +41,7 @@ def test_what_counts_are_the_volumes_that_the_program_may_write_to_and_its_own_l
 
 def test_over_its_disk_a_running_program_is_stopped_once_and_the_end_says_the_numbers() -> None:
     machine = after(*TO_RUNNING)
-    over = m.OverDisk(KEY, 11 * 1024**3)
+    over = f.OverDisk(KEY, 11 * 1024**3)
     assert acts(machine.handle(over, T0)) == ["Save", "Stop"]
     assert machine.handle(over, T0) == []
     assert "Collect" in acts(machine.handle(FACTS["exited"], T0)), "what it left is kept"
@@ -52,7 +52,7 @@ def test_over_its_disk_a_running_program_is_stopped_once_and_the_end_says_the_nu
 
 def test_a_program_that_has_ended_or_was_told_to_is_not_over_its_disk() -> None:
     for names in ((*TO_RUNNING, "exited"), (*TO_RUNNING, "stop"), ("start",), ()):
-        assert after(*names).handle(m.OverDisk(KEY, 2**60), T0) == []
+        assert after(*names).handle(f.OverDisk(KEY, 2**60), T0) == []
 
 
 def test_bytes_for_people() -> None:

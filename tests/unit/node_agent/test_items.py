@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from services.node_agent.adapters import worker_program
 from services.node_agent.adapters.journal import Journal, KeepItems, Outgoing
 from services.node_agent.core import archive
-from services.node_agent.core import machine as m
+from services.node_agent.core import effects as e
+from services.node_agent.core import facts as f
 from services.node_agent.core.container import Key
 from services.node_agent.core.items import Again, Begun, Items, Left, file_name, head, is_plain, slot_of
 from services.node_agent.core.output import Answer, OutputParser
@@ -165,8 +166,8 @@ def test_what_is_said_again_is_said_ever_more_rarely() -> None:
 
 def test_a_worker_that_is_stuck_is_stopped_and_says_which_item_it_was() -> None:
     machine = after(*TO_RUNNING)
-    assert acts(machine.handle(m.Stuck(KEY, "i1"), T0)) == ["Save", "Stop"]
-    assert machine.handle(m.Stuck(KEY, "i1"), T0) == []
+    assert acts(machine.handle(f.Stuck(KEY, "i1"), T0)) == ["Save", "Stop"]
+    assert machine.handle(f.Stuck(KEY, "i1"), T0) == []
     machine.handle(FACTS["exited"], T0)
     ((_, finished),) = reports(machine.handle(FACTS["collected"], T0))
     assert finished.error.reason is EndReason.ITEM_TIMEOUT
@@ -253,7 +254,7 @@ async def test_the_journal_keeps_items_until_they_are_over_or_the_attempt_is_dro
     journal = Journal(tmp_path / "journal.sqlite")
     await journal.write([KeepItems(key, [first, second]), KeepItems(other, [first])])
     await journal.write([KeepItems(key, [ended], [first.slot])])
-    await journal.write([m.Drop(other), Outgoing("x", key, AttemptEventName.ITEMS, b"{}")])
+    await journal.write([e.Drop(other), Outgoing("x", key, AttemptEventName.ITEMS, b"{}")])
     journal.close()
     journal = Journal(tmp_path / "journal.sqlite")
     kept = journal.load()

@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
+from services.node_agent.core import effects as e
+from services.node_agent.core import facts as f
 from services.node_agent.core import machine as m
+from services.node_agent.core.attempt import PREPARING, Phase
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
 from services.node_agent.core.problems import problem
@@ -29,28 +32,28 @@ def at(seconds: float) -> datetime:
     return T0 + timedelta(seconds=seconds)
 
 
-def desired(action: Any, epoch: int = 1, order: Order | None = ORDER, **more: Any) -> m.Desired:
+def desired(action: Any, epoch: int = 1, order: Order | None = ORDER, **more: Any) -> f.Desired:
     order = order if action == "start" else None
-    return m.Desired(DesiredState(epoch=epoch, assignments=(
+    return f.Desired(DesiredState(epoch=epoch, assignments=(
         Assignment(job_id=KEY.job_id, attempt=KEY.attempt, action=action, order=order, **more),
     )))  # fmt: skip
 
 
-FACTS: dict[str, m.Fact] = {
+FACTS: dict[str, f.Fact] = {
     "start": desired("start"),
     "keep": desired("keep"),
     "stop": desired("stop", grace_s=3),
     "forget": desired("forget"),
-    "missing": m.ImageMissing(KEY),
-    "image": m.ImageFound(KEY, "repo@sha256:1"),
-    "staged": m.Staged(KEY, "c1"),
-    "started": m.Started(KEY),
-    "failed": m.Failed(KEY, BROKEN),
-    "exited": m.Exited(KEY, Outcome(0)),
-    "unkillable": m.Unkillable(KEY),
-    "collected": m.Collected(KEY, OUTPUTS),
-    "delivered": m.Delivered(KEY),
-    "cleared": m.Cleared(KEY),
+    "missing": f.ImageMissing(KEY),
+    "image": f.ImageFound(KEY, "repo@sha256:1"),
+    "staged": f.Staged(KEY, "c1"),
+    "started": f.Started(KEY),
+    "failed": f.Failed(KEY, BROKEN),
+    "exited": f.Exited(KEY, Outcome(0)),
+    "unkillable": f.Unkillable(KEY),
+    "collected": f.Collected(KEY, OUTPUTS),
+    "delivered": f.Delivered(KEY),
+    "cleared": f.Cleared(KEY),
 }
 
 
@@ -65,12 +68,12 @@ def after(*names: str) -> m.Machine:
     return machine
 
 
-def acts(effects: list[m.Effect]) -> list[str]:
+def acts(effects: list[e.Effect]) -> list[str]:
     return [type(effect).__name__ for effect in effects]
 
 
-def reports(effects: list[m.Effect]) -> list[tuple[str, Any]]:
-    return [(effect.name.value, effect.data) for effect in effects if isinstance(effect, m.Report)]
+def reports(effects: list[e.Effect]) -> list[tuple[str, Any]]:
+    return [(effect.name.value, effect.data) for effect in effects if isinstance(effect, e.Report)]
 
 
 TO_RUNNING = ("start", "image", "staged", "started")
@@ -101,8 +104,8 @@ def test_a_start_is_written_down_before_it_is_acted_on_and_only_once() -> None:
 def test_the_container_is_in_the_journal_before_it_is_started() -> None:
     effects = after("start", "image").handle(FACTS["staged"], T0)
     assert acts(effects) == ["Save", "Start"]
-    assert isinstance(effects[0], m.Save)
-    assert (effects[0].held.phase, effects[0].held.handle) == (m.Phase.STARTING, "c1")
+    assert isinstance(effects[0], e.Save)
+    assert (effects[0].held.phase, effects[0].held.handle) == (Phase.STARTING, "c1")
 
 
 def test_a_pull_is_reported_and_then_the_staging() -> None:
@@ -119,7 +122,7 @@ def test_reports_have_ids_that_are_the_same_after_a_restart() -> None:
         for machine in [after("start")]
         for fact in ("missing", "image")
         for effect in machine.handle(FACTS[fact], T0)
-        if isinstance(effect, m.Report)
+        if isinstance(effect, e.Report)
     ]
     assert ids[:2] == ids[2:] == ["j1-1-starting-pull", "j1-1-starting-stage_in"]
 
@@ -133,7 +136,7 @@ def test_stop_and_forget_of_what_is_unknown_do_nothing() -> None:
 
 def test_an_epoch_below_the_highest_is_refused_and_a_higher_one_kept() -> None:
     machine = fresh()
-    assert machine.handle(desired("start", epoch=5), T0)[0] == m.SaveEpoch(5)
+    assert machine.handle(desired("start", epoch=5), T0)[0] == e.SaveEpoch(5)
     assert machine.handle(desired("stop", epoch=4), T0) == []
     assert acts(machine.handle(desired("keep", epoch=6), T0)) == ["SaveEpoch"]
 
@@ -144,7 +147,7 @@ def test_an_epoch_below_the_highest_is_refused_and_a_higher_one_kept() -> None:
 )
 def test_the_end_says_how_the_program_did(outcome: Outcome, state: str, reason: str | None) -> None:
     machine = after(*TO_RUNNING)
-    machine.handle(m.Exited(KEY, outcome), T0)
+    machine.handle(f.Exited(KEY, outcome), T0)
     ((_, said),) = reports(machine.handle(FACTS["collected"], T0))
     assert said.state == state
     assert (said.error and said.error.reason) == reason
@@ -154,10 +157,10 @@ def test_the_end_says_how_the_program_did(outcome: Outcome, state: str, reason: 
 
 
 def test_results_that_cannot_be_stored_make_a_failure_but_do_not_hide_one() -> None:
-    unstored = m.Collected(KEY, None, failure=Failure(reason=EndReason.UPLOAD_FAILED, message="no"))
+    unstored = f.Collected(KEY, None, failure=Failure(reason=EndReason.UPLOAD_FAILED, message="no"))
     for outcome, reason in ((Outcome(0), "upload_failed"), (Outcome(9), "exit_code")):
         machine = after(*TO_RUNNING)
-        machine.handle(m.Exited(KEY, outcome), T0)
+        machine.handle(f.Exited(KEY, outcome), T0)
         ((_, said),) = reports(machine.handle(unstored, T0))
         assert said.error.reason == reason
 
@@ -177,7 +180,7 @@ def test_a_stop_during_the_start_stops_as_soon_as_it_runs() -> None:
     assert acts(machine.handle(FACTS["stop"], T0)) == ["Save", "StartNoMore"]
     effects = machine.handle(FACTS["started"], T0)
     assert acts(effects) == ["Save", "Report", "Stop"]
-    assert effects[-1] == m.Stop(machine.held[KEY], 3)
+    assert effects[-1] == e.Stop(machine.held[KEY], 3)
 
 
 def test_a_stopped_program_is_cancelled_whatever_its_exit_code() -> None:
@@ -200,9 +203,9 @@ def test_a_stopped_program_is_cancelled_whatever_its_exit_code() -> None:
 )
 def test_each_clock_has_its_limit(before: tuple[str, ...], limit: float, reason: str, then: list[str]) -> None:
     machine = after(*before)
-    assert machine.handle(m.Tick(), at(limit - 0.1)) == []
-    assert acts(machine.handle(m.Tick(), at(limit))) == then
-    assert machine.handle(m.Tick(), at(limit + 1)) == []
+    assert machine.handle(f.Tick(), at(limit - 0.1)) == []
+    assert acts(machine.handle(f.Tick(), at(limit))) == then
+    assert machine.handle(f.Tick(), at(limit + 1)) == []
     end = machine.held[KEY].end or machine.held[KEY].stop
     assert end
     assert (end.state, end.failure and end.failure.reason) == (AttemptState.TIMED_OUT, reason)
@@ -210,7 +213,7 @@ def test_each_clock_has_its_limit(before: tuple[str, ...], limit: float, reason:
 
 @pytest.mark.parametrize("before", [("start", "image", "staged"), (*TO_RUNNING, "exited"), TO_END])
 def test_where_there_is_no_limit_time_changes_nothing(before: tuple[str, ...]) -> None:
-    assert after(*before).handle(m.Tick(), at(10**7)) == []
+    assert after(*before).handle(f.Tick(), at(10**7)) == []
 
 
 @pytest.mark.parametrize("count", range(1, len(TO_END) + 1))
@@ -248,13 +251,13 @@ def test_after_a_restart_the_work_goes_on_and_no_program_is_started_twice(
     before: tuple[str, ...], found: Any, expected: list[str]
 ) -> None:
     restarted = m.Machine(dict(after(*before).held), epoch=1)
-    effects = restarted.handle(m.Recovered("docker", {KEY: ("c1", found)} if found else {}), T0)
+    effects = restarted.handle(f.Recovered("docker", {KEY: ("c1", found)} if found else {}), T0)
     assert acts(effects) == expected
 
 
 def test_a_lost_program_is_the_machine_s_fault() -> None:
     restarted = m.Machine(dict(after(*TO_RUNNING).held))
-    restarted.handle(m.Recovered("docker", {}), T0)
+    restarted.handle(f.Recovered("docker", {}), T0)
     ((_, said),) = reports(restarted.handle(FACTS["collected"], T0))
     assert (said.state, said.error.reason) == ("failed", "agent_lost_container")
 
@@ -262,9 +265,9 @@ def test_a_lost_program_is_the_machine_s_fault() -> None:
 def test_an_order_for_a_runtime_that_has_not_answered_waits_for_it() -> None:
     machine = m.Machine()
     assert acts(machine.handle(FACTS["start"], T0)) == ["SaveEpoch", "Save"]
-    assert acts(machine.handle(m.Recovered("process", {}), T0)) == []
-    effects = machine.handle(m.Recovered("docker", {}), T0)
-    assert effects[1:] == [m.Prepare(ORDER, again=True)]
+    assert acts(machine.handle(f.Recovered("process", {}), T0)) == []
+    effects = machine.handle(f.Recovered("docker", {}), T0)
+    assert effects[1:] == [e.Prepare(ORDER, again=True)]
 
 
 def test_the_heartbeat_names_each_attempt_with_its_state() -> None:
@@ -279,8 +282,8 @@ def fenced_order(**more: Any) -> Order:
     return ORDER.model_copy(update={"spec": ORDER.spec.model_copy(update={"exclusive": True, **more})})
 
 
-def granted(at_s: float, epoch: int = 1, lease_s: float = 30, *assignments: Assignment) -> m.Desired:
-    return m.Desired(DesiredState(epoch=epoch, lease_s=lease_s, assignments=assignments), at_s)
+def granted(at_s: float, epoch: int = 1, lease_s: float = 30, *assignments: Assignment) -> f.Desired:
+    return f.Desired(DesiredState(epoch=epoch, lease_s=lease_s, assignments=assignments), at_s)
 
 
 def fenced_machine(*names: str, lease_at: float = 100) -> m.Machine:
@@ -294,12 +297,12 @@ def fenced_machine(*names: str, lease_at: float = 100) -> m.Machine:
 
 def test_without_a_lease_for_two_thirds_of_it_an_exclusive_program_is_stopped_before_it_ends() -> None:
     machine = fenced_machine("image", "staged", "started")
-    assert machine.handle(m.Tick(119.9), T0) == []
-    effects = machine.handle(m.Tick(120.0), T0)
+    assert machine.handle(f.Tick(119.9), T0) == []
+    effects = machine.handle(f.Tick(120.0), T0)
     assert acts(effects) == ["Save", "Stop"]
-    assert isinstance(effects[1], m.Stop)
+    assert isinstance(effects[1], e.Stop)
     assert effects[1].grace_s == 5.0
-    assert machine.handle(m.Tick(121.0), T0) == []
+    assert machine.handle(f.Tick(121.0), T0) == []
     machine.handle(FACTS["exited"], T0)
     ((_, said),) = reports(machine.handle(FACTS["collected"], T0))
     assert (said.state, said.error.reason) == ("failed", "fenced")
@@ -307,33 +310,33 @@ def test_without_a_lease_for_two_thirds_of_it_an_exclusive_program_is_stopped_be
 
 @pytest.mark.parametrize(("woken_at", "grace_s"), [(121, 4), (124, 1), (125, 0), (700, 0)])
 def test_a_machine_that_slept_leaves_only_the_time_that_is_left(woken_at: float, grace_s: float) -> None:
-    effects = fenced_machine("image", "staged", "started").handle(m.Tick(woken_at), T0)
-    assert isinstance(effects[-1], m.Stop)
+    effects = fenced_machine("image", "staged", "started").handle(f.Tick(woken_at), T0)
+    assert isinstance(effects[-1], e.Stop)
     assert effects[-1].grace_s == grace_s
 
 
 def test_a_program_that_may_go_on_runs_on_without_a_lease() -> None:
     machine = after(*TO_RUNNING)
     machine.handle(granted(100), T0)
-    assert machine.handle(m.Tick(10_000), T0) == []
+    assert machine.handle(f.Tick(10_000), T0) == []
 
 
 def test_a_new_lease_counts_from_when_it_was_asked_for() -> None:
     machine = fenced_machine("image", "staged", "started")
     machine.handle(granted(115), T0)
-    assert machine.handle(m.Tick(134.9), T0) == []
-    assert acts(machine.handle(m.Tick(135), T0)) == ["Save", "Stop"]
+    assert machine.handle(f.Tick(134.9), T0) == []
+    assert acts(machine.handle(f.Tick(135), T0)) == ["Save", "Stop"]
 
 
 def test_an_older_scheduler_renews_no_lease() -> None:
     machine = fenced_machine("image", "staged", "started")
     machine.handle(granted(101, epoch=7), T0)
     assert machine.handle(granted(118, epoch=6), T0) == []
-    assert acts(machine.handle(m.Tick(121), T0)) == ["Save", "Stop"]
+    assert acts(machine.handle(f.Tick(121), T0)) == ["Save", "Stop"]
 
 
 def test_a_lease_that_is_used_up_before_the_program_runs_gives_it_up() -> None:
-    effects = fenced_machine("image").handle(m.Tick(120), T0)
+    effects = fenced_machine("image").handle(f.Tick(120), T0)
     assert acts(effects) == ["Save", "Report", "Abort"]
     assert reports(effects)[0][1].error.reason == "fenced"
 
@@ -341,8 +344,8 @@ def test_a_lease_that_is_used_up_before_the_program_runs_gives_it_up() -> None:
 def test_a_fence_shortens_a_longer_grace_and_the_attempt_ends_as_was_asked_first() -> None:
     machine = fenced_machine("image", "staged", "started")
     machine.handle(desired("stop", grace_s=600), T0)
-    effects = machine.handle(m.Tick(120), T0)
-    assert isinstance(effects[-1], m.Stop)
+    effects = machine.handle(f.Tick(120), T0)
+    assert isinstance(effects[-1], e.Stop)
     assert effects[-1].grace_s == 5.0
     machine.handle(FACTS["exited"], T0)
     ((_, said),) = reports(machine.handle(FACTS["collected"], T0))
@@ -354,33 +357,33 @@ def test_the_lease_is_noted_while_something_depends_on_it_and_an_agent_after_thi
     assert acts(machine.handle(granted(110), T0)) == ["NoteLease"]
     for lease, expected in ((machine.lease, []), (None, ["Save", "Stop"])):
         restarted = m.Machine(dict(machine.held), 1, lease=lease)
-        assert acts(restarted.handle(m.Tick(115), T0)) == expected
+        assert acts(restarted.handle(f.Tick(115), T0)) == expected
     assert acts(after(*TO_RUNNING).handle(granted(110), T0)) == []
 
 
 def test_an_agent_without_a_lease_does_not_start_what_was_about_to_be_started() -> None:
     machine = fenced_machine("image", "staged")
     restarted = m.Machine(dict(machine.held), 1)
-    restarted.handle(m.Tick(5.0), T0)
-    effects = restarted.handle(m.Recovered("docker", {KEY: ("c1", "created")}), T0)
+    restarted.handle(f.Tick(5.0), T0)
+    effects = restarted.handle(f.Recovered("docker", {KEY: ("c1", "created")}), T0)
     assert acts(effects) == ["Save", "Report"]
     assert reports(effects)[0][1].error.reason == "fenced"
 
 
 def test_what_was_fenced_gets_no_second_grace_from_an_agent_after_this_one() -> None:
     machine = fenced_machine("image", "staged", "started")
-    machine.handle(m.Tick(120), T0)
+    machine.handle(f.Tick(120), T0)
     restarted = m.Machine(dict(machine.held), 1, lease=machine.lease)
-    restarted.handle(m.Tick(128), T0)
-    effects = restarted.handle(m.Recovered("docker", {KEY: ("c1", "started")}), T0)
-    assert [effect.grace_s for effect in effects if isinstance(effect, m.Stop)] == [0]
+    restarted.handle(f.Tick(128), T0)
+    effects = restarted.handle(f.Recovered("docker", {KEY: ("c1", "started")}), T0)
+    assert [effect.grace_s for effect in effects if isinstance(effect, e.Stop)] == [0]
 
 
 def test_a_fenced_program_that_starts_nevertheless_is_killed_at_once() -> None:
     machine = fenced_machine("image", "staged")
-    machine.handle(m.Tick(120), T0)
+    machine.handle(f.Tick(120), T0)
     effects = machine.handle(FACTS["started"], T0)
-    assert [effect.grace_s for effect in effects if isinstance(effect, m.Stop)] == [0]
+    assert [effect.grace_s for effect in effects if isinstance(effect, e.Stop)] == [0]
 
 
 def test_a_stop_before_the_start_is_answered_keeps_it_from_being_tried_again() -> None:
@@ -391,7 +394,7 @@ def test_a_stop_before_the_start_is_answered_keeps_it_from_being_tried_again() -
 
 
 FENCED = desired("start", order=fenced_order())
-RUNS = m.PREPARING | {m.Phase.STARTING, m.Phase.RUNNING}
+RUNS = PREPARING | {Phase.STARTING, Phase.RUNNING}
 
 
 # --- an older scheduler, for good ------------------------------------------------------------------------------------
@@ -453,7 +456,7 @@ def test_a_stop_says_why(reason: str, state: str, words: str) -> None:
 
 def test_a_program_that_sigkill_does_not_end_ends_the_attempt_and_is_a_problem_until_it_is_gone() -> None:
     machine = after(*TO_RUNNING, "stop")
-    ((_, said),) = reports(machine.handle(m.Unkillable(KEY), T0))
+    ((_, said),) = reports(machine.handle(f.Unkillable(KEY), T0))
     assert (said.state, said.error.reason) == ("failed", "unkillable")
     assert machine.handle(FACTS["exited"], T0) == []
 
@@ -493,8 +496,8 @@ def test_what_had_ended_before_a_reboot_counts_and_what_it_killed_is_the_machine
         machine.handle(FACTS[name], T0)
     restarted = m.Machine(dict(machine.held), 1, boot_id="after")
     assert restarted.attempts()[0].state == "finishing", "nothing runs on over a reboot"
-    restarted.handle(m.Recovered("docker", {KEY: ("c1", "started")}), T0)
-    restarted.handle(m.Exited(KEY, outcome), T0)
+    restarted.handle(f.Recovered("docker", {KEY: ("c1", "started")}), T0)
+    restarted.handle(f.Exited(KEY, outcome), T0)
     ((_, said),) = reports(restarted.handle(FACTS["collected"], T0))
     assert (said.error and said.error.reason) == reason
 
@@ -506,7 +509,7 @@ def test_in_every_order_of_facts_the_promises_hold() -> None:
     finished = 0
     while todo:
         machine, starts, ends, gone = todo.pop()
-        for name, fact in {**FACTS, "start": FENCED, "fence": m.Tick(1e9), "tick": m.Tick()}.items():
+        for name, fact in {**FACTS, "start": FENCED, "fence": f.Tick(1e9), "tick": f.Tick()}.items():
             if gone and name == "start":
                 continue  # the scheduler never starts an attempt that it had forgotten
             copy = m.Machine(dict(machine.held), machine.epoch, set(machine.recovered))
@@ -520,7 +523,7 @@ def test_in_every_order_of_facts_the_promises_hold() -> None:
             assert now_ends <= 1, f"{name} ended it again"
             if {"Prepare", "Start", "Stop", "Collect", "Clear", "Abort", "Report"} & set(kinds):
                 assert "Save" in kinds, f"{name} acts without writing down"
-            assert "Start" not in kinds or copy.held[KEY].phase is m.Phase.STARTING
+            assert "Start" not in kinds or copy.held[KEY].phase is Phase.STARTING
             finished += now_ends
             now_gone = gone or "Drop" in kinds
             state = f"{copy.held} {now_starts} {now_ends} {now_gone}"

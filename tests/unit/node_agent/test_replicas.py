@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.node_agent.adapters.own_container import id_in
+from services.node_agent.core import effects as e
+from services.node_agent.core import facts as f
 from services.node_agent.core import machine as m
 from services.node_agent.core.container import Key, Place, environment, job_container, network_name, replica_network
 from services.node_agent.core.ending import Outcome
@@ -26,50 +28,50 @@ def at(seconds: float) -> datetime:
     return T0 + timedelta(seconds=seconds)
 
 
-def assigned(action: str, **more: object) -> m.Desired:
+def assigned(action: str, **more: object) -> f.Desired:
     order = ORDER if action == "start" else None
     assignment = Assignment.model_validate({"job_id": "j1", "attempt": 1, "action": action, "order": order, **more})
-    return m.Desired(DesiredState(epoch=1, assignments=(assignment,)))
+    return f.Desired(DesiredState(epoch=1, assignments=(assignment,)))
 
 
 def warming() -> m.Machine:
     machine = m.Machine(recovered={"docker"})
-    for fact in (assigned("start"), m.ImageFound(KEY, None), m.Staged(KEY, "c1"), m.Started(KEY)):
+    for fact in (assigned("start"), f.ImageFound(KEY, None), f.Staged(KEY, "c1"), f.Started(KEY)):
         machine.handle(fact, T0)
     return machine
 
 
-def names(effects: list[m.Effect]) -> list[str]:
+def names(effects: list[e.Effect]) -> list[str]:
     return [type(one).__name__ for one in effects]
 
 
-def reports(effects: list[m.Effect]) -> list[m.Report]:
-    return [one for one in effects if isinstance(one, m.Report)]
+def reports(effects: list[e.Effect]) -> list[e.Report]:
+    return [one for one in effects if isinstance(one, e.Report)]
 
 
 def test_a_replica_that_was_started_warms_up_and_runs_once_it_is_ready():
     machine = m.Machine(recovered={"docker"})
-    for fact in (assigned("start"), m.ImageFound(KEY, None), m.Staged(KEY, "c1")):
+    for fact in (assigned("start"), f.ImageFound(KEY, None), f.Staged(KEY, "c1")):
         machine.handle(fact, T0)
-    effects = machine.handle(m.Started(KEY), T0)
+    effects = machine.handle(f.Started(KEY), T0)
     assert names(effects) == ["Save", "Report", "Attend"]
     [report] = reports(effects)
     assert (report.name, getattr(report.data, "phase", "")) == (AttemptEventName.STARTING, "warmup")
     assert machine.attempts()[0].state == AttemptState.STARTING
-    effects = machine.handle(m.Ready(KEY), at(3))
+    effects = machine.handle(f.Ready(KEY), at(3))
     assert names(effects) == ["Save", "Report"]
     assert reports(effects)[0].name is AttemptEventName.RUNNING
     assert machine.attempts()[0].state == AttemptState.RUNNING
-    assert machine.handle(m.Ready(KEY), at(4)) == []
+    assert machine.handle(f.Ready(KEY), at(4)) == []
 
 
 def test_a_replica_that_is_not_ready_in_time_is_stopped_as_unhealthy():
     machine = warming()
-    assert machine.handle(m.Tick(), at(19)) == []
-    assert names(machine.handle(m.Tick(), at(20))) == ["Save", "Stop"]
-    assert machine.handle(m.Ready(KEY), at(21)) == []
-    machine.handle(m.Exited(KEY, Outcome(0)), at(22))
-    [report] = reports(machine.handle(m.Collected(KEY, None), at(23)))
+    assert machine.handle(f.Tick(), at(19)) == []
+    assert names(machine.handle(f.Tick(), at(20))) == ["Save", "Stop"]
+    assert machine.handle(f.Ready(KEY), at(21)) == []
+    machine.handle(f.Exited(KEY, Outcome(0)), at(22))
+    [report] = reports(machine.handle(f.Collected(KEY, None), at(23)))
     failure = getattr(report.data, "error", None)
     assert failure is not None
     assert failure.reason is EndReason.UNHEALTHY
@@ -78,26 +80,26 @@ def test_a_replica_that_is_not_ready_in_time_is_stopped_as_unhealthy():
 
 def test_a_replica_that_answers_no_more_is_stopped_once():
     machine = warming()
-    machine.handle(m.Ready(KEY), at(1))
-    effects = machine.handle(m.Unhealthy(KEY, "GET /ok answers 500."), at(9))
+    machine.handle(f.Ready(KEY), at(1))
+    effects = machine.handle(f.Unhealthy(KEY, "GET /ok answers 500."), at(9))
     assert names(effects) == ["Save", "Stop"]
-    assert machine.handle(m.Unhealthy(KEY, "again"), at(10)) == []
+    assert machine.handle(f.Unhealthy(KEY, "again"), at(10)) == []
     assert machine.held[KEY].stop is not None
 
 
 def test_a_replica_has_no_limit_of_running():
     machine = warming()
-    machine.handle(m.Ready(KEY), at(1))
-    assert machine.handle(m.Tick(), at(10**6)) == []
+    machine.handle(f.Ready(KEY), at(1))
+    assert machine.handle(f.Tick(), at(10**6)) == []
 
 
 @pytest.mark.parametrize("is_ready", [False, True])
 def test_after_a_restart_of_the_agent_a_replica_is_attended_again(*, is_ready: bool):
     machine = warming()
     if is_ready:
-        machine.handle(m.Ready(KEY), at(1))
+        machine.handle(f.Ready(KEY), at(1))
     again = m.Machine(dict(machine.held), epoch=1)
-    effects = again.handle(m.Recovered("docker", {KEY: ("c1", "started")}), at(2))
+    effects = again.handle(f.Recovered("docker", {KEY: ("c1", "started")}), at(2))
     assert names(effects) == ["Follow", "Attend"]
 
 
@@ -105,13 +107,13 @@ def test_a_replica_that_is_to_stop_is_not_attended_again():
     machine = warming()
     machine.handle(assigned("stop", grace_s=9), at(1))
     again = m.Machine(dict(machine.held), epoch=1)
-    effects = again.handle(m.Recovered("docker", {KEY: ("c1", "started")}), at(2))
+    effects = again.handle(f.Recovered("docker", {KEY: ("c1", "started")}), at(2))
     assert names(effects) == ["Follow", "Stop"]
 
 
 def test_a_replica_that_ends_while_it_warms_up_ends_as_any_program():
     machine = warming()
-    effects = machine.handle(m.Exited(KEY, Outcome(3)), at(1))
+    effects = machine.handle(f.Exited(KEY, Outcome(3)), at(1))
     assert names(effects) == ["Save", "Report", "Collect"]
     assert machine.held[KEY].end
     assert machine.held[KEY].end.state is AttemptState.FAILED

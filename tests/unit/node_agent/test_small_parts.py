@@ -18,11 +18,12 @@ from services.node_agent.adapters.docker_endpoint import endpoints
 from services.node_agent.adapters.host_psutil import Machine
 from services.node_agent.adapters.journal import Journal, Outgoing
 from services.node_agent.core import archive
+from services.node_agent.core.attempt import Held, Phase
 from services.node_agent.core.capacity import Share, parse_share
 from services.node_agent.core.container import Key
+from services.node_agent.core.effects import Drop, Save, SaveEpoch
 from services.node_agent.core.ending import Outcome, failure_from, failure_of
 from services.node_agent.core.frames import FrameParser, LogPosition, moment
-from services.node_agent.core.machine import Drop, Held, Phase, Save, SaveEpoch
 from services.node_agent.ports import RuntimeFacts
 from services.node_agent.settings import AgentSettings, controller_address, slug
 from services.node_agent.shell.agent import offered

@@ -12,7 +12,9 @@ from typing import Any, cast
 import pytest
 
 from services.node_agent.adapters.journal import Journal, Outgoing
-from services.node_agent.core import machine as m
+from services.node_agent.core import effects as e
+from services.node_agent.core import facts as f
+from services.node_agent.core.attempt import Held, Phase
 from services.node_agent.core.container import Key
 from services.node_agent.core.ending import Outcome
 from services.node_agent.ports import Chunk, Found, Image, Output
@@ -175,13 +177,13 @@ async def test_following_that_breaks_begins_again(tmp_path: Path, monkeypatch: p
         return OutputPump(*args, **more)
 
     monkeypatch.setattr("services.node_agent.shell.attempts.OutputPump", pump)
-    assert await followed(Program(), tmp_path) == [m.Exited(KEY, Outcome(0))]
+    assert await followed(Program(), tmp_path) == [f.Exited(KEY, Outcome(0))]
     assert (tmp_path / "j1-1" / "stdout").read_bytes() == b"hello\n"
 
 
-async def followed(runtime: Program, folder: Path) -> list[m.Fact]:
+async def followed(runtime: Program, folder: Path) -> list[f.Fact]:
     """Follow an attempt on *runtime* until a fact is posted."""
-    posted: list[m.Fact] = []
+    posted: list[f.Fact] = []
 
     async def publish(*_: object) -> None:
         pass
@@ -198,7 +200,7 @@ async def followed(runtime: Program, folder: Path) -> list[m.Fact]:
     attempts = Attempts(doing)
     spec = JobSpec(runtime="process", command="true")
     order = Order(job_id="j1", owner_id="u1", attempt=1, spec=spec, seq=1)
-    attempts.act(m.Follow(m.Held(order=order, phase=m.Phase.RUNNING, since=AT)))
+    attempts.act(e.Follow(Held(order=order, phase=Phase.RUNNING, since=AT)))
     async with asyncio.timeout(10):
         while not posted:
             await asyncio.sleep(0.02)
@@ -224,7 +226,7 @@ async def test_the_output_of_an_ended_program_is_read_as_long_as_more_of_it_come
 ) -> None:
     monkeypatch.setattr("services.node_agent.shell.attempts._LOOK_S", 0.01)
     monkeypatch.setattr("services.node_agent.shell.attempts._LINGER_S", 0.5)
-    assert await followed(SlowReading(), tmp_path) == [m.Exited(KEY, Outcome(0))]
+    assert await followed(SlowReading(), tmp_path) == [f.Exited(KEY, Outcome(0))]
     assert (tmp_path / "j1-1" / "stdout").read_text().splitlines() == [f"line {number}" for number in range(15)]
 
 
@@ -248,9 +250,9 @@ class Registry:
         return "c1"
 
 
-async def prepared(runtime: Registry, folder: Path, pull_s: float = 30) -> tuple[list[m.Fact], list[str]]:
+async def prepared(runtime: Registry, folder: Path, pull_s: float = 30) -> tuple[list[f.Fact], list[str]]:
     """Prepare an attempt; return the facts, and what those who watch are told."""
-    posted: list[m.Fact] = []
+    posted: list[f.Fact] = []
     told: list[str] = []
 
     async def publish(_: Key, batch: OutputBatch) -> None:
@@ -262,9 +264,9 @@ async def prepared(runtime: Registry, folder: Path, pull_s: float = 30) -> tuple
     )
     attempts = Attempts(doing)
     spec = JobSpec(image="repo:1", timeouts=Timeouts(pull=pull_s))
-    attempts.act(m.Prepare(Order(job_id="j1", owner_id="u1", attempt=1, spec=spec, seq=1)))
+    attempts.act(e.Prepare(Order(job_id="j1", owner_id="u1", attempt=1, spec=spec, seq=1)))
     async with asyncio.timeout(10):
-        while not any(isinstance(fact, m.Failed | m.Staged) for fact in posted):
+        while not any(isinstance(fact, f.Failed | f.Staged) for fact in posted):
             await asyncio.sleep(0.01)
     await attempts.close()
     return posted, told
@@ -278,12 +280,12 @@ async def test_a_pull_that_fails_is_tried_three_times_more(tmp_path: Path, monke
     monkeypatch.setattr(attempting, "_PULL_PAUSES_S", (0.01, 0.02, 0.03))
     runtime = Registry(*[pull_failed()] * 3)
     facts, told = await prepared(runtime, tmp_path)
-    assert facts == [m.ImageMissing(KEY), m.ImageFound(KEY, "repo@sha256:1"), m.Staged(KEY, "c1")]
+    assert facts == [f.ImageMissing(KEY), f.ImageFound(KEY, "repo@sha256:1"), f.Staged(KEY, "c1")]
     assert told == [f"no route to it; the next try in {pause} s" for pause in ("0.01", "0.02", "0.03")]
 
     runtime = Registry(*[pull_failed()] * 3, pull_failed("still none"))
     facts, _ = await prepared(runtime, tmp_path)
-    assert facts[-1] == m.Failed(KEY, Failure(reason=EndReason.IMAGE_PULL_FAILED, message="still none"))
+    assert facts[-1] == f.Failed(KEY, Failure(reason=EndReason.IMAGE_PULL_FAILED, message="still none"))
     assert runtime.pulls == 4
 
 
@@ -295,13 +297,13 @@ async def test_a_pull_that_fails_is_tried_three_times_more(tmp_path: Path, monke
 async def test_a_pull_that_can_never_do_is_not_tried_again(tmp_path: Path, error: WherryError) -> None:
     runtime = Registry(error)
     facts, told = await prepared(runtime, tmp_path)
-    assert facts[-1] == m.Failed(KEY, Failure(reason=EndReason(error.code), message=error.message))
+    assert facts[-1] == f.Failed(KEY, Failure(reason=EndReason(error.code), message=error.message))
     assert (runtime.pulls, told) == (1, [])
 
 
 async def test_a_pull_for_which_the_time_is_up_says_why_it_failed(tmp_path: Path) -> None:
     facts, _ = await prepared(Registry(pull_failed()), tmp_path, pull_s=4)
-    assert facts[-1] == m.Failed(KEY, Failure(reason=EndReason.IMAGE_PULL_FAILED, message="no route to it"))
+    assert facts[-1] == f.Failed(KEY, Failure(reason=EndReason.IMAGE_PULL_FAILED, message="no route to it"))
 
 
 class BusyEngine(Program):
@@ -323,16 +325,16 @@ class BusyEngine(Program):
 
 async def test_a_start_that_got_no_answer_is_not_repeated_once_nobody_wants_it(tmp_path: Path) -> None:
     engine = BusyEngine()
-    posted: list[m.Fact] = []
-    attempts, held = on(engine, tmp_path, posted, m.Phase.STARTING)
-    attempts.act(m.Start(held))
+    posted: list[f.Fact] = []
+    attempts, held = on(engine, tmp_path, posted, Phase.STARTING)
+    attempts.act(e.Start(held))
     await engine.was_asked.wait()
-    attempts.act(m.StartNoMore(KEY))
+    attempts.act(e.StartNoMore(KEY))
     async with asyncio.timeout(5):
         while not posted:
             await asyncio.sleep(0.01)
     await attempts.close()
-    assert [type(fact) for fact in posted] == [m.Failed]
+    assert [type(fact) for fact in posted] == [f.Failed]
     assert engine.starts == 1
 
 
@@ -359,14 +361,14 @@ async def test_a_start_that_an_agent_before_has_asked_for_is_not_repeated(
 ) -> None:
     monkeypatch.setattr(attempting, "_DOUBT_S", 0.0)
     engine = SlowEngine()
-    posted: list[m.Fact] = []
-    attempts, held = on(engine, tmp_path, posted, m.Phase.STARTING)
-    attempts.act(m.Start(held, again=True))
+    posted: list[f.Fact] = []
+    attempts, held = on(engine, tmp_path, posted, Phase.STARTING)
+    attempts.act(e.Start(held, again=True))
     async with asyncio.timeout(10):
         while len(posted) < 2:
             await asyncio.sleep(0.01)
     await attempts.close()
-    assert [type(fact) for fact in posted] == [m.Started, m.Exited]
+    assert [type(fact) for fact in posted] == [f.Started, f.Exited]
     assert engine.starts == 0
 
 
@@ -389,18 +391,18 @@ async def test_a_program_that_has_ended_is_not_unkillable_while_its_output_is_re
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempting, "_UNKILLABLE_S", 0.05)
-    posted: list[m.Fact] = []
-    attempts, held = on(Chatty(), tmp_path, posted, m.Phase.RUNNING)
-    attempts.act(m.Follow(held))
-    attempts.act(m.Stop(held, 0.0))
+    posted: list[f.Fact] = []
+    attempts, held = on(Chatty(), tmp_path, posted, Phase.RUNNING)
+    attempts.act(e.Follow(held))
+    attempts.act(e.Stop(held, 0.0))
     async with asyncio.timeout(10):
         while not posted:
             await asyncio.sleep(0.02)
     await attempts.close()
-    assert posted == [m.Exited(KEY, Outcome(0))]
+    assert posted == [f.Exited(KEY, Outcome(0))]
 
 
-def on(runtime: Program, folder: Path, posted: list[m.Fact], phase: m.Phase) -> tuple[Attempts, m.Held]:
+def on(runtime: Program, folder: Path, posted: list[f.Fact], phase: Phase) -> tuple[Attempts, Held]:
     """Return what carries out effects on *runtime*, and an attempt in *phase*."""
 
     async def publish(*_: object) -> None:
@@ -410,7 +412,7 @@ def on(runtime: Program, folder: Path, posted: list[m.Fact], phase: m.Phase) -> 
         {"process": cast("Any", runtime)}, cast("Any", None), folder, posted.append, publish, 1000, cast("Any", None)
     )
     order = Order(job_id="j1", owner_id="u1", attempt=1, spec=JobSpec(runtime="process", command="true"), seq=1)
-    return Attempts(doing), m.Held(order=order, phase=phase, since=AT, handle="c1")
+    return Attempts(doing), Held(order=order, phase=phase, since=AT, handle="c1")
 
 
 async def test_a_report_goes_out_though_the_journal_fails_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
