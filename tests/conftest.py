@@ -20,15 +20,40 @@ settings.register_profile("wherry", settings(), deadline=None, suppress_health_c
 settings.load_profile("wherry")
 
 
-#: Tests that need a core for minutes, and nothing else.
-_COMPUTING = ("tests/model/", "tests/simulation/")
+#: What takes long comes first, so that at the end nobody waits for it: the files of the stack that end-to-end tests
+#: share, what kills that stack's services (on another where another process has it), and what a core computes for
+#: minutes while those wait.
+_FIRST = (
+    "tests/e2e",
+    "tests/e2e/test_kill_any_service.py",
+    "tests/model/test_model.py",
+    "tests/model/",
+    "tests/simulation/",
+    "tests/e2e/test_several_engines.py",
+    "tests/chaos/",
+)
+#: Files of end-to-end tests that need not be where the shared stack is.
+_APART = ("test_kill_any_service.py", "test_several_engines.py", "test_local_stack.py")
+
+
+def _together(nodeid: str) -> str:
+    """Return what a test must be in one process with: its file, whose servers it shares, or the stack's files."""
+    file = nodeid.split("::", 1)[0]
+    return "tests/e2e" if file.startswith("tests/e2e/") and not file.endswith(_APART) else file
+
+
+def _turn(nodeid: str) -> int:
+    """Return when a test has its turn among the others."""
+    together = _together(nodeid)
+    fits = (one for one, first in enumerate(_FIRST) if together == first or (first[-1] == "/" and first in together))
+    return next(fits, len(_FIRST))
 
 
 class FilesAndOneStack(LoadFileScheduling):
     """Gives a process a file at a time, because files have servers of their own; all that share the stack are one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
+        return _together(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)  # unknown where xdist is turned off
@@ -37,8 +62,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put first what computes for minutes: it fills the cores while others wait; at the end all would wait for it."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_COMPUTING))
+    items.sort(key=lambda item: _turn(item.nodeid))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

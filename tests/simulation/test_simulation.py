@@ -38,7 +38,8 @@ def test_the_same_seed_is_the_same_history() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_thousand_nodes_and_twenty_thousand_jobs() -> None:
-    seen = run(SEED, 1000, 20_000)
-    assert seen["succeeded"] > 15_000, "most of it was to go well"
+def test_a_thousand_nodes_and_six_thousand_jobs() -> None:
+    """With 20,000 jobs it is `make sim`."""
+    seen = run(SEED, 1000, 6000)
+    assert seen["succeeded"] > 4500, "most of it was to go well"
     assert {"succeeded", "failed", "cancelled", "timed_out"} <= set(seen)
