@@ -268,23 +268,27 @@ def at_fault(job: Job) -> str | None:
     return next(failed, None)
 
 
-def document(view: JobView, link: Callable[[str], str]) -> TrainingDocument:
+def document(view: JobView, link: Callable[[str], str], first_view: JobView | None = None) -> TrainingDocument:
     """Return a training as its owner sees it.
 
     Args:
         view: its job.
         link: makes a path of the interface a URL.
+        first_view: of a distributed training, the job that leads it: how far that is, and when it began.
     """
     job = view.job
     shown = translate.job(view, with_spec=False)
+    led = shown if first_view is None else translate.job(first_view, with_spec=False)
     spec = job.spec
     given = spec.inputs.get(DATASET)
     first = leading(job)
     return TrainingDocument(
         training_id=job.id, name=spec.name, status=status_of(job), owner=job.owner.name, state=job.state,
         image=spec.image, dataset=given.source.removeprefix("dataset:") if given else None, params=spec.params,
-        distributed=_distribution(spec), resources=spec.resources, source=spec.source, progress=shown.progress,
-        node=shown.node, members=shown.members, created_at=job.created_at, started_at=shown.started_at,
+        distributed=_distribution(spec), resources=spec.resources, source=spec.source,
+        progress=shown.progress or led.progress,
+        node=shown.node, members=shown.members, created_at=job.created_at,
+        started_at=shown.started_at or led.started_at,
         ended_at=job.ended_at, termination_requested_at=job.cancel_requested_at, pending=shown.pending,
         error=shown.error, remarks=shown.remarks,
         output_job=first,

@@ -80,7 +80,7 @@ async def find(gateway: Gateway, principal: Principal, training_id: str, action:
 
 async def document(gateway: Gateway, view: JobView, link: Callable[[str], str]) -> trainings.TrainingDocument:
     """Return a training with its progress, its last metrics, and why its program failed."""
-    shown = trainings.document(await _with_progress(gateway, view), link)
+    shown = trainings.document(view, link, await _first(gateway, view))
     if (first := trainings.leading(view.job)) is not None and view.job.state is not JobState.QUEUED:
         page = await gateway.ask(JOB_METRICS, MetricQuery(job_id=first, most=2))
         metrics = {one.name: one.last for one in page.series if not one.name.startswith("system.")}
@@ -104,8 +104,9 @@ async def listed(
         cursor=filters.cursor,
     )
     page = await gateway.ask(JOB_LIST, query)
-    found = await asyncio.gather(*(_with_progress(gateway, view) for view in page.jobs))
-    return trainings.TrainingPage(trainings=[trainings.document(one, link) for one in found], cursor=page.cursor)
+    firsts = await asyncio.gather(*(_first(gateway, view) for view in page.jobs))
+    found = [trainings.document(view, link, first) for view, first in zip(page.jobs, firsts, strict=True)]
+    return trainings.TrainingPage(trainings=found, cursor=page.cursor)
 
 
 async def _stored(gateway: Gateway, principal: Principal, content: bytes) -> Artifact:
@@ -120,16 +121,15 @@ async def _stored(gateway: Gateway, principal: Principal, content: bytes) -> Art
     )
 
 
-async def _with_progress(gateway: Gateway, view: JobView) -> JobView:
-    """Return *view* with how far its first worker says it is, where the training is distributed."""
+async def _first(gateway: Gateway, view: JobView) -> JobView | None:
+    """Return the job that leads a distributed training that has begun; None of any other."""
     first = trainings.leading(view.job)
-    if view.progress is not None or first in (None, view.job.id) or trainings.status_of(view.job) == "initializing":
-        return view
+    if first is None or first == view.job.id or trainings.status_of(view.job) == "initializing":
+        return None
     try:
-        leading = await gateway.ask(JOB_GET, JobQuery(job_id=first))
+        return await gateway.ask(JOB_GET, JobQuery(job_id=first))
     except NotFound:
-        return view
-    return view.model_copy(update={"progress": leading.progress})
+        return None
 
 
 async def _last_said(gateway: Gateway, job_id: str) -> str:

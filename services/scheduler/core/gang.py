@@ -113,7 +113,7 @@ def follow(
         is_told = any(_has_failed(one) for one in before)  # who is stopped because of that is not worth a word
         causes = [one for one in ended if (_has_failed(one) and not is_told) or _is_cause(one)]
         failed = next((f"{_name(one)} {_why(one)}; the others are stopped" for one in causes), None)
-        failed = None if _is_served(gang) else failed
+        failed = None if _is_served(gang) or clocks.is_unwanted(gang, now) else failed  # then that is why they end
         told = lifecycle.with_remark(gang, failed) if failed else None
         return told or lifecycle.Change(gang, JobEventName.REMARKED)
     if _ORDER.index(state) > _ORDER.index(gang.state) and not is_given_up:  # what is being stopped gets no further
@@ -290,4 +290,5 @@ def _name(member: GangMember) -> str:
 
 
 def _why(member: GangMember) -> str:
-    return f"has {member.state.value.replace('_', ' ')}" + (f" ({member.error.message})" if member.error else "")
+    verb = "was" if member.state is JobState.CANCELLED else "has"
+    return f"{verb} {member.state.value.replace('_', ' ')}" + (f" ({member.error.message})" if member.error else "")

@@ -239,6 +239,17 @@ def test_progress_is_shown_as_the_program_says_it() -> None:
     assert (found.fraction, found.message) == (0.5, "epoch 1 of 2")
 
 
+def test_a_distributed_training_is_as_far_as_its_first_worker_and_began_with_it() -> None:
+    began = Attempt(number=1, node="n1", state=AttemptState.RUNNING, placed_at=NOW, running_at=NOW)
+    first = view(spec(), JobState.RUNNING, attempts=(began,))
+    first = first.model_copy(update={"progress": Progress(fraction=0.25, message="", at=NOW)})
+    gang = view(spec(distributed={"workers": 2}), JobState.RUNNING, members=(member("worker", 0), member("worker", 1)))
+    found = trainings.document(gang, lambda path: path, first)
+    assert found.progress is not None
+    assert (found.progress.fraction, found.started_at) == (0.25, NOW)
+    assert shown(gang).started_at is None
+
+
 def attempt(exit_code: int | None) -> Attempt:
     return Attempt(number=1, node="n1", state=AttemptState.FAILED, placed_at=NOW, exit_code=exit_code)
 

@@ -274,6 +274,7 @@ def test_a_cancelled_gang_stops_its_members_and_ends_cancelled(world: Any, make:
         report(world, make, rank, make.finished(state=AttemptState.CANCELLED))
     job = world.job("g1")
     assert (job.state, job.error.reason) == (JobState.CANCELLED, EndReason.CANCELLED_BY_USER)
+    assert job.remarks == ()  # no member is to blame
 
 
 def test_a_member_that_its_gang_does_not_name_is_stopped(world: Any, make: SimpleNamespace):
