@@ -170,13 +170,14 @@ def spec_of(wish: NewDeployment, image: str | None) -> JobSpec:
     return JobSpec.model_validate(_with(base, wish))
 
 
-def changed(spec: JobSpec, changes: DeploymentChanges, image: str | None) -> JobSpec:
+def changed(spec: JobSpec, changes: DeploymentChanges, image: str | None, *, ours: str) -> JobSpec:
     """Return a deployment's job with *changes*.
 
     Args:
         spec: as it is.
         changes: what is to be otherwise.
         image: what serves the model where no image is named; None: it brings its own.
+        ours: our serving image, of which is known how it says that it is well.
 
     Raises:
         pydantic.ValidationError: the job would not be valid.
@@ -189,6 +190,9 @@ def changed(spec: JobSpec, changes: DeploymentChanges, image: str | None) -> Job
             before["image"] = image
     elif spec.model is not None and image is None:  # its image comes from the catalogue again
         before["image"] = None
+    is_ours = (changes.image or before.get("image")) == ours
+    if is_ours != (spec.image == ours):  # another program says otherwise that it is well
+        before["service"]["health"] = _HEALTH if is_ours else None
     return JobSpec.model_validate(_with(before, changes))
 
 

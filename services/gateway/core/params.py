@@ -50,6 +50,12 @@ def with_defaults(schema: Mapping[str, Any], params: Mapping[str, Any]) -> dict[
     return filled
 
 
+def given(schema: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of *params* that `with_defaults` would not have put there."""
+    filled = with_defaults(schema, {})
+    return {name: value for name, value in params.items() if name not in filled or filled[name] != value}
+
+
 def _properties(schema: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found = schema.get("properties")
     named = cast("dict[str, Any]", found) if isinstance(found, dict) else {}

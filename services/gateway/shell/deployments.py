@@ -7,7 +7,7 @@ from functools import partial
 from pydantic import ValidationError
 
 from services.gateway.adapters.replica import Answer, Wish
-from services.gateway.core import access, deployments, problems
+from services.gateway.core import access, deployments, params, problems
 from services.gateway.core.access import Action
 from services.gateway.core.deployments import DeploymentChanges, DeploymentDocument, DeploymentPage, NewDeployment
 from services.gateway.shell import models, replica_failure, submission
@@ -126,7 +126,9 @@ async def change(gateway: Gateway, principal: Principal, ref: str, changes: Depl
     if not deployments.only_replicas(changes):
         kept = None if changes.artifact is not None else job.spec.model
         image = await _default_image(gateway, changes.model or kept)
-        spec = _checked(lambda: deployments.changed(job.spec, changes, image))
+        before = await _as_given(gateway, job.spec) if changes.model is not None else job.spec
+        ours = gateway.settings.serving_image
+        spec = _checked(lambda: deployments.changed(before, changes, image, ours=ours))
         size = len(spec.model_dump_json(exclude_defaults=True))
         spec, _ = await submission.check(gateway, principal, spec, size)
     replicas = changes.replicas if "replicas" in changes.model_fields_set else None
@@ -217,6 +219,17 @@ async def _default_image(gateway: Gateway, model: str | None) -> str | None:
     if model is not None and (await models.find(gateway, model))[1].image is not None:
         return None
     return gateway.settings.serving_image
+
+
+async def _as_given(gateway: Gateway, spec: JobSpec) -> JobSpec:
+    """Return *spec* without what its model's schema has filled in: another version may have other parameters."""
+    if spec.model is None:
+        return spec
+    try:
+        schema = (await models.find(gateway, spec.model))[1].params
+    except NotFound:
+        return spec
+    return spec if schema is None else spec.model_copy(update={"params": params.given(schema, spec.params)})
 
 
 def _taken(name: str) -> WherryError:

@@ -70,6 +70,7 @@ class ContainerHttp:
                 off; ``replica_timeout``; what *judge* raises.
         """
         sent = [_encoded(name, value) for name, value in passed_on(headers)]
+        may_have_it = False
         try:
             async with asyncio.timeout(timeout_s):
                 if not repeatable:
@@ -78,11 +79,13 @@ class ContainerHttp:
                 try:
                     return await _asked(self._client, method, path, sent, body, judge)
                 except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                    may_have_it = True
                     return await _asked(self._client, method, path, sent, body, judge)
         except TimeoutError:
             raise WherryError("replica_timeout", f"No answer within {timeout_s:g} s.") from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise WherryError(_GONE, f"The replica takes no connection: {error!r}", retryable=True) from error
+            code = _LOST if may_have_it else _GONE
+            raise WherryError(code, f"The replica takes no connection: {error!r}", retryable=True) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise WherryError(_LOST, f"The replica broke off: {error!r}", retryable=True) from error
 
@@ -139,7 +142,7 @@ async def _asked(
     judge: Callable[[int], None],
 ) -> Answered:
     if client.is_closed:  # the replica ended a moment ago
-        raise WherryError(_GONE, "The replica is not here.", retryable=True)
+        raise httpx.ConnectError("it has ended")
     timeout = httpx.Timeout(None, connect=_CONNECT_S)
     async with client.stream(method, path, headers=list(headers), content=body or None, timeout=timeout) as answer:
         held = bytearray()

@@ -84,21 +84,38 @@ def test_a_name_that_is_no_part_of_a_url_is_refused(name: str):
 
 def test_changes_leave_the_rest_as_it_was():
     before = spec_of(wish(replicas=2, env={"A": "1"}, idle=60), IMAGE)
-    after = changed(before, DeploymentChanges(artifact=OTHER, concurrency=3), IMAGE)
+    after = changed(before, DeploymentChanges(artifact=OTHER, concurrency=3), IMAGE, ours=IMAGE)
     assert (after.source, after.env, after.image, after.view) == (OTHER, {"A": "1"}, IMAGE, "deployment")
     assert after.service
     assert (after.service.replicas, after.service.idle, after.service.concurrency) == (2, 60, 3)
-    awake = changed(before, DeploymentChanges.model_validate({"idle": None}), IMAGE)
+    awake = changed(before, DeploymentChanges.model_validate({"idle": None}), IMAGE, ours=IMAGE)
     assert awake.service
     assert awake.service.idle is None
 
 
 def test_another_model_takes_the_place_of_the_one_before():
     filed = spec_of(NewDeployment(name="a", model="digits@2"), IMAGE)
-    as_zip = changed(filed, DeploymentChanges(artifact=OTHER), IMAGE)
+    as_zip = changed(filed, DeploymentChanges(artifact=OTHER), IMAGE, ours=IMAGE)
     assert (as_zip.model, as_zip.source, as_zip.image) == (None, OTHER, IMAGE)
-    again = changed(as_zip, DeploymentChanges(model="letters"), None)
+    again = changed(as_zip, DeploymentChanges(model="letters"), None, ours=IMAGE)
     assert (again.model, again.source, again.image) == ("letters", None, None)
+
+
+def test_another_program_says_otherwise_that_it_is_well():
+    def health(spec: Any, brought: str | None, **changes: Any) -> str | None:
+        after = changed(spec, DeploymentChanges.model_validate(changes), brought, ours=IMAGE)
+        assert after.service
+        return after.service.health
+
+    served_by_ours = spec_of(wish(), IMAGE)
+    assert health(served_by_ours, None, model="letters") is None
+    assert health(served_by_ours, IMAGE, model="letters") == health(served_by_ours, IMAGE, artifact=OTHER) == "/healthz"
+    assert health(served_by_ours, IMAGE, image="mine") is None
+    assert health(served_by_ours, None, model="letters", health="/ok") == "/ok"
+    own = spec_of(NewDeployment.model_validate({"name": "a", "model": "letters@1", "health": "/up"}), None)
+    own = own.model_copy(update={"image": "registry/letters@sha256:1"})  # as it is recorded
+    assert health(own, None, model="letters@2") == "/up"
+    assert health(own, IMAGE, model="digits") == "/healthz"
 
 
 def test_only_a_number_of_replicas_is_no_new_revision():

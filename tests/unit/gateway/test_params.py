@@ -1,6 +1,6 @@
 import pytest
 
-from services.gateway.core.params import FAULTS_MOST, faults, schema_fault, with_defaults
+from services.gateway.core.params import FAULTS_MOST, faults, given, schema_fault, with_defaults
 
 
 def test_a_pattern_that_would_take_other_engines_years_takes_this_one_no_time():
@@ -42,3 +42,9 @@ def test_defaults_are_filled_in_also_within_objects_and_never_over_what_is_given
     }  # fmt: skip
     assert with_defaults(schema, {"rate": 1, "net": {}}) == {"rate": 1, "net": {"depth": 2}, "epochs": 3}
     assert with_defaults({}, {"a": 1}) == {"a": 1}
+
+
+def test_what_was_filled_in_is_told_from_what_was_given() -> None:
+    schema = {"type": "object", "properties": {"scale": {"type": "number", "default": 2}, "word": {"default": "a"}}}
+    assert given(schema, with_defaults(schema, {"scale": 3})) == {"scale": 3}
+    assert given(schema, {"other": 1, "word": "a"}) == {"other": 1}

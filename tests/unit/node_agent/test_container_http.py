@@ -129,6 +129,26 @@ async def test_what_breaks_off_is_lost(times: int, *, repeatable: bool):
     assert (lost.value.code, program.got) == ("replica_lost", times)
 
 
+class Dying(Breaking):
+    """A program that ends when it is asked."""
+
+    server: asyncio.Server
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.server.close()
+        await super().answer(reader, writer)
+
+
+async def test_what_ends_a_program_is_lost_and_not_kept_from_it():
+    program = Dying()
+    program.server = await asyncio.start_server(program.answer, "127.0.0.1")
+    http = ContainerHttp("127.0.0.1", program.server.sockets[0].getsockname()[1], 2)
+    with pytest.raises(WherryError) as lost:
+        await put(http, repeatable=True)
+    assert (lost.value.code, program.got) == ("replica_lost", 1)
+    await http.close()
+
+
 @pytest.mark.parametrize("repeatable", [True, False])
 async def test_a_program_that_takes_no_connection_has_not_got_the_request(*, repeatable: bool):
     server = await asyncio.start_server(Breaking().answer, "127.0.0.1")
