@@ -116,6 +116,7 @@ class ItemCounts(Message):
     succeeded: int = 0
     failed: int = 0
     closed: bool = False  # no more will come
+    bytes: int = 0  # of all as they were given, by `ItemSpec.bytes`
 
     @property
     def ended(self) -> int:

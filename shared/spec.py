@@ -296,6 +296,11 @@ class ItemSpec(Frozen):
     #: Set by the gateway: the artifact is the result itself, and nothing is run for it.
     given: bool = Field(default=False, json_schema_extra=_READ_ONLY)
 
+    @property
+    def bytes(self) -> int:
+        """Return how much it is as JSON, which all items of a job together may have only so much of."""
+        return len(self.model_dump_json(exclude_defaults=True).encode())
+
 
 def _item(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value

@@ -28,6 +28,7 @@ class GatewaySettings(ServiceSettings):
     spec_bytes_max: int = Field(default=512 * 1024, gt=0)
     batch_bytes_max: int = Field(default=16 * 1024 * 1024, gt=0)
     batch_jobs_max: int = Field(default=1000, gt=0, le=1000)
+    items_bytes_max: int = Field(default=64 * 1024 * 1024, ge=64 * 1024)  # of all items of a map job, as JSON
     form_bytes_max: int = Field(default=64 * 1024, gt=0)
     uploads_max: int = Field(default=64, gt=0)  # at once; each holds a chunk or two, and all share two windows of them
     upload_bytes_max: int = Field(default=512 * 1024**3, gt=0)  # of one upload that resumes (tus)

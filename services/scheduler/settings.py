@@ -38,6 +38,8 @@ class SchedulerSettings(ServiceSettings):
     scheduler_reserve_outright_s: float = Field(600.0, ge=0)
     scheduler_gang_port_first: int = Field(20_000, ge=1024, le=65535)
     scheduler_gang_port_last: int = Field(29_999, ge=1024, le=65535)
+    #: Of all items of one map job; gateways have the same as WHERRY_ITEMS_BYTES_MAX, and say it before it is too late.
+    scheduler_items_bytes_max: int = Field(64 * 1024 * 1024, ge=64 * 1024)
     scheduler_snapshot_interval_s: float = Field(30.0, ge=0.1, le=3600)
     scheduler_snapshot_events: int = Field(20_000, ge=1)
 
@@ -69,5 +71,6 @@ class SchedulerSettings(ServiceSettings):
             heartbeats_per_s_max=self.scheduler_heartbeats_per_s_max,
             mass_loss_patience_s=self.scheduler_mass_loss_patience_s,
             gpu_free_fraction_min=self.scheduler_gpu_free_fraction_min,
+            items_bytes_max=self.scheduler_items_bytes_max,
             gang_ports=(self.scheduler_gang_port_first, self.scheduler_gang_port_last),
         )

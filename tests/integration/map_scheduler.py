@@ -59,6 +59,7 @@ class MapScheduler(Scheduler):
             total=len(all_items), closed=closed or bool(job.items and job.items.closed),
             succeeded=sum(one.state is ItemState.SUCCEEDED for one in all_items),
             failed=sum(one.state is ItemState.FAILED for one in all_items),
+            bytes=sum(one.spec.bytes for one in all_items),
         )  # fmt: skip
         moved = job.model_copy(update={"items": counts, "updated_at": utc_now(), **changes})
         data = JobChanged(job=moved, epoch=1, items=tuple(items))

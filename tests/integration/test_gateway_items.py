@@ -17,38 +17,19 @@ from shared.blobs import BlobClient
 from shared.channels import Service
 from shared.permissions import node_user
 from shared.states import JobState
-from tests.integration.gateway_stack import ADMIN, NODE, GatewayStack, new_id, until
+from tests.integration.gateway_stack import NODE, PASSWORD, GatewayStack, new_id, until
 from tests.integration.map_scheduler import MapScheduler
 
-PASSWORD = "a password of anna 1"
 PNG = b"\x89PNG\r\n\x1a\n" + b"not really, but nobody here looks further"
 SPEC: dict[str, Any] = {"kind": "map", "image": "busybox", "command": "cat $WHERRY_IN > $WHERRY_OUT"}
 
 
 @pytest.fixture(scope="module")
-def stack(folder: Path) -> Iterator[GatewayStack]:
-    with GatewayStack(folder, WHERRY_IMAGE_BYTES_MAX="100000") as running:
+def stack(folder: Path, mongo_server: str) -> Iterator[GatewayStack]:
+    with GatewayStack(
+        folder, mongo_url=mongo_server, WHERRY_IMAGE_BYTES_MAX="100000", WHERRY_ITEMS_BYTES_MAX="100000"
+    ) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def admin(stack: GatewayStack) -> Iterator[httpx.Client]:
-    with stack.client(stack.login(*ADMIN)) as client:
-        for user in ("anna", "bert"):
-            client.post("/users", json={"name": user, "password": PASSWORD}).raise_for_status()
-        yield client
-
-
-@pytest.fixture(scope="module")
-def anna(stack: GatewayStack, admin: httpx.Client) -> Iterator[httpx.Client]:
-    with stack.client(stack.login("anna", PASSWORD)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def bert(stack: GatewayStack, admin: httpx.Client) -> Iterator[httpx.Client]:
-    with stack.client(stack.login("bert", PASSWORD)) as client:
-        yield client
 
 
 @asynccontextmanager
@@ -243,6 +224,19 @@ def test_workers_that_wait_for_room_are_not_among_the_jobs_that_a_quota_lets_wai
 
 
 # --- results -------------------------------------------------------------------------------------------------------
+
+
+def test_all_items_of_a_job_together_are_limited_and_what_to_do_is_said(stack: GatewayStack, anna: httpx.Client):
+    def some(count: int, first: int = 0) -> list[dict[str, Any]]:
+        return [{"name": f"n{at}", "params": {"x": "y" * 10_000}} for at in range(first, first + count)]
+
+    body = {"image": "busybox", "command": "true", "kind": "map", "map": {"items": some(10), "open": True}}
+    refused(anna.post("/jobs", json=body), 413, "may have 100,000 bytes together; these would be 100,3")
+    job_id = submitted(anna, {"items": some(6), "open": True})
+    taken_in(stack, job_id)
+    refused(anna.post(f"/jobs/{job_id}/items", json={"items": some(4, 6)}), 413, "files of a dataset or an artifact")
+    assert anna.post(f"/jobs/{job_id}/items", json={"items": some(3, 6)}).status_code == 202
+    assert len(taken_in(stack, job_id)) == 9
 
 
 def test_results_come_back_as_files_and_as_a_zip_while_the_job_runs_and_only_what_failed_is_rerun(

@@ -46,7 +46,7 @@ def unusable_items(items: Sequence[ItemSpec], inputs: Iterable[str], field: str)
             found.append(_problem(f"{place}.path", wrong))
         if item.id is not None and item.id in ids:
             found.append(_problem(f"{place}.id", "Another item of this request has the same id"))
-        if item.params and bytes_of(item) > ITEM_BYTES_MAX:
+        if item.params and item.bytes > ITEM_BYTES_MAX:
             found.append(_problem(place, f"An item may have {ITEM_BYTES_MAX} bytes; send large things as artifacts"))
         found += not_json(item.params, f"{place}.params")
         ids |= {item.id} if item.id else set[str]()
@@ -136,15 +136,30 @@ def check_count(count: int) -> None:
         raise invalid([_problem("items", f"A job may have {ITEMS_MAX:,} items; these would be {count:,}")])
 
 
+def check_bytes(items: Iterable[ItemSpec], before: int, most: int) -> None:
+    """Let a job have *items* beside those of *before* bytes that it has.
+
+    Raises:
+        WherryError: ``too_large``: together they would have more than *most* bytes.
+    """
+    size = before + sum(item.bytes for item in items)
+    if size > most:
+        raise WherryError(
+            "too_large",
+            f"The names and params of all items of a job may have {most:,} bytes together; these would be {size:,}. "
+            "Put what is large into files of a dataset or an artifact, and name them by `over`, `path` or `artifact`.",
+        )
+
+
 def messages(items: Sequence[ItemSpec]) -> Iterator[tuple[ItemSpec, ...]]:
     """Give *items* in order, as many at a time as one message may have."""
     batch: list[ItemSpec] = []
     room = MESSAGE_BYTES
     for item in items:
-        room -= bytes_of(item)
+        room -= item.bytes
         if batch and (len(batch) == ITEMS_AT_ONCE or room < 0):
             yield tuple(batch)
-            batch, room = [], MESSAGE_BYTES - bytes_of(item)
+            batch, room = [], MESSAGE_BYTES - item.bytes
         batch.append(item)
     if batch:
         yield tuple(batch)
@@ -232,11 +247,6 @@ def _named_as(place: str, path: str) -> str:
 def _without_ending(place: str) -> str:
     suffix = _ending(place)
     return place[: -len(suffix)] if 1 < len(suffix) <= 6 else place
-
-
-def bytes_of(item: ItemSpec) -> int:
-    """Return how much an item is as JSON."""
-    return len(item.model_dump_json(exclude_defaults=True).encode())
 
 
 def _problem(field: str, message: str) -> FieldProblem:

@@ -42,13 +42,15 @@ async def of_spec(gateway: Gateway, principal: Principal, sent: JobSpec, recorde
         recorded: the spec with its inputs as they are recorded.
 
     Raises:
-        WherryError: ``invalid``: the zip is none, or nothing in it is wanted; an artifact is not there.
+        WherryError: ``invalid``: the zip is none, or nothing in it is wanted; an artifact is not there;
+            ``too_large``: all together.
     """
     if sent.map is None:
         return []
     items = await _of_zip(gateway, recorded) if sent.map.over else []
     items += await resolved(gateway, principal, sent.map.items, "map.items")
     mapping.check_count(len(items))
+    mapping.check_bytes(items, 0, gateway.settings.items_bytes_max)
     return items
 
 
@@ -108,7 +110,7 @@ async def add(
     """Add items to an open map job and return their ids; a repeat under the same key adds nothing twice.
 
     Raises:
-        WherryError: ``not_found``, ``closed``, ``conflict``: it is no map job; ``invalid``.
+        WherryError: ``not_found``, ``closed``, ``conflict``: it is no map job; ``invalid``; ``too_large``.
     """
     job = (await settled(gateway, principal, job_id, Action.CHANGE)).job
     mapping.require_map(job)
@@ -120,6 +122,8 @@ async def add(
     if not (key and whole and await _has(gateway, job, whole[-1].id or "")):
         mapping.require_open(job, len(items))
         whole = _with_ids(await resolved(gateway, principal, items, "items"), ids)
+        before = job.items.bytes if job.items else 0
+        mapping.check_bytes(whole, before, gateway.settings.items_bytes_max)
         await _send(gateway, job, whole, close=close, by=principal.user_id)
     return [item.id or "" for item in whole]
 

@@ -62,7 +62,7 @@ class Book:
     # --- what has become of them -----------------------------------------------------------------------------------
 
     def counts(self, *, closed: bool) -> ItemCounts:
-        """Return how far the job is."""
+        """Return how far the job is; `bytes` are not counted here."""
         total, failed = len(self._items), len(self._failed)
         return ItemCounts(total=total, succeeded=total - failed - self.open, failed=failed, closed=closed)
 

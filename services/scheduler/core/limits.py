@@ -70,6 +70,7 @@ class Limits:
     answer_bytes_max: int = 600_000  # start orders in one heartbeat's answer; a NATS message holds 1 MiB
     gang_ports: tuple[int, int] = (20_000, 29_999)  # the first and the last of those for gangs on nodes' own networks
     item_bytes_max: int = 64 * 1024  # an item as it is given, as JSON
+    items_bytes_max: int = 64 * 1024 * 1024  # of all items of a job, as they are given; see `ItemSpec.bytes`
     items_event_bytes_max: int = 700_000  # one event about items, with the job that it is about
     items_hand_bytes_max: int = 64 * 1024  # what a worker has, as JSON, but for one item
     items_answer_bytes_max: int = 300_000  # items in one heartbeat's answer, beside the orders

@@ -76,6 +76,7 @@ class Changes:
                 "total": self.counts.total + (was is None),
                 "succeeded": self.counts.succeeded + succeeded,
                 "failed": self.counts.failed + failed,
+                "bytes": self.counts.bytes + (item.spec.bytes if was is None else 0),
             }
         )
         self.room -= size
@@ -134,6 +135,8 @@ def _refusal(item: Item, counts: ItemCounts, limits: Limits) -> str:
         return f"a map job has at most {ITEMS_MAX} items"
     if len(item.to_bytes()) > limits.item_bytes_max:
         return f"{item.spec.name} has more than {limits.item_bytes_max} bytes of parameters and names"
+    if counts.bytes + item.spec.bytes > limits.items_bytes_max:
+        return f"all items of a job together have at most {limits.items_bytes_max} bytes of parameters and names"
     return ""
 
 

@@ -112,6 +112,18 @@ def test_a_range_that_ends_before_it_begins_is_refused():
         mapping.matcher("[z-a].png")
 
 
+def test_all_items_of_a_job_together_have_a_limit_and_it_is_said_what_to_do():
+    items = [ItemSpec(name="n", params={"x": "y" * 1000}) for _ in range(3)]
+    size = sum(len(item.model_dump_json(exclude_defaults=True)) for item in items)
+    mapping.check_bytes(items, 0, size)
+    mapping.check_bytes(items, 500, size + 500)
+    with pytest.raises(
+        WherryError, match=rf"{size + 500:,} bytes .* these would be {size + 501:,}. .* dataset"
+    ) as refused:
+        mapping.check_bytes(items, 501, size + 500)
+    assert refused.value.code == "too_large"
+
+
 @given(st.lists(st.integers(0, 12_000), max_size=60), st.integers(1, 1300))
 def test_messages_have_all_items_in_order_and_none_is_too_large(sizes: list[int], copies: int):
     items = [ItemSpec(name=f"n{at}", params={"x": "y" * size}) for at, size in enumerate(sizes)]
@@ -119,7 +131,7 @@ def test_messages_have_all_items_in_order_and_none_is_too_large(sizes: list[int]
     batches = list(mapping.messages(items))
     assert [one for batch in batches for one in batch] == items
     assert all(0 < len(batch) <= ITEMS_AT_ONCE for batch in batches)
-    assert all(sum(map(mapping.bytes_of, batch)) <= mapping.MESSAGE_BYTES for batch in batches)
+    assert all(sum(item.bytes for item in batch) <= mapping.MESSAGE_BYTES for batch in batches)
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,21 @@ def test_more_items_than_a_job_may_have_and_items_that_are_too_large_are_refused
     assert "large has more than 65536 bytes" in world.job.remarks[-1]
 
 
+def test_all_items_of_a_job_together_have_a_limit(maps) -> None:
+    room = item_spec("a", params={"x": "y" * 500}).bytes + item_spec("c").bytes
+    world = maps(limits=Limits(items_bytes_max=room))
+    world.add("a", params={"x": "y" * 500})
+    world.add("b", params={"x": "y" * 500})
+    assert (counts(world), world.job.items.bytes) == ((1, 0, 0), room - item_spec("c").bytes)
+    assert world.job.remarks[-1].startswith(f"1 item was not taken: all items of a job together have at most {room} ")
+    [worker] = world.start()
+    world.say(worker, "a")
+    world.add("c", close=True)  # what is done still counts, for the log has it
+    assert (counts(world), world.job.items.bytes) == ((2, 1, 0), room)
+    world.add("d")
+    assert counts(world) == (2, 1, 0)
+
+
 def test_an_item_that_fails_is_tried_again_as_often_as_it_may_be(maps) -> None:
     world = maps(map={"item_attempts": 2, "parallelism": 1})
     world.add("a", "b", close=True)
