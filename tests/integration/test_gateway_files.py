@@ -28,8 +28,8 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def stack(folder: Path) -> Iterator[GatewayStack]:
-    with GatewayStack(folder, WHERRY_UPLOAD_IDLE_S="3") as running:
+def stack(folder: Path, mongo_server: str) -> Iterator[GatewayStack]:
+    with GatewayStack(folder, mongo_url=mongo_server, WHERRY_UPLOAD_IDLE_S="3") as running:
         yield running
 
 
@@ -102,6 +102,7 @@ def test_a_range_is_those_bytes(http: httpx.Client) -> None:
         assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{len(body)}"
     beyond = http.get(url, headers={"Range": f"bytes={len(body)}-"})
     problem(beyond, 416, "range_not_satisfiable")
+    assert beyond.headers["content-range"].startswith("bytes */")
     etag = http.head(url).headers["etag"]
     assert http.get(url, headers={"If-None-Match": etag}).status_code == 304
     assert http.get(url, headers={"Range": "bytes=0-1", "If-Range": etag}).status_code == 206
@@ -226,8 +227,10 @@ def counts(stack: GatewayStack) -> dict[str, int]:
     """How many chunks, files and artifacts the database holds. (Of an upload that was dropped its id stays a while.)"""
     from pymongo import MongoClient  # noqa: PLC0415
 
-    with MongoClient(stack.mongo.url) as mongo:
-        return {name: mongo["wherry"][name].count_documents({}) for name in ("fs.chunks", "fs.files", "artifacts")}
+    with MongoClient(stack.mongo_url) as mongo:
+        return {
+            name: mongo[stack.database][name].count_documents({}) for name in ("fs.chunks", "fs.files", "artifacts")
+        }
 
 
 @pytest.mark.parametrize("chunked", [True, False])

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from python_multipart.multipart import parse_options_header
+from starlette.exceptions import HTTPException
 
 from services.gateway.core import ranges, translate, views_files
 from services.gateway.core.problems import invalid
@@ -153,7 +154,7 @@ async def file_answer(request: Request, gateway: Gateway, blob: BlobRef, name: s
     headers = _download_headers(name) | {"ETag": etag, "Accept-Ranges": "bytes"}
     if ranges.matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
-    span = _span(request, blob.size, etag, headers)
+    span = _span(request, blob.size, etag)
     start, end, status = 0, blob.size, 200
     if span is not None:
         start, end, status = span.start, span.end, 206
@@ -166,15 +167,14 @@ async def file_answer(request: Request, gateway: Gateway, blob: BlobRef, name: s
     return Stream(files.read(gateway, blob, start, end), held, status, headers, media_type)
 
 
-def _span(request: Request, size: int, etag: str, headers: dict[str, str]) -> ranges.Span | None:
+def _span(request: Request, size: int, etag: str) -> ranges.Span | None:
     """Return the range that is asked for; none if it was asked of another version."""
     if request.headers.get("if-range", etag) != etag:
         return None
     try:
         return ranges.span(request.headers.get("range"), size)
-    except WherryError:
-        headers["Content-Range"] = f"bytes */{size}"
-        raise
+    except WherryError as error:
+        raise HTTPException(416, error.message, {"Content-Range": f"bytes */{size}"}) from None
 
 
 def _download_headers(name: str) -> dict[str, str]:

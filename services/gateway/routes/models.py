@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
 from services.gateway.core import access, problems, views
@@ -19,6 +19,7 @@ from shared.spec import JobSpec
 from shared.states import JobState
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 #: How long the reading of a registry is waited for before it is answered as still at work.
 _WAIT_S = 20.0
 _AT_WORK: dict[int | str, dict[str, Any]] = {202: {"model": m.SyncDocument, "description": "Still at work."}}
@@ -104,16 +105,17 @@ async def remove(ref: str, gateway: Door, principal: Caller) -> Response:
 
 
 @router.post("/{ref}/runs", status_code=202, response_model=views.Accepted, openapi_extra=json_body(m.ModelRun))
-async def run(ref: str, request: Request, gateway: Door, principal: Caller) -> Response:
+async def run(ref: str, request: Request, gateway: Door, principal: Caller, idempotency_key: Key = None) -> Response:
     """Run a model with a dataset and parameters, which have to fit its schema: the answer is a job."""
     wish = await json_of(request, m.ModelRun)
+    await models.find(gateway, ref)
     name, version = parse_ref(ref)
     try:
         spec = m.run_spec(name, wish.model_copy(update={"version": wish.version or version}))
     except ValidationError as error:
         raise problems.from_validation(error, JobSpec) from None
     size = len(spec.model_dump_json(exclude_defaults=True))
-    job_id = await submission.submit(gateway, principal, spec, size, request.headers.get("idempotency-key"))
+    job_id = await submission.submit(gateway, principal, spec, size, idempotency_key)
     return answer(views.Accepted(job_id=job_id, state=JobState.QUEUED), 202, headers={"Location": f"/v1/jobs/{job_id}"})
 
 

@@ -306,7 +306,13 @@ class Catalogue:
         return c.fine_tune_of(closed)
 
     async def requests(self, query: FineTuneQuery) -> FineTuneList:
-        """Return a page of requests, the newest first."""
+        """Return a page of requests, the newest first.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        if query.model is not None:
+            await self._document(query.model)
         limit = q.bounded(query.limit, EVALUATIONS_MAX)
         found = await self._store.fine_tunes(c.fine_tunes_filter(query), limit + 1)
         cursor = c.cursor_behind(found[limit - 1]) if len(found) > limit else None
