@@ -29,7 +29,7 @@ from shared import observe
 from shared.blobs import BlobClient
 from shared.bus import EXIT_RESTART_ME, Bus
 from shared.channels import Service
-from shared.errors import WherryError
+from shared.errors import Forbidden, WherryError
 from shared.heap import keep_heap
 from shared.settings import complaints
 
@@ -264,8 +264,17 @@ async def _controller_answers(settings: AgentSettings) -> bool:
                 typer.echo(f"controller {settings.nats_url} answers")
                 return True
     except (WherryError, TimeoutError) as error:
-        typer.echo(f"controller {settings.nats_url} does not answer {error}".rstrip())
+        typer.echo(f"controller {settings.nats_url} {trouble_with_controller(settings, error)}")
         return False
+
+
+def trouble_with_controller(settings: AgentSettings, error: Exception) -> str:
+    """Return what to say of a controller that could not be asked, and what to do about it."""
+    if isinstance(error, Forbidden):
+        wanted = f"WHERRY_NATS_USER=node-{settings.node} and, from the operator, WHERRY_NATS_PASSWORD"
+        return f"refuses {settings.nats_user or 'nobody'}: set {wanted}"
+    why = f": {error}" if str(error) else ""
+    return f"does not answer{why}. --controller HOST:PORT is the address of its NATS server, not of its gateway"
 
 
 @contextmanager

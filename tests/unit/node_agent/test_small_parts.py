@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from services.node_agent.__main__ import trouble_with_controller
 from services.node_agent.adapters.docker_endpoint import endpoints
 from services.node_agent.adapters.host_psutil import Machine
 from services.node_agent.adapters.journal import Journal, Outgoing
@@ -28,7 +29,7 @@ from services.node_agent.ports import RuntimeFacts
 from services.node_agent.settings import AgentSettings, controller_address, slug
 from services.node_agent.shell.agent import offered
 from services.node_agent.shell.output import in_messages
-from shared.errors import WherryError
+from shared.errors import Forbidden, WherryError
 from shared.events import LogLine, OutputBatch
 from shared.fleet import Gpu, Order
 from shared.job import Failure
@@ -162,6 +163,21 @@ def test_a_controller_file_names_an_address(text: str) -> None:
 def test_a_controller_file_without_an_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no address"):
         controller_address(text)
+
+
+def test_a_controller_that_refuses_a_node_says_which_credential_it_wants() -> None:
+    settings = AgentSettings().model_copy(update={"worker_name": "Edge 1", "nats_user": "watcher"})
+    said = trouble_with_controller(settings, Forbidden("The broker refuses it."))
+    assert said.startswith("refuses watcher: set WHERRY_NATS_USER=node-edge-1 and")
+    assert "WHERRY_NATS_PASSWORD" in said
+
+
+def test_of_a_controller_that_does_not_answer_it_is_said_which_address_is_meant() -> None:
+    said = trouble_with_controller(AgentSettings(), TimeoutError())
+    assert said.startswith("does not answer. --controller HOST:PORT is the address of its NATS server")
+    assert trouble_with_controller(AgentSettings(), WherryError("unavailable", "no route")).startswith(
+        "does not answer: no route."
+    )
 
 
 def test_a_docker_host_that_is_set_is_the_only_place(tmp_path: Path) -> None:
