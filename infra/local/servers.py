@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sysconfig
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -41,10 +42,12 @@ class Server:
     Attributes:
         name: what it is called in ports.json and the log's file name.
         home: the folder of data, port and log.
+        environment: of the process, where the user's own does not say otherwise.
 
     """
 
     name = "server"
+    environment: Mapping[str, str] = {}
 
     def __init__(self, home: Path) -> None:
         self.home = home.absolute()
@@ -86,7 +89,7 @@ class Server:
         command = self.command()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as out:
-            self.process = _popen(command, out)
+            self.process = _popen(command, out, {**self.environment, **os.environ})
         return self.process
 
     def wait_ready(self, timeout_s: float = 30) -> None:
@@ -162,6 +165,9 @@ class NatsServer(Server):
     """
 
     name = "nats"
+    # As in docker-compose.yml. Each message of half a megabyte is a piece of memory of its own, and a server that holds
+    # little tidies up after every few of them: rarer tidying takes a fifth off its work for a blob (measured).
+    environment = {"GOGC": "400", "GOMEMLIMIT": "700MiB"}
 
     def __init__(
         self, home: Path, accounts: str | None = None, *, sync_always: bool = True, host: str = LOOPBACK
@@ -199,6 +205,7 @@ class NatsServer(Server):
         data.mkdir(parents=True, exist_ok=True)
         image = os.environ.get("WHERRY_NATS_IMAGE", "nats:2.14")
         mounts = ["-v", f"{file}:{file}:ro", "-v", f"{data}:{data}", "--user", f"{os.getuid()}:{os.getgid()}"]
+        mounts += [part for name, value in self.environment.items() for part in ("-e", f"{name}={value}")]
         command = ["-c", str(file), "-a", "0.0.0.0"]  # noqa: S104 - in its container
         return _container("nats", self.port, mounts, image, command, self.host)
 
@@ -323,7 +330,7 @@ class MongoServer(Server):
         """
         plain = [*self._where(), "--port", str(self.port), "--setParameter", "disableLogicalSessionCacheRefresh=true"]
         with self.log.open("ab") as out:
-            process = _popen(self._program(plain), out)
+            process = _popen(self._program(plain), out, os.environ)
         try:
             limit = time.monotonic() + 30
             while not self._rename():
@@ -417,5 +424,5 @@ def _mongo(url: str) -> MongoClient[dict[str, Any]]:
     return MongoClient(url, serverSelectionTimeoutMS=1000, connectTimeoutMS=1000)
 
 
-def _popen(command: list[str], out: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+def _popen(command: list[str], out: IO[bytes], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment)
