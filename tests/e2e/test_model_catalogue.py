@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stack import ROOT, Stack
+from tests.e2e.stack import ROOT, Stack, until
 from tests.integration.registry_server import RegistryServer
 
 pytestmark = pytest.mark.docker
@@ -125,3 +125,91 @@ def test_a_registry_is_read_and_what_it_has_is_listed(stack: Stack, registry: Re
     down = wherry(stack, "models", "sync", "127.0.0.1:9")
     assert down.returncode == 1
     assert "may not be asked" in down.stderr
+
+
+#: A model as its experts write it: it answers in TensorFlow Serving's form, with one of its parameters.
+SERVES = """
+import http.server, json, os
+PARAMS = json.load(open(os.environ["WHERRY_PARAMS"]))
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        order = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.dumps({"predictions": [VERSION(one, **PARAMS) for one in order["instances"]]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+
+def serving_image(registry: RegistryServer, tag: str, version: str, params: dict[str, Any]) -> str:
+    """Build an image that serves *version*, a function of an instance and *params*, and push it; return its name."""
+    reference = f"{registry.host}/team/scaler:{tag}"
+    command = ["python3", "-c", SERVES.replace("VERSION", f"({version})")]
+    schema = json.dumps({"type": "object", "properties": params, "additionalProperties": False})
+    subprocess.run(
+        ["docker", "build", "--quiet", "--tag", reference, "--label", f"io.wherry.model.params={schema}", "-"],
+        input=f"FROM {BASE}\nENTRYPOINT []\nCMD {json.dumps(command)}\n".encode(), capture_output=True, check=True,
+    )  # fmt: skip
+    subprocess.run(["docker", "push", reference], capture_output=True, check=True)
+    subprocess.run(["docker", "image", "rm", reference], capture_output=True, check=True)
+    return reference
+
+
+@pytest.mark.timeout(400)
+def test_a_model_whose_image_serves_is_deployed_asked_and_changed_to_its_next_version(
+    stack: Stack, registry: RegistryServer, tmp_path: Path
+) -> None:
+    if stack.runtime != "docker":
+        pytest.skip("models are images: this needs a Docker engine")
+    first = serving_image(
+        registry, "1", "lambda x, scale, sign=1: x * scale * sign",
+        {"scale": {"type": "number", "default": 2}, "sign": {"enum": [1, -1]}},
+    )  # fmt: skip
+    assert wherry(stack, "models", "register", "scaler", first).returncode == 0
+    order = tmp_path / "order.json"
+    order.write_text(json.dumps({"instances": [1, 3]}))
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"resources": {"disk": "64MiB"}, "params": {"sign": -1}}))
+    limits = ("--cpus", "0.1", "--memory", "64MiB")
+
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps({"params": {"scale": "wide"}}))
+    refused = wherry(stack, "deploy", "sizes", "--model", "scaler", "--spec", str(wrong))
+    assert refused.returncode == 4
+    assert "params.scale" in refused.stderr
+    made = wherry(stack, "deploy", "sizes", "--model", "scaler@1", "--spec", str(spec), *limits, "--wait")
+    assert made.returncode == 0, made.stderr
+
+    def asked() -> list[str]:
+        found = wherry(stack, "predict", "sizes", "--spec", str(order))
+        assert found.returncode == 0, found.stderr
+        return found.stdout.split()
+
+    try:
+        assert asked() == ["-2", "-6"]
+        # Of the next version there is no `scale`, which the first one's schema has filled in; `sign` was given.
+        second = serving_image(
+            registry, "2", "lambda x, sign, offset: x * sign + offset",
+            {"sign": {"enum": [1, -1]}, "offset": {"type": "number", "default": 100}},
+        )  # fmt: skip
+        assert wherry(stack, "models", "register", "scaler", second).returncode == 0
+        changed = wherry(stack, "deployments", "update", "sizes", "--model", "scaler@2")
+        assert changed.returncode == 0, changed.stderr
+        seen = [asked()]
+        until(lambda: seen.append(asked()) or seen[-1] == ["99", "97"], "the next version answers", 120)
+        assert {tuple(one) for one in seen} <= {("-2", "-6"), ("99", "97")}
+        shown = json.loads(wherry(stack, "--json", "deployments", "show", "sizes").stdout)
+        assert (shown["model"], shown["revision"]) == ("scaler@2", 1)
+        assert shown["image"].startswith(f"{registry.host}/team/scaler@sha256:")
+    finally:
+        wherry(stack, "undeploy", "sizes")
+        until(lambda: stack.http.get("/deployments/sizes").status_code == 404, "it is gone", 60)
+        pulled = ["docker", "image", "ls", "--quiet", "--filter", f"reference={registry.host}/team/scaler"]
+        found = subprocess.run(pulled, capture_output=True, text=True, check=True).stdout.split()
+        subprocess.run(["docker", "image", "rm", "--force", *found], capture_output=True, check=False)

@@ -4,7 +4,6 @@ import base64
 import concurrent.futures
 import contextlib
 import io
-import json
 import statistics
 import subprocess
 import time
@@ -18,6 +17,7 @@ from PIL import Image
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from tests.e2e.served import instance, model
 from tests.e2e.stack import ROOT, Stack, docker_answers, until, zip_of
 from tests.integration.web_server import Web
 
@@ -35,29 +35,12 @@ def _image() -> None:
     subprocess.run([ROOT / "infra/docker/build-serving.sh"], check=True, stdout=subprocess.DEVNULL)
 
 
-def model(*classes: str, size: int = 2) -> bytes:
-    """A zip with a network that says which pixel of *size* is the brightest, by the names *classes*."""
-    arrays = io.BytesIO()
-    np.savez(arrays, w0=20 * np.eye(size * size, dtype=np.float32), b0=np.zeros(size * size, dtype=np.float32))
-    description = {
-        "format": "wherry-numpy-mlp/1", "input": {"width": size, "height": size, "channels": 1},
-        "classes": classes or [str(number) for number in range(size * size)],
-        "layers": [{"weights": "w0", "biases": "b0", "inputs": size * size, "outputs": size * size}],
-        "activation": "relu",
-    }  # fmt: skip
-    return zip_of({"model/model.json": json.dumps(description), "model/model.npz": arrays.getvalue()})
-
-
 def picture(brightest: int, size: int = 2) -> bytes:
     pixels = np.zeros((size, size), dtype=np.uint8)
     pixels[divmod(brightest, size)] = 255
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def instance(brightest: int) -> list[float]:
-    return [1.0 if number == brightest else 0.0 for number in range(4)]
 
 
 def artifact(stack: Stack, content: bytes) -> str:
