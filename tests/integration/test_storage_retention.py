@@ -46,7 +46,8 @@ from shared.requests.artifacts import ArtifactQuery
 from shared.requests.blobs import BlobRead, BlobScope
 from shared.requests.jobs import EventQuery, JobListQuery, JobQuery, LogQuery
 from shared.requests.outputs import OutputQuery
-from shared.spec import Gang, GangRole, Input, JobSpec, Need
+from shared.spec import Gang, GangRole, Input, JobSpec, Map, Need
+from shared.spec import Service as ServiceSpec
 from shared.states import AttemptState, JobState
 from tests.integration.conftest import NOW, StorageStack, running
 
@@ -213,6 +214,58 @@ async def test_what_an_unfinished_job_needs_stays_and_so_does_a_gang_whose_membe
     await forget_log(stack)
     await retain(stack, door)
     assert [await gone(door, job) for job in (needed, asked, gang, member)] == [False, False, True, True]
+
+
+async def test_replicas_that_ended_long_ago_go_while_their_service_goes_on_and_workers_of_a_map_job_stay(
+    stack: StorageStack, door: Bus
+) -> None:
+    service = stack.job(new_id("j"), None, spec=JobSpec(kind="service", service=ServiceSpec(port=80), image="i"))
+    maps = stack.job(new_id("j"), None, spec=JobSpec(kind="map", map=Map(open=True), image="i"))
+    for parent in (service, maps):
+        await stack.record(parent, "pending")
+
+    def place(parent: Job, role: str) -> GangPlace:
+        return GangPlace(gang_id=parent.id, round=1, role=role, index=0, rank=0, size=0)
+
+    old = await ended(stack, {"x": os.urandom(10)}, member_of=place(service, "replica"))
+    needed = await ended(stack, {}, member_of=place(service, "replica"))
+    fresh = await ended(stack, {}, member_of=place(service, "replica"))
+    await stack.record(fresh.model_copy(update={"ended_at": utc_now()}), "succeeded")
+    worker = await ended(stack, {}, member_of=place(maps, "worker"))
+    going = stack.job(new_id("j"), spec=JobSpec(image="i"), member_of=place(service, "replica"))
+    await stack.record(going, "running")
+    await stack.record(stack.job(new_id("j"), None, spec=JobSpec(image="i", needs=(Need(job=needed.id),))), "pending")
+    assert sums(await retain(stack, door)).get("jobs") is None  # the log has them still
+    await forget_log(stack)
+    assert sums(await retain(stack, door, dry_run=True))["jobs"][0] == 1
+    run = await retain(stack, door)
+    assert (sums(run)["jobs"][0], run.items[0].id) == (1, old.id)
+    there = (old, needed, fresh, worker, going, service, maps)
+    assert [await gone(door, job) for job in there] == [True, False, False, False, False, False, False]
+    assert stack.database["logs"].count_documents({"key": {"$regex": old.id}}) == 0
+
+
+async def test_a_replica_is_hidden_before_it_goes(
+    nats_with_accounts: NatsServer, mongo_server: str, mongo_database: Database[dict[str, Any]], tmp_path: Path
+) -> None:
+    async with (
+        running(StorageStack(nats_with_accounts, mongo_server, mongo_database, tmp_path / "log")) as stack,
+        stack.bus(Service.GATEWAY, "g1") as door,
+    ):
+        service = stack.job(new_id("j"), None, spec=JobSpec(kind="service", service=ServiceSpec(port=80), image="i"))
+        await stack.record(service, "pending")
+        place = GangPlace(gang_id=service.id, round=1, role="replica", index=0, rank=0, size=0)
+        replica = await ended(stack, {}, member_of=place)
+        await forget_log(stack)
+        for _ in range(2):
+            run = await retain(stack, door)
+            assert "jobs" not in run.removed
+            assert await gone(door, replica)
+        await stack.record(
+            stack.job(new_id("j"), None, spec=JobSpec(image="i", needs=(Need(job=replica.id),))), "pending"
+        )
+        await retain(stack, door)
+        assert not await gone(door, replica)
 
 
 async def test_of_one_owner_s_ended_jobs_the_newest_are_kept_by_number(stack: StorageStack, door: Bus) -> None:

@@ -95,6 +95,15 @@ class RetentionStore:
         found = self._mongo["jobs"].find({"gang_id": gang_id}, {"seq": 1, "state": 1})
         return [(one["_id"], one["seq"], one["state"] in _TERMINAL) async for one in found]
 
+    async def ended_members(self, parent_ids: Sequence[str]) -> AsyncGenerator[tuple[Job, int, datetime | None], None]:
+        """Give the ended members of these jobs: each, the sequence of its last event, since when it is hidden."""
+        wanted = {"gang_id": {"$in": list(parent_ids)}, "state": {"$in": _TERMINAL}}
+        fields = {"job": 1, "seq": 1, "retired_us": 1}
+        async for one in self._mongo["jobs"].find(wanted, fields, batch_size=BATCH):
+            hidden_us: int | None = one.get("retired_us")
+            hidden_at = None if hidden_us is None else moment_of(hidden_us)
+            yield Job.from_bytes(one["job"].encode()), one["seq"], hidden_at
+
     async def remove_job(self, job_id: str) -> None:
         """Delete a job and all that hangs on it; its own document last, so that a run that was cut is repeated."""
         await self.remove_logs(job_id)

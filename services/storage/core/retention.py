@@ -82,6 +82,17 @@ def why_job(job: Ended, ended_at: datetime, policy: Policy, first_seq: int, now:
     return None
 
 
+def why_replica(ended_at: datetime, seq: int, policy: Policy, first_seq: int, now: datetime) -> str | None:
+    """Return why a replica that ended may go though its service goes on, or None if it stays.
+
+    Nothing that the service is has come from it, so it is kept for as long as its lines are. Workers of a map job stay
+    as long as that: what the items have left is stored in their names.
+    """
+    if seq >= first_seq or now - ended_at <= policy.logs:
+        return None
+    return f"ended {_ago(ended_at, now)}, replicas of a service that goes on are kept for {_days(policy.logs)}"
+
+
 def why_logs(job: Ended, ended_at: datetime, policy: Policy, now: datetime) -> str | None:
     """Return why the single lines of *job* may go, or None if they stay."""
     if not job.has_logs or now - ended_at <= policy.logs:

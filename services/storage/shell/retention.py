@@ -152,8 +152,12 @@ class _Pass:
         info = await self._bus.api(f"STREAM.INFO.{JOBS}", {})
         self._first_seq = int(info["state"]["first_seq"])
         await self._see_all_jobs()
-        self._needed = {need async for job in self._store.unfinished() for need in r.needed_by(job)}
+        services: list[str] = []
+        async for job in self._store.unfinished():
+            self._needed |= r.needed_by(job)
+            services += [job.id] if job.spec.kind == "service" else []
         await self._jobs()
+        await self._replicas(services)
         await self._artifacts()
         await self._snapshots()
         await self._bytes()
@@ -208,6 +212,27 @@ class _Pass:
         """Return whether all members of a gang may go with it."""
         members = await self._store.members(job.id) if job.is_gang else []
         return all(ended and seq < self._first_seq and member not in self._needed for member, seq, ended in members)
+
+    async def _replicas(self, services: list[str]) -> None:
+        """Hide, then remove, replicas that ended long ago: their service may go on for years, and so would they."""
+        async for job, seq, hidden_at in self._store.ended_members(services):
+            why = r.why_replica(job.ended_at or job.updated_at, seq, self._policy, self._first_seq, self._now)
+            if why is None or job.id in self._needed:
+                if hidden_at is not None and not self._dry:
+                    await self._store.show("jobs", [job.id])
+                continue
+            item = _item("jobs", job, job.outputs.bytes if job.outputs else 0, why)
+            goes = self._now - (hidden_at or self._now) >= self._policy.grace
+            if goes:
+                self._report.remove(item)
+            elif hidden_at is None:
+                self._report.hide(item)
+            if goes or self._dry:
+                self._going_jobs.add(job.id)
+            if goes and not self._dry:
+                await self._store.remove_job(job.id)
+            elif hidden_at is None and not self._dry:
+                await self._store.hide("jobs", [job.id], self._now)
 
     async def _logs(self, item: RetentionItem) -> None:
         self._report.remove(item)
