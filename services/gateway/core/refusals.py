@@ -112,29 +112,36 @@ def describe(document: dict[str, Any]) -> None:
     """Add to an OpenAPI document with which problems each operation may be answered, by status and code.
 
     Raises:
-        KeyError: there is no such code, or an operation is named here that there is not.
+        KeyError: an operation is named here that there is not.
     """
-    unknown = set(_ALSO)
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            name = f"{method.upper()} {path}"
-            unknown.discard(name)
-            codes = {*_usual(operation, path, document["security"]), *_ALSO.get(name, "").split()}
-            operation["responses"].pop("422", None)  # the framework's own
-            for status, answer in _answers(codes):
-                said = operation["responses"].get(status, {})
-                operation["responses"][status] = {**answer, "content": {**said.get("content", {}), **_PROBLEM}}
-            operation["responses"]["default"] = {"description": "A problem document.", "content": _PROBLEM}
-    if unknown:
+    named = {
+        f"{method.upper()} {path}": operation
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+    if unknown := set(_ALSO) - set(named):
         raise KeyError(f"there is no operation {min(unknown)}")
+    for name, operation in named.items():
+        describe_one(name, operation, secured=bool(document["security"]))
 
 
-def _usual(operation: Mapping[str, Any], path: str, security: Any) -> Iterator[str]:
+def describe_one(name: str, operation: dict[str, Any], *, secured: bool) -> None:
+    """Add the problems of one operation, called as ``POST /v1/jobs``; *secured*: unless it says otherwise."""
+    responses: dict[str, Any] = operation["responses"]
+    responses.pop("422", None)  # the framework's own
+    codes = {*_usual(name, operation, secured=secured), *_ALSO.get(name, "").split()}
+    for status, answer in _answers(codes):
+        content = responses.get(status, {}).get("content", {})
+        responses[status] = {**answer, "content": {**content, **_PROBLEM}}
+    responses["default"] = {"description": "A problem document.", "content": _PROBLEM}
+
+
+def _usual(name: str, operation: Mapping[str, Any], *, secured: bool) -> Iterator[str]:
     """Give the codes that an operation has for what it takes."""
-    if operation.get("security", security):
+    if operation.get("security", secured):
         yield "unauthenticated"
         yield "unavailable"
-    if "{" in path:
+    if "{" in name:
         yield "not_found"
     if any(one["in"] == "query" or "key" in one["name"].lower() for one in operation.get("parameters", [])):
         yield "invalid"
