@@ -25,7 +25,7 @@ def metadata(model: Model, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "versions": ["1"],
-        "platform": "wherry-numpy-mlp",
+        "platform": model.platform,
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, model.size]}],
         "outputs": [
             {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, len(model.classes)]},

@@ -1,4 +1,7 @@
-"""Models in the format ``wherry-numpy-mlp/1``: `model.json` says what the arrays in `model.npz` are."""
+"""Models in the format ``wherry-numpy-mlp/1``: `model.json` says what the arrays in `model.npz` are.
+
+Those of Keras (``model.json`` with the format ``keras``, or a file `*.keras` alone) are found here too.
+"""
 
 import json
 from collections.abc import Iterable
@@ -7,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = "wherry-numpy-mlp/1"
+FORMAT, KERAS = "wherry-numpy-mlp/1", "keras"
 DESCRIPTION, ARRAYS = "model.json", "model.npz"
 _BYTES_MAX = 1024 * 1024  # of a description
 
@@ -20,14 +23,16 @@ class Model:
     """A network of layers: rectified sums, and at the end the probability of each class.
 
     Attributes:
+        platform: what it is, in a word.
         width, height, channels: of an image that it takes.
         classes: what its outputs stand for.
         size: numbers that it takes for one image.
     """
 
-    def __init__(self, folder: Path) -> None:
+    platform = "wherry-numpy-mlp"
+
+    def __init__(self, folder: Path, described: dict[str, Any]) -> None:
         try:
-            described = _described(folder / DESCRIPTION)
             arrays = np.load(folder / ARRAYS, allow_pickle=False)
             self.width, self.height, self.channels = (
                 int(described["input"][k]) for k in ("width", "height", "channels")
@@ -37,8 +42,6 @@ class Model:
                 (arrays[one["weights"]].astype(np.float32), arrays[one["biases"]].astype(np.float32))
                 for one in described["layers"]
             ]
-        except NoModelError:
-            raise
         except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
             raise NoModelError(f"the model in {folder} cannot be read: {type(error).__name__}: {error}") from error
         self.size = self.width * self.height * self.channels
@@ -78,20 +81,34 @@ def find(places: Iterable[Path]) -> Model:
     """
     looked = list(places)
     for place in looked:
-        found = sorted(place.rglob(DESCRIPTION), key=lambda path: (len(path.parts), path)) if place.is_dir() else []
-        if found:
-            return Model(found[0].parent)
+        for pattern in (DESCRIPTION, "*.keras"):
+            found = sorted(place.rglob(pattern), key=lambda path: (len(path.parts), path)) if place.is_dir() else []
+            if found:
+                return _opened(found[0])
     where = " or ".join(str(place) for place in looked)
     raise NoModelError(
         f"there is no model: no {DESCRIPTION} in {where}. A model is a zip with {DESCRIPTION} and {ARRAYS}"
     )
 
 
+def _opened(path: Path) -> Model:
+    """Return the model that *path* describes, or is."""
+    described = _described(path) if path.name == DESCRIPTION else {"format": KERAS, "file": path.name}
+    if described["format"] == FORMAT:
+        return Model(path.parent, described)
+    from serving.keras_model import KerasModel  # noqa: PLC0415 - it is such a model
+
+    return KerasModel(path.parent / Path(str(described.get("file", "model.keras"))).name, described)
+
+
 def _described(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _BYTES_MAX:
         raise NoModelError(f"{path} is too large to be a description")
-    described = json.loads(path.read_text("utf-8"))
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
+    try:
+        described = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise NoModelError(f"the model in {path.parent} cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(described, dict) or described.get("format") not in (FORMAT, KERAS):
         told = described.get("format") if isinstance(described, dict) else None
-        raise NoModelError(f"{path} has the format {told!r}; this image serves {FORMAT}")
+        raise NoModelError(f"{path} has the format {told!r}; this image serves {FORMAT} and {KERAS}")
     return described

@@ -14,7 +14,7 @@ tag=${1:-wherry/serving}
 
 files() { find images/serving -type f ! -name '*.pyc'; echo requirements/scheduler.lock; echo infra/docker/build-serving.sh; }
 packages() { sh infra/docker/one-package.sh pillow requirements/dev.lock; }
-made_of=$({ files | sort | xargs sha256sum; packages; } | sha256sum | cut -c1-64)
+made_of=$({ files | sort | xargs sha256sum; packages; printf '%s\n' "${BASE:-}"; } | sha256sum | cut -c1-64)
 if [ -z "$force" ] && [ "$(docker image inspect --format '{{index .Config.Labels "io.wherry.made-of"}}' "$tag" 2>/dev/null)" = "$made_of" ]; then
     echo "$tag is there"
     exit 0
