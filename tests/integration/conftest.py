@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import SecretStr
 from pymongo import MongoClient
@@ -32,6 +33,8 @@ from shared.settings import ServiceSettings
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState
 from tests.conftest import passing_folder
+from tests.integration.gateway_stack import ADMIN, GatewayStack, Scheduler
+from tests.integration.gateway_stack import PASSWORD as PERSONS_PASSWORD
 
 ROOT = Path(__file__).parents[2]
 NODES = ("n1", "n2")
@@ -209,3 +212,33 @@ async def running(stack: StorageStack) -> AsyncIterator[StorageStack]:
         yield stack
     finally:
         await stack.stop()
+
+
+# --- who is at a gateway: the `stack` is the file's own ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def admin(stack: GatewayStack) -> Iterator[httpx.Client]:
+    with stack.client(stack.login(*ADMIN)) as client:
+        for user in ("anna", "bert"):
+            client.post("/users", json={"name": user, "password": PERSONS_PASSWORD}).raise_for_status()
+        yield client
+
+
+@pytest.fixture(scope="module")
+def anna(stack: GatewayStack, admin: httpx.Client) -> Iterator[httpx.Client]:
+    with stack.client(stack.login("anna", PERSONS_PASSWORD)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def bert(stack: GatewayStack, admin: httpx.Client) -> Iterator[httpx.Client]:
+    with stack.client(stack.login("bert", PERSONS_PASSWORD)) as client:
+        yield client
+
+
+@pytest.fixture
+async def scheduler(stack: GatewayStack) -> AsyncIterator[Scheduler]:
+    """Whoever plays the scheduler."""
+    async with stack.bus(Service.SCHEDULER, "scheduler") as bus:
+        yield Scheduler(bus)

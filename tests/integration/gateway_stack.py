@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+from pymongo import MongoClient
 
 from infra.local.ports import free_port
 from infra.local.servers import MongoServer, NatsServer
@@ -28,17 +29,23 @@ from shared.states import AttemptState, JobState
 ROOT = Path(__file__).resolve().parents[2]
 NODE, OTHER_NODE = "n1", "n2"
 ADMIN = ("admin", "admin password 1")
+PASSWORD = "a password of anna 1"  # and of everybody else
 SPEC = {"name": "one", "image": "busybox", "command": ["true"]}
 
 
 class GatewayStack:
-    """Starts everything, and plays scheduler and node where a test needs one."""
+    """Starts everything, and plays scheduler and node where a test needs one.
 
-    def __init__(self, home: Path, **gateway_env: str) -> None:
+    With *mongo_url* it has a database of its own on a server that runs, and none of its own to kill.
+    """
+
+    def __init__(self, home: Path, *, mongo_url: str = "", **gateway_env: str) -> None:
         self.home = home
         self.passwords = {user.name: secrets.token_hex(8) for user in users([NODE, OTHER_NODE])}
         self.nats = NatsServer(home / "nats", accounts_config(self.passwords, [NODE, OTHER_NODE]))
         self.mongo = MongoServer(home / "mongo", cache_gb=0.25, oplog_mb=256)
+        self.shared_mongo_url = mongo_url
+        self.database = new_id("gateway") if mongo_url else "wherry"
         self.port = free_port()
         self.gateway_env = {
             "WHERRY_PORT": str(self.port), "WHERRY_GATEWAY_KEY": secrets.token_hex(32), "WHERRY_GATEWAY_ID": "gtest",
@@ -51,7 +58,8 @@ class GatewayStack:
             (self.home / part).mkdir(parents=True, exist_ok=True)
         try:
             self.nats.start()
-            self.mongo.start()
+            if not self.shared_mongo_url:
+                self.mongo.start()
             self.run("infra.bootstrap", "operator").wait(60)
             self.start_storage()
             self.start_gateway()
@@ -64,8 +72,16 @@ class GatewayStack:
         for name in ("services.gateway", "services.storage"):
             if name in self.processes:
                 self.stop(name)
-        self.mongo.stop()
+        if self.shared_mongo_url:
+            with MongoClient[dict[str, Any]](self.shared_mongo_url) as client:
+                client.drop_database(self.database)
+        else:
+            self.mongo.stop()
         self.nats.stop()
+
+    @property
+    def mongo_url(self) -> str:
+        return self.shared_mongo_url or self.mongo.url
 
     @property
     def url(self) -> str:
@@ -88,8 +104,8 @@ class GatewayStack:
 
     def start_storage(self, **env: str) -> None:
         self.run(
-            "services.storage", "storage", WHERRY_MONGO_URL=self.mongo.url, WHERRY_ADMIN_USER=ADMIN[0],
-            WHERRY_ADMIN_PASSWORD=ADMIN[1], WHERRY_ADMIN_EMAIL="admin@example.com", **env,
+            "services.storage", "storage", WHERRY_MONGO_URL=self.mongo_url, WHERRY_MONGO_DATABASE=self.database,
+            WHERRY_ADMIN_USER=ADMIN[0], WHERRY_ADMIN_PASSWORD=ADMIN[1], WHERRY_ADMIN_EMAIL="admin@example.com", **env,
         )  # fmt: skip
 
     def start_gateway(self) -> None:
@@ -189,4 +205,6 @@ async def eventually(condition: Any, what: str, timeout_s: float = 20) -> Any:
         return found
 
 
-__all__ = ["ADMIN", "NODE", "OTHER_NODE", "SPEC", "GatewayStack", "Scheduler", "eventually", "new_id", "until"]
+__all__ = [
+    "ADMIN", "NODE", "OTHER_NODE", "PASSWORD", "SPEC", "GatewayStack", "Scheduler", "eventually", "new_id", "until",
+]  # fmt: skip

@@ -19,35 +19,13 @@ from shared.job import OutputsRef
 from shared.manifest import Entry, Manifest
 from shared.permissions import node_user
 from shared.requests.blobs import BlobScope
-from tests.integration.gateway_stack import ADMIN, NODE, SPEC, GatewayStack, Scheduler, new_id
-
-PASSWORD = "a password of anna 1"
+from tests.integration.gateway_stack import NODE, PASSWORD, SPEC, GatewayStack, Scheduler, new_id
 
 
 @pytest.fixture(scope="module")
-def stack(folder: Path) -> Iterator[GatewayStack]:
-    with GatewayStack(folder, WHERRY_FETCH_ALLOW="127.0.0.1:8099") as running:
+def stack(folder: Path, mongo_server: str) -> Iterator[GatewayStack]:
+    with GatewayStack(folder, mongo_url=mongo_server, WHERRY_FETCH_ALLOW="127.0.0.1:8099") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def admin(stack: GatewayStack) -> Iterator[httpx.Client]:
-    with stack.client(stack.login(*ADMIN)) as client:
-        for user in ("anna", "bert"):
-            client.post("/users", json={"name": user, "password": PASSWORD}).raise_for_status()
-        yield client
-
-
-@pytest.fixture(scope="module")
-def anna(stack: GatewayStack, admin: httpx.Client) -> Iterator[httpx.Client]:
-    with stack.client(stack.login("anna", PASSWORD)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def bert(stack: GatewayStack, admin: httpx.Client) -> Iterator[httpx.Client]:
-    with stack.client(stack.login("bert", PASSWORD)) as client:
-        yield client
 
 
 @pytest.fixture

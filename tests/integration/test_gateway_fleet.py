@@ -41,8 +41,8 @@ GIB = 1024**3
 
 
 @pytest.fixture(scope="module")
-def stack(folder: Path) -> Iterator[GatewayStack]:
-    with GatewayStack(folder) as running:
+def stack(folder: Path, mongo_server: str) -> Iterator[GatewayStack]:
+    with GatewayStack(folder, mongo_url=mongo_server) as running:
         yield running
 
 

@@ -49,14 +49,14 @@ def closed_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def stack(folder: Path, registry: RegistryServer, closed_port: int) -> Iterator[GatewayStack]:
+def stack(folder: Path, mongo_server: str, registry: RegistryServer, closed_port: int) -> Iterator[GatewayStack]:
     class Stack(GatewayStack):
         def start_storage(self, **env: str) -> None:
             places = f"{registry.host},127.0.0.1:{closed_port}"
             super().start_storage(WHERRY_REGISTRIES=places, **env)
 
     (folder / "stack").mkdir()
-    with Stack(folder / "stack") as running:
+    with Stack(folder / "stack", mongo_url=mongo_server) as running:
         yield running
 
 

@@ -16,8 +16,8 @@ PASSWORD = "correct horse battery 9"
 
 
 @pytest.fixture(scope="module")
-def stack(folder: Path) -> Iterator[GatewayStack]:
-    with GatewayStack(folder) as running:
+def stack(folder: Path, mongo_server: str) -> Iterator[GatewayStack]:
+    with GatewayStack(folder, mongo_url=mongo_server) as running:
         yield running
 
 
@@ -301,8 +301,10 @@ async def test_a_jobs_notifications_are_shown_with_their_tries(stack: GatewaySta
 # --- when something is away -------------------------------------------------------------------------------------------
 
 
-def test_without_storage_new_jobs_are_taken_and_the_rest_says_when_to_come_again(tmp_path: Path) -> None:
-    with GatewayStack(tmp_path, WHERRY_REQUEST_TIMEOUT_S="1") as stack:
+def test_without_storage_new_jobs_are_taken_and_the_rest_says_when_to_come_again(
+    tmp_path: Path, mongo_server: str
+) -> None:
+    with GatewayStack(tmp_path, mongo_url=mongo_server, WHERRY_REQUEST_TIMEOUT_S="1") as stack:
         with stack.client(stack.login(*ADMIN)) as client:
             stack.stop("services.storage", signal.SIGKILL)
             job_id = submit(client)

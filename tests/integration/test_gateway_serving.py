@@ -14,37 +14,21 @@ import pytest
 from infra.local.ports import free_port
 from shared.channels import Service
 from tests.integration.agent_stack import zip_of
-from tests.integration.gateway_stack import ADMIN, GatewayStack, Scheduler, until
+from tests.integration.gateway_stack import GatewayStack, Scheduler, until
 
 LARGE = 4 * 1024 * 1024
-PASSWORD = "a password of anna 1"
 OTHER = "services.gateway of another machine"
 
 
 @pytest.fixture(scope="module")
-def stack(folder: Path) -> Iterator[GatewayStack]:
+def stack(folder: Path, mongo_server: str) -> Iterator[GatewayStack]:
     limits = {
         "WHERRY_SERVE_BODIES_BYTES": str(2 * LARGE),
         "WHERRY_SERVE_WAIT_S": "0.5",
         "WHERRY_TRANSFER_WAIT_S": "0.5",
     }
-    with GatewayStack(folder, **limits) as running:
+    with GatewayStack(folder, mongo_url=mongo_server, **limits) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def anna(stack: GatewayStack) -> Iterator[httpx.Client]:
-    with stack.client(stack.login(*ADMIN)) as admin:
-        for name in ("anna", "bert"):
-            admin.post("/users", json={"name": name, "password": PASSWORD, "role": "user"}).raise_for_status()
-    with stack.client(stack.login("anna", PASSWORD)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def bert(stack: GatewayStack, anna: httpx.Client) -> Iterator[httpx.Client]:
-    with stack.client(stack.login("bert", PASSWORD)) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from tests.integration.gateway_stack import ADMIN, NODE, OTHER_NODE, SPEC, Gatew
 
 
 @pytest.fixture(scope="module")
-def stack(folder: Path) -> Iterator[GatewayStack]:
+def stack(folder: Path, mongo_server: str) -> Iterator[GatewayStack]:
     env = {"WHERRY_HEARTBEAT_S": "0.5", "WHERRY_STREAM_BACKLOG_BYTES": "200000"}
-    with GatewayStack(folder, **env) as running:
+    with GatewayStack(folder, mongo_url=mongo_server, **env) as running:
         yield running
 
 
@@ -34,12 +34,6 @@ async def http(stack: GatewayStack) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": f"Bearer {stack.login(*ADMIN)}"}
     async with httpx.AsyncClient(base_url=f"{stack.url}/v1", headers=headers, timeout=60) as client:
         yield client
-
-
-@pytest.fixture
-async def scheduler(stack: GatewayStack) -> AsyncIterator[Scheduler]:
-    async with stack.bus(Service.SCHEDULER, "scheduler") as bus:
-        yield Scheduler(bus)
 
 
 class Node:
