@@ -963,8 +963,10 @@ def take_a_deployment_away(user: User, things: Things) -> None:
 
 @case("POST /v1/predict")
 def predict_in_one_go(user: User, things: Things) -> None:
-    wrong = user.ask("POST /v1/predict", json={"instances": [[1]]}, status=422)
-    assert wrong.json()["errors"]
+    wrong = user.ask("POST /v1/predict", json={"instances": [[1]]}, status=422).json()
+    assert wrong["errors"][0]["field"] == "model_url"
+    wrong = user.ask("POST /v1/predict", json={"instances": [[1]], "model": "there-is-none"}, status=422).json()
+    assert wrong["errors"][0]["field"] == "model"
     if things.stack.runtime != "docker":
         pytest.skip("the serving image needs an engine")
     subprocess.run([ROOT / "infra/docker/build-serving.sh"], check=True, stdout=subprocess.DEVNULL)
@@ -972,7 +974,10 @@ def predict_in_one_go(user: User, things: Things) -> None:
 
     stored = things.stack.http.put("/artifacts", content=model("nw", "ne", "sw", "se")).json()["artifact_id"]
     resources = {"cpus": 0.1, "memory": "128MiB", "disk": "64MiB"}
-    told = user.ask("POST /v1/predict", json={"artifact": stored, "instances": [instance(2)], "resources": resources})
+    released = {"name": "endpoint-corners", "artifact_id": stored}
+    user.ask("POST /v1/models", json=released)
+    order = {"model": "endpoint-corners", "instances": [instance(2)], "resources": resources}
+    told = user.ask("POST /v1/predict", json=order)
     things.ends.append(lambda: things.stack.http.delete(f"/deployments/{told.json()['deployment_id']}"))
     assert told.json()["predictions"][0]["class"] == "sw"
 

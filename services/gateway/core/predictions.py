@@ -12,7 +12,7 @@ from services.gateway.core.deployments import NewDeployment
 from services.gateway.core.problems import invalid
 from shared.errors import FieldProblem, WherryError
 from shared.model import Frozen
-from shared.spec import ArtifactId, ImageRef, Resources, Seconds
+from shared.spec import ArtifactId, ImageRef, ModelRef, Resources, Seconds
 
 #: Where a serving image answers; it has one model, whatever it is called.
 PATH = "/v1/models/model:predict"
@@ -44,6 +44,8 @@ class QuickPredict(PredictOrder):
     #: A zip with the model: its address, or an artifact of one's own.
     model_url: Annotated[str, StringConstraints(max_length=2048, pattern=_URL)] | None = None
     artifact: ArtifactId | None = None
+    #: Or a model of the catalogue: ``name`` (its newest version) or ``name@version``.
+    model: ModelRef | None = None
     image: ImageRef | None = None
     resources: Resources | None = None
     #: Seconds without a request after which it is not kept running.
@@ -114,7 +116,7 @@ def deployment_of(order: QuickPredict, name: str) -> NewDeployment:
         given["artifact"] = order.artifact
     if order.model_url is not None:
         given["inputs"] = {"model": order.model_url}
-    for field in ("image", "resources"):
+    for field in ("model", "image", "resources"):
         if (value := getattr(order, field)) is not None:
             given[field] = value
     return NewDeployment.model_validate(given)

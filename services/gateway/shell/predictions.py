@@ -12,6 +12,7 @@ from services.gateway.core import deployments, predictions, problems
 from services.gateway.core.deployments import NewDeployment
 from services.gateway.core.predictions import PredictDocument, PredictOrder, QuickPredict, Size
 from services.gateway.shell import deployments as shell
+from services.gateway.shell import models
 from services.gateway.shell.gateway import Gateway
 from shared.channels import ARTIFACT_DELETE, WEB_FETCH
 from shared.clock import monotonic
@@ -90,9 +91,10 @@ async def quick(gateway: Gateway, principal: Principal, order: QuickPredict, ima
     Raises:
         WherryError: as `predict` and `deployments.make`.
     """
-    if (order.model_url is None) == (order.artifact is None):
-        raise problems.invalid([FieldProblem(field="model_url", message="Give either this or `artifact`")])
+    if sum(one is not None for one in (order.model_url, order.artifact, order.model)) != 1:
+        raise problems.invalid([FieldProblem(field="model_url", message="Give one of this, `artifact` and `model`")])
     predictions.check(order, has_image=image is not None)  # before anything is deployed for it
+    order = await _pinned(gateway, order)
     wish = predictions.deployment_of(order, "predict")
     wish = wish.model_copy(update={"name": deployments.name_for(wish)})
     try:
@@ -100,6 +102,17 @@ async def quick(gateway: Gateway, principal: Principal, order: QuickPredict, ima
     except NotFound:
         job = await _made(gateway, principal, wish)
     return await predict(gateway, principal, job, order, image)
+
+
+async def _pinned(gateway: Gateway, order: QuickPredict) -> QuickPredict:
+    """Return the order with the version that is a model's newest now: another one is another deployment."""
+    if order.model is None:
+        return order
+    try:
+        model, version = await models.find(gateway, order.model)
+    except NotFound as error:
+        raise problems.invalid([FieldProblem(field="model", message=error.message.removesuffix("."))]) from None
+    return order.model_copy(update={"model": f"{model.name}@{version.version}"})
 
 
 async def _made(gateway: Gateway, principal: Principal, wish: NewDeployment) -> Job:

@@ -222,6 +222,18 @@ async def test_nothing_is_deployed_for_an_order_that_asks_nothing():
     assert [one.field for one in refusal.value.fields] == ["instances"]
 
 
+def test_a_model_of_the_catalogue_is_asked_in_one_go_too():
+    wish = deployment_of(QuickPredict(model="digits@2", instances=[1]), "predict")
+    assert (wish.model, wish.artifact, wish.inputs) == ("digits@2", None, None)
+
+
+async def test_which_model_is_asked_is_said_in_one_way():
+    order = QuickPredict(model="digits", artifact="a" * 26, instances=[1])
+    with pytest.raises(WherryError) as refusal:
+        await asking.quick(cast("Any", None), cast("Any", None), order, None)
+    assert [one.field for one in refusal.value.fields] == ["model_url"]
+
+
 def test_what_is_wrong_with_a_models_address_is_told_of_the_field_that_has_it():
     assert field_of(FieldProblem(field="inputs.model", message="no")).field == "model_url"
     assert field_of(FieldProblem(field="resources.cpus", message="no")).field == "resources.cpus"
