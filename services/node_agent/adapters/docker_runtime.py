@@ -196,7 +196,7 @@ class DockerRuntime:
         host = ((found["NetworkSettings"]["Networks"] or {}).get(network) or {}).get("IPAddress")
         if not host:
             raise NotFound("the container has no address")
-        if (me := own_container.container_id()) is not None:
+        if (me := await self._own_container()) is not None:
             await self._join(me, network)
         return host, port
 
@@ -302,19 +302,27 @@ class DockerRuntime:
     # --- helpers ---
 
     async def _make_network(self, order: Order) -> None:
-        create = partial(self._engine.api().post_json, "networks/create", container.replica_network(self._place, order))
+        body = container.replica_network(self._place, order, is_joined=await self._own_container() is not None)
         try:
-            await self._engine.call(create)
+            await self._engine.call(partial(self._engine.api().post_json, "networks/create", body))
         except WherryError as error:
             if "already exists" not in error.message:  # made by a try whose answer was lost
                 raise
 
+    async def _own_container(self) -> str | None:
+        """Return the agent's own container, if it is one of this engine's and can join networks."""
+        if (me := own_container.container_id()) is None:
+            return None
+        with suppress(NotFound):  # on another engine it is none of ours
+            found = await self._engine.call(self._engine.api().inspect_container, me)
+            mode = found["HostConfig"]["NetworkMode"]
+            return None if mode == "host" or mode.startswith("container:") else me
+        return None
+
     async def _join(self, me: str, network: str) -> None:
-        """Connect the agent's own container to a replica's network; on another engine it is none of ours."""
+        """Connect the agent's own container to a replica's network."""
         try:
             await self._engine.call(partial(self._engine.api().connect_container_to_network, me, network))
-        except NotFound:
-            return
         except WherryError as error:
             if "already exists in network" not in error.message:
                 raise

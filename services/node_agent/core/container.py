@@ -70,14 +70,22 @@ def network_name(place: Place, key: Key) -> str:
     return f"{place.name(key)}-serve"
 
 
-def replica_network(place: Place, order: Order) -> dict[str, Any]:
-    """Return the body of ``POST /networks/create`` for a replica: nothing leads out of it."""
+def replica_network(place: Place, order: Order, *, is_joined: bool) -> dict[str, Any]:
+    """Return the body of ``POST /networks/create`` for a replica: nothing leads out of it.
+
+    Args:
+        place: names and labels.
+        order: the replica.
+        is_joined: the agent comes into it, as a container. Else its machine has an address there, over which the agent
+            asks the replica, and the replica reaches what the machine offers on all of its addresses.
+    """
     key = Key(order.job_id, order.attempt)
     return {
         "Name": network_name(place, key),
         "Driver": "bridge",
         "Internal": True,
         "CheckDuplicate": True,
+        "Options": {"com.docker.network.bridge.inhibit_ipv4": "true"} if is_joined else {},
         "Labels": place.labels(key, order.owner_id),
     }
 

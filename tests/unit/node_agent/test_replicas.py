@@ -125,12 +125,14 @@ def test_a_replica_that_ends_while_it_warms_up_ends_as_any_program():
 def test_a_replica_has_a_network_of_its_own_out_of_which_nothing_leads():
     place = Place("s", "n1")
     body = job_container(place, ORDER, "sha256:1", pids_limit=8)
-    network = replica_network(place, ORDER)
+    network = replica_network(place, ORDER, is_joined=False)
     assert body["HostConfig"]["NetworkMode"] == network["Name"] == network_name(place, KEY)
     assert not body["NetworkDisabled"]
     assert network["Internal"] is True
     assert network["Labels"] == place.labels(KEY, "u1")
     assert body["HostConfig"]["Dns"] == ["127.0.0.1"]
+    walled = replica_network(place, ORDER, is_joined=True)  # then its machine has no address in it either
+    assert walled == network | {"Options": {"com.docker.network.bridge.inhibit_ipv4": "true"}}
     plain = job_container(place, ORDER.model_copy(update={"service": None}), "sha256:1", pids_limit=8)
     assert (plain["HostConfig"]["NetworkMode"], plain["NetworkDisabled"]) == ("none", True)
 
