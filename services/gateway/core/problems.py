@@ -84,6 +84,22 @@ _PLAIN = {
 }
 
 
+#: What people call the form that a pattern has, by a part of it that no other pattern has.
+_FORMS: Mapping[str, str] = {
+    "^(job:j": "job:ID, job:ID/PATH, artifact:ID, dataset:NAME, dataset:NAME@VERSION or https://HOST/PATH",
+    "^https?://": "https://HOST/PATH",
+    "+@[^": "name@example.org",
+    "^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$": "NAME, NAME:TAG, REGISTRY/NAME:TAG or NAME@sha256:DIGEST",
+    "^[A-Za-z0-9][A-Za-z0-9._-]{": "a name of letters, digits and . _ -, which begins with a letter or digit",
+    "^[a-z0-9][a-z0-9._-]{0,127}(@": "NAME or NAME@VERSION, in small letters",
+    "^[a-z0-9][a-z0-9._-]{0,127}$": "a name of small letters, digits and . _ -, which begins with a letter or digit",
+    "^a[a-z2-7]{25}$": "an artifact's id: a and 25 small letters or digits",
+    "^j[a-z2-7]{25}$": "a job's id: j and 25 small letters or digits",
+    "^[^\\x00-\\x1f\\x7f]": "one line of text",
+    "^[^\\x00]*$": "text without null characters",
+}
+
+
 class ProblemField(BaseModel):
     """What is wrong with one field. `field` is a dotted path into the request."""
 
@@ -153,7 +169,7 @@ def from_validation(error: ValidationError, model: type[BaseModel] | None = None
     """Return the error for a body that is no JSON (400, with the position) or not what it should be (422)."""
     found = error.errors(include_url=False, include_input=False)
     if found and found[0]["type"] == "json_invalid":
-        return WherryError("invalid_json", f"{found[0]['msg']}.")
+        return WherryError("invalid_json", f"{found[0]['msg']}. The body is to be one JSON object.")
     return invalid(fields_at_fault(found, model))
 
 
@@ -180,7 +196,8 @@ def fields_at_fault(
 
 def _sentence(item: Mapping[str, Any]) -> str:
     if item["type"] == "string_pattern_mismatch":
-        return f"This is not of the form {item['ctx']['pattern']}"
+        pattern = item["ctx"]["pattern"]
+        return f"This is not of the form {next((form for like, form in _FORMS.items() if like in pattern), pattern)}"
     return _PLAIN.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ")
 
 
