@@ -22,7 +22,7 @@ from shared.bus import Record
 from shared.channels import DEAD_LETTER, EXPLAIN, FLEET, NODE_CHANGED, NODE_WISH, PLAN, REPLAY, Service
 from shared.clock import utc_now
 from shared.events import DeadLetter
-from shared.fleet import NodeChanged, NodeRecord
+from shared.fleet import NodeChange, NodeChanged, NodeRecord
 from shared.model import Empty
 from shared.requests.explain import ExplainQuery, Explanation, PlanQuery
 from shared.states import NodeCondition, NodeDuty
@@ -215,6 +215,16 @@ async def _said_of(storage: Any, node_id: str, **fields: Any) -> None:
         await bus.record(Record(NODE_CHANGED, {"node_id": node_id}, event))
 
 
+async def _forget_asked(storage: Any, after: int = 0) -> int:
+    """Return the sequence of the wish that n1 be forgotten, once there is one behind *after*."""
+    async with storage.bus(Service.SCHEDULER) as bus, asyncio.timeout(20):
+        while (wish := await bus.last(FLEET, NODE_WISH.subject(node_id="n1", verb="forget"))) is None or (
+            wish.seq <= after
+        ):
+            await asyncio.sleep(0.05)
+        return wish.seq
+
+
 async def _shows(wherry: Shell, text: str, *args: str) -> Answer:
     async with asyncio.timeout(20):
         while text not in (answer := await wherry(*args)).out:
@@ -241,8 +251,20 @@ async def test_an_administrator_looks_after_nodes_users_and_dead_letters(wherry:
     drained = await drain
     assert (drained.code, "box is drained" in drained.err) == (0, True)
     assert "new disk" in (await wherry("nodes", "show", "n1")).out
-    forgotten = await wherry("nodes", "forget", "n1")
-    assert (forgotten.code, "forgotten" in forgotten.err) == (0, True)
+    asked = await wherry("nodes", "forget", "n1")
+    assert (asked.code, "asked for" in asked.err, "forgotten" in asked.err) == (0, True, False)
+    first = await _forget_asked(storage)
+    refusing = asyncio.create_task(wherry("nodes", "forget", "n1", "--wait"))
+    second = await _forget_asked(storage, first)
+    kept = NodeChange(at=utc_now(), what="not_forgotten", reason="an exclusive job may still run there")
+    await _said_of(storage, "n1", condition=NodeCondition.LOST, history=(kept,))
+    refused = await refusing
+    assert (refused.code, "is not forgotten: an exclusive job" in refused.err) == (1, True)
+    forgetting = asyncio.create_task(wherry("nodes", "forget", "n1", "--wait", "--force"))
+    await _forget_asked(storage, second)
+    await _said_of(storage, "n1", condition=NodeCondition.LOST, forgotten=True)
+    forgotten = await forgetting
+    assert (forgotten.code, "box is forgotten" in forgotten.err) == (0, True)
     wrong = await wherry("nodes", "drain", "n1", "--deadline", "soon")
     assert (wrong.code, "no duration" in wrong.err) == (4, True)
 

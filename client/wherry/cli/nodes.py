@@ -1,6 +1,7 @@
 """``wherry nodes``: the machines, and what administrators want of them."""
 
 import time
+from http import HTTPStatus
 from typing import Annotated
 
 import typer
@@ -11,8 +12,12 @@ from client.wherry.cli.console import Output, as_json, now
 from client.wherry.cli.session import LONG_PATIENCE_S, connect
 from client.wherry.cli.words import plain
 from client.wherry.client import Client
+from client.wherry.errors import WherryError
 
+#: The machine is not what was asked for.
+EXIT_FAILED = 1
 _LOOK_S = 0.5
+_ASKED = "asked for; see `wherry nodes show {}`"
 #: Where a machine is once it is what was asked for, and what ends the waiting besides.
 _DONE = {"drain": "drained", "cordon": "cordoned", "undrain": "active"}
 
@@ -108,14 +113,20 @@ def prefetch(
 
 
 @app.command()
-def forget(ctx: typer.Context, node: NodeName, *, reason: Reason = "", force: Force = False) -> None:
+def forget(
+    ctx: typer.Context, node: NodeName, *, reason: Reason = "", force: Force = False, wait: Wait = False
+) -> None:
     """Forget a machine that is lost or has left. One that comes back joins anew."""
     output: Output = ctx.obj
     with connect() as client:
         asked = client.forget_node(node, reason=reason, force=force)
+        refusal = _kept(client, asked) if wait else None
     if output.json:
         output.document(asked)
-    output.note(f"node {plain(asked.name)} is forgotten")
+    if refusal is not None:
+        output.note(f"node {plain(asked.name)} is not forgotten: {plain(refusal.reason)}")
+        raise typer.Exit(EXIT_FAILED)
+    output.note(f"node {plain(asked.name)} is forgotten" if wait else _ASKED.format(asked.id))
 
 
 def _report(output: Output, client: Client, asked: models.Node, verb: str, *, wait: bool) -> None:
@@ -126,7 +137,23 @@ def _report(output: Output, client: Client, asked: models.Node, verb: str, *, wa
     elif wait:
         output.note(f"node {plain(asked.name)} is {asked.duty}")
     else:
-        output.note(f"asked for; see `wherry nodes show {asked.id}`")
+        output.note(_ASKED.format(asked.id))
+
+
+def _kept(client: Client, asked: models.Node) -> models.NodeChange | None:
+    """Return once a machine is forgotten; where it is not after all, what its history says of that."""
+    before = asked.history or ()
+    while True:
+        try:
+            history = client.node(asked.id).history or ()
+        except WherryError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        for one in history:
+            if one.what == "not_forgotten" and one not in before:
+                return one
+        time.sleep(_LOOK_S)
 
 
 def _until(client: Client, node: models.Node, duty: str, output: Output) -> models.Node:

@@ -131,9 +131,10 @@ async def forget(
     reason: Annotated[views_fleet.Reason, Query()] = "",
     force: Annotated[bool, Query()] = False,
 ) -> Response:
-    """Forget a machine that is lost or has left. One that comes back joins anew.
+    """Ask for a machine to be forgotten that is lost or has left. One that comes back joins anew.
 
-    While an exclusive job may still run there, it is not forgotten, and its history says for how long, unless `force`.
+    The answer shows it as it was; once it is forgotten there is no such machine (404). While an exclusive job may still
+    run there, it is not forgotten, and its history says for how long, unless `force`.
     """
     access.require(principal, Action.MANAGE_NODES)
     return await _wished(gateway, principal, node, "forget", reason, force=force)
