@@ -1,4 +1,7 @@
-"""Two agents behind networks that misbehave: what runs goes on, what is lost is placed again in time."""
+"""Agents behind networks that misbehave: what runs goes on, what is lost is placed again in time.
+
+All that may happen to a network mostly waits, so it happens at once, each to two agents of its own.
+"""
 
 import asyncio
 import contextlib
@@ -6,8 +9,9 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -21,9 +25,8 @@ from infra.local.servers import NatsServer
 from tests.chaos.proxy import Proxy
 from tests.e2e.stack import ENDS, docker_answers
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(420), pytest.mark.asyncio(loop_scope="module")]
 
-NODES = ("a", "b")
 IMAGE = "wherry/busybox:latest"
 REPLACED_S = 35.0
 #: A restarted program would leave its line twice: the folder outlives the program.
@@ -36,23 +39,26 @@ def _has_image() -> bool:
 
 
 @dataclass
-class Fleet:
-    """A stack whose agents reach NATS only through the networks."""
+class Pair:
+    """Two agents that reach NATS only through the networks. What they share with other pairs is the stack."""
 
+    tag: str
     stack: BenchStack
     http: httpx.AsyncClient
     runtime: str
     networks: dict[str, Proxy]
-    stack_id: str = field(default_factory=lambda: f"net-{secrets.token_hex(4)}")
+    stack_id: str
 
     def start_agent(self, node: str) -> None:
         url = f"nats://127.0.0.1:{self.networks[node].port}"
-        env = {"WHERRY_NATS_URL": url, "WHERRY_STACK_ID": self.stack_id, "WHERRY_RUNTIMES": self.runtime}
-        self.stack.agent(node, **env)
+        env = {"WHERRY_STACK_ID": self.stack_id, "WHERRY_RUNTIMES": self.runtime, "WHERRY_TAGS": self.tag}
+        self.stack.agent(node, WHERRY_NATS_URL=url, **env)
         self.stack.processes[node] = self.stack.processes.pop("services.node_agent")
 
-    async def submit(self, command: str, **more: Any) -> str:
-        spec = {"command": command, "runtime": self.runtime, "resources": {"cpus": 0.1, "memory": "32MiB"}, **more}
+    async def submit(self, command: str, placement: dict[str, Any] | None = None, **more: Any) -> str:
+        small = {"cpus": 0.1, "memory": "32MiB", "disk": "16MiB"}
+        ours = {"tags": [self.tag], **(placement or {})}
+        spec = {"command": command, "runtime": self.runtime, "resources": small, "placement": ours, **more}
         if self.runtime == "docker":
             spec["image"] = IMAGE
         answer = await self.http.post("/jobs", json=spec)
@@ -87,13 +93,11 @@ class Fleet:
         assert output.text == "started\n"
 
     async def online(self) -> None:
-        """Wait until every node is."""
-        async with asyncio.timeout(60):
-            while True:
-                nodes = (await self.http.get("/nodes")).json()["nodes"]
-                if {node["id"] for node in nodes if node["online"]} == set(NODES):
-                    return
-                await asyncio.sleep(0.1)
+        """Wait until both nodes are."""
+        async with asyncio.timeout(240):
+            for node in self.networks:
+                while not (await self.http.get(f"/nodes/{node}")).json().get("online"):
+                    await asyncio.sleep(0.2)
 
     def programs(self, job_id: str, attempt: int) -> int:
         """Return how many programs of an attempt run."""
@@ -110,15 +114,96 @@ class Fleet:
         return found
 
 
+async def ten_seconds_without_network_place_nothing_again(how: str, pair: Pair) -> None:
+    job_id, node = await pair.running(f"{COUNTS_STARTS} sleep 12")
+    getattr(pair.networks[node], how)()
+    await asyncio.sleep(10)
+    pair.networks[node].heal()
+    await pair.ran_once(job_id)
+
+
+async def an_agent_that_speaks_and_cannot_hear_finishes_what_it_runs(pair: Pair) -> None:
+    job_id, node = await pair.running(f"{COUNTS_STARTS} sleep 8")
+    pair.networks[node].hold("down")
+    await asyncio.sleep(12)
+    pair.networks[node].heal()
+    await pair.ran_once(job_id)
+
+
+async def flapping_starts_no_program_again(pair: Pair) -> None:
+    job_id, node = await pair.running(f"{COUNTS_STARTS} sleep 12")
+    async with pair.networks[node].flapping(good_s=1, bad_s=1):
+        await asyncio.sleep(20)
+    await pair.ran_once(job_id)
+
+
+async def a_slow_line_runs_jobs(pair: Pair) -> None:
+    for network in pair.networks.values():
+        network.delay(0.3)
+    await pair.ran_once(await pair.submit(COUNTS_STARTS))
+
+
+async def an_agent_that_hears_and_cannot_speak_is_replaced_after_it_has_stopped_its_program(pair: Pair) -> None:
+    job_id, node = await pair.running("sleep 45", on_disconnect="stop")
+    pair.networks[node].hold("up")
+    began, before = asyncio.get_running_loop().time(), 1
+    while len((job := await pair.job(job_id))["attempts"]) < 2:
+        before = await asyncio.to_thread(pair.programs, job_id, 1)
+        assert asyncio.get_running_loop().time() - began < REPLACED_S, job
+        await asyncio.sleep(0.2)
+    assert job["attempts"][1]["node"] != node
+    assert before == 0, "the first program still ran when the second could start"
+    pair.networks[node].heal()
+    await pair.online()
+    await pair.until(job_id, lambda job: job["state"] == "running", 30)
+    await pair.http.post(f"/jobs/{job_id}/cancel")
+    job = await pair.ended(job_id)
+    assert (job["state"], len(job["attempts"])) == ("cancelled", 2), job
+
+
+async def every_job_of_a_dead_node_is_placed_again_within_35_seconds(pair: Pair) -> None:
+    jobs = [await pair.running("sleep 300", placement={"policy": "pack"}) for _ in range(4)]
+    node = jobs[0][1]
+    lost = [job_id for job_id, where in jobs if where == node]
+    os.kill(pair.stack.processes[node].pid, signal.SIGKILL)
+    pair.stack.processes[node].wait()
+    began = asyncio.get_running_loop().time()
+    for job_id in lost:
+        left_s = REPLACED_S - (asyncio.get_running_loop().time() - began)
+        job = await pair.until(job_id, lambda job: len(job["attempts"]) == 2, left_s)
+        assert job["attempts"][0]["state"] == "lost"
+        assert job["attempts"][1]["node"] != node
+
+    pair.start_agent(node)
+    await pair.online()
+    for job_id, _ in jobs:
+        await pair.http.post(f"/jobs/{job_id}/cancel")
+    for job_id, where in jobs:
+        job = await pair.ended(job_id)
+        assert (job["state"], len(job["attempts"])) == ("cancelled", 2 if where == node else 1), job
+
+
+Scenario = Callable[[Pair], Awaitable[None]]
+SCENARIOS: dict[str, Scenario] = {
+    "cut": partial(ten_seconds_without_network_place_nothing_again, "cut"),
+    "held": partial(ten_seconds_without_network_place_nothing_again, "hold"),
+    "deaf": an_agent_that_speaks_and_cannot_hear_finishes_what_it_runs,
+    "flapping": flapping_starts_no_program_again,
+    "slow": a_slow_line_runs_jobs,
+    "mute": an_agent_that_hears_and_cannot_speak_is_replaced_after_it_has_stopped_its_program,
+    "dead": every_job_of_a_dead_node_is_placed_again_within_35_seconds,
+}
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def fleet() -> AsyncGenerator[Fleet]:
-    runtime = "docker" if _has_image() else "process"
+async def outcomes() -> AsyncGenerator[dict[str, asyncio.Task[None]]]:
+    """A stack on which everything in SCENARIOS goes on, each with its two agents."""
+    runtime, stack_id = "docker" if _has_image() else "process", f"net-{secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as inside:
-        stack = BenchStack(list(NODES))
+        stack = BenchStack([f"{tag}-{end}" for tag in SCENARIOS for end in "ab"])
         await asyncio.to_thread(stack.__enter__)
         inside.push_async_callback(asyncio.to_thread, stack.__exit__)
         nats: NatsServer = stack.nats
-        networks = {node: await inside.enter_async_context(Proxy("127.0.0.1", nats.port)) for node in NODES}
         for service in ("storage", "scheduler", "gateway"):
             stack.service(service)
         token = await asyncio.to_thread(stack.login)
@@ -127,106 +212,38 @@ async def fleet() -> AsyncGenerator[Fleet]:
                 base_url=f"http://127.0.0.1:{stack.port}/v1", headers={"Authorization": f"Bearer {token}"}, timeout=20
             )
         )
-        fleet = Fleet(stack, http, runtime, networks)
-        for node in NODES:
-            fleet.start_agent(node)
+        pairs: list[Pair] = []
+        for tag in SCENARIOS:
+            lines = {f"{tag}-{end}": await inside.enter_async_context(Proxy("127.0.0.1", nats.port)) for end in "ab"}
+            pairs.append(Pair(tag, stack, http, runtime, lines, stack_id))
+        for pair in pairs:
+            for node in pair.networks:
+                pair.start_agent(node)
         try:
-            await fleet.online()
-            yield fleet
+            for pair in pairs:
+                await pair.online()
+            going_on = {pair.tag: asyncio.ensure_future(SCENARIOS[pair.tag](pair)) for pair in pairs}
+            yield going_on
+            for task in going_on.values():
+                task.cancel()
+            await asyncio.wait(going_on.values())
         finally:
-            for node in NODES:
+            for node in (node for pair in pairs for node in pair.networks):
                 stack.processes[node].kill()
-            await asyncio.to_thread(_clear, fleet)
+            if runtime == "docker":
+                await asyncio.to_thread(_clear, stack_id)
 
 
-def _clear(fleet: Fleet) -> None:
-    if fleet.runtime == "process":
-        return
-    remove_containers(fleet.stack_id)
+def _clear(stack_id: str) -> None:
+    remove_containers(stack_id)
     docker = engine()
     assert docker
-    for volume in docker.volumes.list(filters={"label": f"{STACK_LABEL}={fleet.stack_id}"}):
+    for volume in docker.volumes.list(filters={"label": f"{STACK_LABEL}={stack_id}"}):
         volume.remove(force=True)
 
 
-@pytest.fixture(autouse=True)
-def _healed(fleet: Fleet) -> Any:
-    yield
-    for network in fleet.networks.values():
-        network.heal()
-
-
-@pytest.mark.parametrize("how", ["cut", "hold"])
-async def test_ten_seconds_without_network_place_nothing_again(fleet: Fleet, how: str) -> None:
-    await fleet.online()
-    job_id, node = await fleet.running(f"{COUNTS_STARTS} sleep 12")
-    getattr(fleet.networks[node], how)()
-    await asyncio.sleep(10)
-    fleet.networks[node].heal()
-    await fleet.ran_once(job_id)
-
-
-async def test_an_agent_that_speaks_and_cannot_hear_finishes_what_it_runs(fleet: Fleet) -> None:
-    await fleet.online()
-    job_id, node = await fleet.running(f"{COUNTS_STARTS} sleep 8")
-    fleet.networks[node].hold("down")
-    await asyncio.sleep(12)
-    fleet.networks[node].heal()
-    await fleet.ran_once(job_id)
-
-
-async def test_flapping_starts_no_program_again(fleet: Fleet) -> None:
-    await fleet.online()
-    job_id, node = await fleet.running(f"{COUNTS_STARTS} sleep 12")
-    async with fleet.networks[node].flapping(good_s=1, bad_s=1):
-        await asyncio.sleep(20)
-    await fleet.ran_once(job_id)
-
-
-async def test_a_slow_line_runs_jobs(fleet: Fleet) -> None:
-    await fleet.online()
-    for network in fleet.networks.values():
-        network.delay(0.3)
-    await fleet.ran_once(await fleet.submit(COUNTS_STARTS))
-
-
-async def test_an_agent_that_hears_and_cannot_speak_is_replaced_after_it_has_stopped_its_program(fleet: Fleet) -> None:
-    await fleet.online()
-    job_id, node = await fleet.running("sleep 45", on_disconnect="stop")
-    fleet.networks[node].hold("up")
-    began, before = asyncio.get_running_loop().time(), 1
-    while len((job := await fleet.job(job_id))["attempts"]) < 2:
-        before = await asyncio.to_thread(fleet.programs, job_id, 1)
-        assert asyncio.get_running_loop().time() - began < REPLACED_S, job
-        await asyncio.sleep(0.2)
-    assert job["attempts"][1]["node"] != node
-    assert before == 0, "the first program still ran when the second could start"
-    fleet.networks[node].heal()
-    await fleet.online()
-    await fleet.until(job_id, lambda job: job["state"] == "running", 30)
-    await fleet.http.post(f"/jobs/{job_id}/cancel")
-    job = await fleet.ended(job_id)
-    assert (job["state"], len(job["attempts"])) == ("cancelled", 2), job
-
-
-async def test_every_job_of_a_dead_node_is_placed_again_within_35_seconds(fleet: Fleet) -> None:
-    await fleet.online()
-    jobs = [await fleet.running("sleep 300", placement={"policy": "pack"}) for _ in range(4)]
-    node = jobs[0][1]
-    lost = [job_id for job_id, where in jobs if where == node]
-    os.kill(fleet.stack.processes[node].pid, signal.SIGKILL)
-    fleet.stack.processes[node].wait()
-    began = asyncio.get_running_loop().time()
-    for job_id in lost:
-        left_s = REPLACED_S - (asyncio.get_running_loop().time() - began)
-        job = await fleet.until(job_id, lambda job: len(job["attempts"]) == 2, left_s)
-        assert job["attempts"][0]["state"] == "lost"
-        assert job["attempts"][1]["node"] != node
-
-    fleet.start_agent(node)
-    await fleet.online()
-    for job_id, _ in jobs:
-        await fleet.http.post(f"/jobs/{job_id}/cancel")
-    for job_id, where in jobs:
-        job = await fleet.ended(job_id)
-        assert (job["state"], len(job["attempts"])) == ("cancelled", 2 if where == node else 1), job
+@pytest.mark.parametrize("network", SCENARIOS)
+async def test_what_runs_goes_on_and_what_is_lost_is_placed_again_in_time(
+    outcomes: dict[str, asyncio.Task[None]], network: str
+) -> None:
+    await outcomes[network]

@@ -92,8 +92,9 @@ def test_a_job_that_prints_without_end_harms_nobody(stack: Stack, kind: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_minute_of_100_000_lines_a_second_harms_nobody(stack: Stack) -> None:
-    job_id = flood(stack, "timeout 60 yes 'a line of a flood'")
+def test_100_000_lines_a_second_harm_nobody(stack: Stack) -> None:
+    """A whole minute of them is measured by `python -m benchmarks.flood`."""
+    job_id = flood(stack, "timeout 20 yes 'a line of a flood'")
     last = stack.http.get(f"/jobs/{job_id}/logs", params={"tail": 1}, headers={"Accept": "application/json"}).json()
     print("lines printed:", last["lines"][-1]["n"])
 

@@ -393,11 +393,12 @@ said("up", answer.status, answer.read().decode())
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 async def test_two_hundred_megabytes_go_through_in_bounded_memory(head: Head, agent: AgentProcess) -> None:
     body = random.Random(2).randbytes(MIB) * 200
     much = await given(head, body, unpack=False)
     more = {"inputs": {"much": much}, "resources": SMALL | {"disk": "1GiB"}}
-    order, finished = await head.run(**program(MUCH, image=PYTHON, **more), timeout_s=180)
+    order, finished = await head.run(**program(MUCH, image=PYTHON, **more), timeout_s=300)
     text = head.text(order.job_id)
     assert finished["state"] == "succeeded", text
     assert text[0] == f"down {len(body)} {hashlib.sha256(body).hexdigest()}"

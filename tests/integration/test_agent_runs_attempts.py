@@ -289,7 +289,7 @@ async def test_a_flood_of_output_is_cut_at_the_limit_and_said_so(head: Head, age
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("runtime", ["process"], indirect=True)  # of containers tests/e2e/test_memory.py says the same
-async def test_the_agent_stays_small_while_a_gigabyte_goes_in_and_out(
+async def test_the_agent_stays_small_while_twice_as_much_goes_in_and_out(
     head: Head, agent: AgentProcess, runtime: dict[str, Any], tmp_path: Path
 ) -> None:
     await agent.stop()
@@ -298,7 +298,7 @@ async def test_the_agent_stays_small_while_a_gigabyte_goes_in_and_out(
     digest = hashlib.sha256()
     piece = random.Random(7).randbytes(1_000_000)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, archive.open("big.bin", "w") as big:
-        for number in range(1000):
+        for number in range(300):
             part = number.to_bytes(8, "big") + piece[8:]
             digest.update(part)
             big.write(part)
@@ -314,7 +314,7 @@ async def test_the_agent_stays_small_while_a_gigabyte_goes_in_and_out(
     assert finished["state"] == "succeeded", finished
     (entry,) = (await head.manifest(finished)).entries
     assert entry.blob
-    assert (entry.blob.sha256, entry.blob.size) == (digest.hexdigest(), 10**9)
+    assert (entry.blob.sha256, entry.blob.size) == (digest.hexdigest(), 300_000_000)
     print(f"peak of the agent: {agent.peak_mb():.0f} MB")
     assert agent.peak_mb() < 150
     await head.forget(order, agent)

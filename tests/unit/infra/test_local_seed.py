@@ -24,7 +24,8 @@ from infra.local.seed import Seed, SeedError
 from infra.local.supervisor import _adopt_orphans
 _adopt_orphans()
 folder = Path(sys.argv[1])
-seed = Seed("sprout", {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})
+os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+seed = Seed("sprout", {})
 ends = seed.fork({"GIVEN": "ends"}, folder / "ends.log")
 code = ends.wait(60)
 stays = seed.fork({"GIVEN": "stays"}, folder / "stays.log")
