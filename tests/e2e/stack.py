@@ -38,7 +38,7 @@ def docker_answers() -> bool:
     return bool(docker) and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0
 
 
-def until(condition: Callable[[], Any], what: str, timeout: float = 60) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout: float = 120) -> Any:
     """Poll an outside system until *condition* gives something true, and return that.
 
     Raises:
@@ -97,7 +97,7 @@ class Stack:
         assert done.returncode == 0, f"make up failed:\n{done.stdout}\n{done.stderr}"
         credentials = json.loads((home / "credentials.json").read_text())
         base = f"http://127.0.0.1:{port}/v1"
-        login = httpx.post(f"{base}/login", auth=(credentials["user"], credentials["password"]), timeout=30)
+        login = httpx.post(f"{base}/login", auth=(credentials["user"], credentials["password"]), timeout=60)
         login.raise_for_status()
         http = httpx.Client(
             base_url=base, headers={"Authorization": f"Bearer {login.json()['token']}"}, timeout=httpx.Timeout(60)
@@ -209,7 +209,7 @@ class Stack:
         assert answer.status_code in {200, 503}, answer.text
         return answer.json() if answer.status_code == 200 else {"state": "unknown"}
 
-    def wait_state(self, job_id: str, *states: str, timeout: float = 90) -> dict[str, Any]:
+    def wait_state(self, job_id: str, *states: str, timeout: float = 180) -> dict[str, Any]:
         """Wait until the job is in one of *states*; a final state that was not asked for fails at once."""
         wanted = set(states)
 
@@ -231,7 +231,7 @@ class Stack:
                 said.append(f"{path}: {self.http.get(path).text}")
         return "\n".join(said)
 
-    def wait_end(self, job_id: str, timeout: float = 90) -> dict[str, Any]:
+    def wait_end(self, job_id: str, timeout: float = 180) -> dict[str, Any]:
         return self.wait_state(job_id, *ENDS, timeout=timeout)
 
     def output(self, job_id: str, path: str) -> bytes:

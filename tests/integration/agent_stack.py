@@ -81,7 +81,7 @@ class Head:
         async with self.changed:
             self.changed.notify_all()
 
-    async def until(self, true: Callable[[], Any], timeout_s: float = 30) -> Any:
+    async def until(self, true: Callable[[], Any], timeout_s: float = 90) -> Any:
         async with self.changed:
             async with asyncio.timeout(timeout_s):
                 while not (found := true()):
@@ -140,7 +140,7 @@ class Head:
         )  # fmt: skip
         await self.bus.publish(WAKE, Wake(), node_id="n1")
 
-    async def run(self, timeout_s: float = 30, **spec: Any) -> tuple[Order, dict[str, Any]]:
+    async def run(self, timeout_s: float = 120, **spec: Any) -> tuple[Order, dict[str, Any]]:
         """Run a job to its end, and return its last report."""
         order = await self.place(**spec)
         await self.say(order, "start")
@@ -150,8 +150,8 @@ class Head:
     async def forget(self, order: Order, agent: "AgentProcess") -> None:
         """Have an attempt removed, and wait until nothing of it is left."""
         await self.say(order, "forget")
-        await self.until(lambda: order.job_id not in {held.job_id for held in self.beats[-1].attempts}, 15)
-        async with asyncio.timeout(15):
+        await self.until(lambda: order.job_id not in {held.job_id for held in self.beats[-1].attempts})
+        async with asyncio.timeout(60):
             while any(order.job_id in name for name in await asyncio.to_thread(agent.left_behind)):
                 await asyncio.sleep(0.05)  # the engine tells nobody
         del self.want[order.job_id]
@@ -198,7 +198,7 @@ class AgentProcess:
         assert self.process
         if self.process.returncode is None:
             self.process.send_signal(number)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return await self.process.wait()
 
     def left_behind(self) -> list[str]:
@@ -255,7 +255,7 @@ async def agent_of(storage: Any, head: Head, folder: Path) -> AsyncIterator[Agen
     head.beats.clear()
     await agent.start()
     try:
-        await head.until(lambda: head.beats, 20)
+        await head.until(lambda: head.beats)
         yield agent
     finally:
         await agent.stop(signal.SIGKILL)

@@ -103,7 +103,7 @@ class StorageStack:
 
     async def ready(self) -> None:
         async with self.bus(Service.GATEWAY, "g1") as bus:
-            await bus.ask(PING, Empty(), retry_s=20)
+            await bus.ask(PING, Empty(), retry_s=60)
 
     async def stop(self) -> None:
         assert self.task
@@ -153,7 +153,7 @@ class StorageProcess(StorageStack):
         assert self.process
         if self.process.returncode is None:
             self.process.send_signal(number)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             return await self.process.wait()
 
     def peak_mb(self) -> float:

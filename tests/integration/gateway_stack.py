@@ -134,13 +134,13 @@ class GatewayStack:
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
     def login(self, user: str, password: str) -> str:
-        answer = httpx.post(f"{self.url}/v1/login", auth=(user, password), timeout=20)
+        answer = httpx.post(f"{self.url}/v1/login", auth=(user, password), timeout=60)
         assert answer.status_code == 200, answer.text
         return answer.json()["token"]
 
     def client(self, token: str | None, **options: Any) -> httpx.Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=30, **options)
+        return httpx.Client(base_url=f"{self.url}/v1", headers=headers, timeout=60, **options)
 
     @asynccontextmanager
     async def bus(self, service: Service, user: str, peer: str | None = None) -> AsyncIterator[Bus]:
@@ -197,7 +197,7 @@ def until(condition: Any, what: str, said: Any = lambda: "", timeout_s: float = 
         time.sleep(0.05)
 
 
-async def eventually(condition: Any, what: str, timeout_s: float = 20) -> Any:
+async def eventually(condition: Any, what: str, timeout_s: float = 60) -> Any:
     """Return what awaiting *condition* returns as soon as it is true."""
     async with asyncio.timeout(timeout_s):
         while not (found := await condition()):

@@ -87,7 +87,7 @@ def is_alive(agent: AgentProcess, order: Order) -> bool:
     return not (agent.data / "processes" / f"{order.job_id}-1" / "exit.json").exists()
 
 
-async def becomes(true: Callable[[], Any], timeout_s: float = 20) -> None:
+async def becomes(true: Callable[[], Any], timeout_s: float = 60) -> None:
     """Wait for something that nobody tells of."""
     async with asyncio.timeout(timeout_s):
         while not await asyncio.to_thread(true):
