@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from services.gateway.core import translate, views
 from services.gateway.core.replica_failure import ReplicaFailure
@@ -77,6 +77,13 @@ class NewDeployment(_Given):
 
     name: DeploymentName
     runtime: Literal["docker", "process"] = "docker"
+
+    @model_validator(mode="after")
+    def _has_what_is_served(self) -> Self:
+        if not any((self.artifact, self.model, self.inputs, self.image, self.command)):
+            wanted = "`artifact` (a zip with the model), `model` (of the catalogue), or an `image` of your own"
+            raise ValueError(f"Say what is to be served: {wanted}")
+        return self
 
 
 class DeploymentChanges(_Given):

@@ -30,6 +30,7 @@ from services.gateway.core.predictions import (
     instances_body,
     predictions_in,
 )
+from services.gateway.core.problems import from_validation
 from services.gateway.shell import deployments as serving
 from services.gateway.shell import predictions as asking
 from shared.errors import FieldProblem, NotFound, WherryError
@@ -69,6 +70,13 @@ def test_a_deployment_is_a_service_with_our_image_unless_another_is_named():
     other = spec_of(wish(image="triton", port=8000), IMAGE)
     assert other.service
     assert (other.image, other.service.port, other.service.health) == ("triton", 8000, None)
+
+
+def test_a_deployment_of_nothing_is_refused_with_what_it_may_be():
+    with pytest.raises(ValidationError) as refusal:
+        NewDeployment(name="a")
+    said = from_validation(refusal.value, NewDeployment).message
+    assert said.startswith("Say what is to be served: `artifact`")
 
 
 def test_a_model_of_the_catalogue_brings_its_image_or_is_served_by_ours():
