@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -184,3 +185,13 @@ def test_without_a_model_that_fits_it_says_so_and_ends_with_3(
         _, said = program.communicate(timeout=60)
     assert program.returncode == 3
     assert words in said
+
+
+def test_an_answer_does_not_wait_until_its_head_was_acknowledged(http: httpx.Client) -> None:
+    """Head and body in two pieces would take 40 ms on a connection that is kept, always: Nagle's algorithm."""
+    took: list[float] = []
+    for _ in range(60):
+        began = time.monotonic()
+        assert http.post("/v1/models/any:predict", json={"instances": [BRIGHT]}).status_code == 200
+        took.append(time.monotonic() - began)
+    assert min(took[20:]) < 0.03
