@@ -1,6 +1,6 @@
 # wherry: every command there is. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo images status logs test test-all check format docs lock bench sim sim-long chaos chaos-long uploads-long fuzz \
+.PHONY: help setup up down demo images status logs test test-all check format docs lock bench sim sim-long chaos chaos-long uploads-long fuzz frameworks \
 	compose-up compose-smoke compose-down clean
 
 PY := .venv/bin/python
@@ -79,6 +79,16 @@ fuzz: setup ## a million odd zips (and forms, ranges) for the parsers that read 
 
 uploads-long: setup ## cut 200 uploads at random points, and check that nothing is half-stored; 15 minutes
 	$(PY) -m tests.chaos.uploads --uploads 200
+
+# As pip takes them. `torch` alone is the build for CUDA, of gigabytes; PIP_EXTRA_INDEX_URL may name an index that has others.
+TENSORFLOW ?= tensorflow-cpu==2.21.0 tqdm==4.70.1
+TORCH ?= torch==2.13.0
+frameworks: setup ## train and serve with the real TensorFlow and PyTorch; builds their images first, gigabytes
+	@infra/docker/build-base.sh
+	@EXTRA="$(TENSORFLOW)" infra/docker/build-training.sh wherry/training-tensorflow
+	@EXTRA="$(TORCH)" infra/docker/build-training.sh wherry/training-torch
+	@BASE=wherry/training-tensorflow infra/docker/build-serving.sh wherry/serving-tensorflow
+	$(PY) -m pytest tests/e2e/test_frameworks.py
 
 compose-up: setup ## the same stack in containers
 	@$(PY) -m infra.compose up

@@ -35,8 +35,7 @@ def left_out(*, slow: bool) -> dict[str, str]:
         found["docker"] = "no Docker engine answers"
     if not slow:
         found["slow"] = "they take long; `make test-all` has them"
-    if not os.environ.get("WHERRY_TEST_FRAMEWORKS"):
-        found["frameworks"] = "they take images of gigabytes; `make frameworks` builds those and has them"
+    found["frameworks"] = "they take images of gigabytes; `make frameworks` builds those and has them"
     if not os.environ.get("WHERRY_TEST_POWER"):
         found["power"] = "they cut the power of disks in files, as root; WHERRY_TEST_POWER=1 asks for them"
     return found
