@@ -224,6 +224,7 @@ class LogLine(Message):
     t: AwareDatetime
     s: str = "o"  # "o" stdout, "e" stderr
     x: str  # the text without its line end, at most LOG_LINE_BYTES_MAX
+    i: str = ""  # of a map job's worker: the item that it was at, as far as its node knows
 
 
 LOG_LINE_BYTES_MAX = 16 * 1024

@@ -288,6 +288,7 @@ class LogLine(Answer):
     member: str | None = None
     member_id: str | None = None
     node: str | None = None
+    item: str | None = None  # of a map job's worker: the item that it was at, as far as its node knows
 
 
 class Metric(Answer):
@@ -492,6 +493,13 @@ class User(Answer):
     role: str = "user"
     email: str | None = None
     disabled: bool = False
+
+
+class UserPage(Answer):
+    """Some users; `cursor` asks for the next."""
+
+    users: tuple[User, ...] = ()
+    cursor: str | None = None
 
 
 class EventPage(Answer):

@@ -207,6 +207,7 @@ async def test_a_command_is_run_for_each_item(head: Head, agent: AgentProcess, r
     assert (await one.finished())["state"] == "succeeded"
     said = [(line.s, line.x) for line in head.lines[one.order.job_id]]
     assert sorted(said) == sorted([("e", "{}"), ("e", '{"k": "v \' \\" $x"}'), ("o", "open line"), ("o", "open line")])
+    assert [line.i for line in head.lines[one.order.job_id] if line.s == "o"] == [first, second]
 
 
 async def test_an_item_that_takes_too_long_fails_and_its_worker_is_stopped(

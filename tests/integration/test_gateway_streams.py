@@ -473,7 +473,9 @@ async def test_the_output_of_workers_that_come_and_go_is_one_log(
         await node.say(first, 1)
         await listener.until(lambda: len(whose(listener)) == 3)
         late = await hire(scheduler, job_id, index=1)
-        await node.say(late, 1, 2)
+        about = LogLine(n=1, t=utc_now(), x="line 1", i="i" + "a" * 25)
+        batch = OutputBatch(lines=(about, LogLine(n=2, t=utc_now(), x="line 2")))
+        await node.bus.publish(OUTPUT, batch, node_id=NODE, job_id=late, attempt="1")
         await listener.until(lambda: len(whose(listener)) == 5)
         await let_go(scheduler, job_id, late)
         await node.say(first, 2)
@@ -484,6 +486,8 @@ async def test_the_output_of_workers_that_come_and_go_is_one_log(
         await listener.until(lambda: listener.ended)
     expected = of(gone, "worker-0", 1, 2) + of(first, "worker-0", 1, 2, 3) + of(late, "worker-1", 1, 2)
     assert sorted(whose(listener)) == sorted(expected)
+    said = [(data["n"], data.get("item")) for _, name, data in listener.events if data.get("member_id") == late]
+    assert said == [(1, about.i), (2, None)]
     assert listener.events[-1][1:] == ("end", {"state": "succeeded"})
     text = (await http.get(f"/jobs/{job_id}/logs")).text
     words = [(1, "worker-0"), (2, "worker-0"), (1, "worker-0"), (2, "worker-0"), (3, "worker-0")]

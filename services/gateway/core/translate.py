@@ -130,17 +130,12 @@ def progress(item: Progress) -> views.ProgressView:
 
 def line(item: LogLine) -> views.LineView:
     """Return one line of output."""
-    return views.LineView(n=item.n, t=item.t, stream=STREAMS.get(item.s, "stdout"), text=item.x)
+    return views.LineView(n=item.n, t=item.t, stream=STREAMS.get(item.s, "stdout"), text=item.x, item=item.i or None)
 
 
 def log(page: LogPage) -> views.LogDocument:
     """Return lines as JSON."""
     return views.LogDocument(attempt=page.attempt, lines=[line(item) for item in page.lines], more=page.more)
-
-
-def log_text(lines: Sequence[LogLine]) -> str:
-    """Return lines as text."""
-    return "".join(f"{item.x}\n" for item in lines)
 
 
 def lost_text(first: int, last: int) -> str:

@@ -198,6 +198,7 @@ class LineView(BaseModel):
     member: str | None = None
     member_id: str | None = None
     node: str | None = None
+    item: str | None = None  # of a map job's worker: the item that it was at, as far as its node knows
 
 
 class LogDocument(BaseModel):

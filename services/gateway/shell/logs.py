@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from services.gateway.adapters.inbox import Inbox
-from services.gateway.core import sse, translate
+from services.gateway.core import sse, translate, views
 from services.gateway.core.tail import Gap, Piece, Tail, event_id, wanted
 from services.gateway.shell.gateway import Gateway
 from shared.bus import Received
@@ -277,5 +277,8 @@ def _text(piece: Piece) -> str:
 
 
 def _said(name: str, view: BaseModel, place: tuple[int, int] | None = None, node: str = "") -> Said:
-    body = view.model_dump_json(exclude={"member", "member_id", "node"})  # whoever follows many adds whose it is
+    unknown = {"member", "member_id", "node"}  # whoever follows many adds whose it is
+    if isinstance(view, views.LineView) and view.item is None:
+        unknown.add("item")
+    body = view.model_dump_json(exclude=unknown)
     return Said(name, body.encode(), place, node)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from services.node_agent.core.at_work import AtWork
 from services.node_agent.core.series import SYSTEM
 from shared.events import LOG_LINE_BYTES_MAX, LogLine, MetricPoint, Progress
 
@@ -108,6 +109,7 @@ class OutputParser:
     pending: dict[str, _Pending] = field(default_factory=lambda: {"o": _Pending(), "e": _Pending()})
     is_worker: bool = False
     epochs: _Epochs = field(default_factory=_Epochs)
+    at_work: AtWork = field(default_factory=AtWork)  # of a worker: its lines say which item they are about
 
     def skim(self, stream: str, at: datetime, chunk: bytes, last: int) -> Parsed:
         """Take in bytes as `feed` does, but give only the lines among the *last* bytes, at little cost.
@@ -128,7 +130,7 @@ class OutputParser:
             for line in (*_METRIC_LINES.findall(skipped), *_PROGRESS_LINES.findall(skipped)[-1:]):
                 found.signal(line)
             for line in _ITEM_LINES.findall(skipped) if self._may_answer(stream) else ():
-                self.next_number -= found.answer(line)
+                self.next_number -= self._answers(line, found)
         for line in _EPOCH_LINES.findall(skipped)[-1:] if b"Epoch " in skipped else ():
             self.epochs.begin(line)
         rest = self.feed(stream, at, chunk[end + 1 :])
@@ -176,7 +178,15 @@ class OutputParser:
 
     def _is_ours(self, pending: _Pending, found: "_Found") -> bool:
         """Return whether a worker's line is for the agent alone."""
-        return pending.text == LINE_END_MARK or (pending.text.startswith(b"::item") and found.answer(pending.text))
+        return pending.text == LINE_END_MARK or (
+            pending.text.startswith(b"::item") and self._answers(pending.text, found)
+        )
+
+    def _answers(self, raw: bytes, found: "_Found") -> bool:
+        is_answer = found.answer(raw)
+        if is_answer:
+            self.at_work.answered(found.answers[-1].id)
+        return is_answer
 
     def _extend(self, pending: _Pending, piece: bytes, found: "_Found") -> None:
         first, *redrawn = piece.split(b"\r")
@@ -205,8 +215,9 @@ class OutputParser:
         if len(text) > _TEXT_MAX // 3:  # a replaced byte takes three
             text = text.encode()[:_TEXT_MAX].decode("utf-8", "ignore")
         text += CUT_MARK if pending.is_cut else ""
+        item = self.at_work.item
         # What is built here is right; checking it would take longer than all the rest.
-        found.lines.append(LogLine.model_construct(n=self.next_number, t=found.at, s=stream, x=text))
+        found.lines.append(LogLine.model_construct(n=self.next_number, t=found.at, s=stream, x=text, i=item))
         self.next_number += 1
         pending.text, pending.is_cut, pending.is_returned = b"", False, False
 

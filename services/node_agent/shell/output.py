@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.node_agent.core.allowance import Allowance
+from services.node_agent.core.at_work import Given
 from services.node_agent.core.kept import LastBytes
 from services.node_agent.core.output import Answer, OutputParser, Parsed
 from services.node_agent.core.series import SeriesSet
@@ -41,7 +42,13 @@ Publish = Callable[[OutputBatch], Awaitable[None]]
 
 
 class Listener(Protocol):
-    """Hears what a worker says of its items, in the loop."""
+    """Hears what a worker says of its items, in the loop.
+
+    Attributes:
+        given: what its program has been given and not answered, in order. Read in other threads: replaced as a whole.
+    """
+
+    given: tuple[Given, ...]
 
     def hear(self, answers: Iterable[Answer]) -> None:
         """Take in answers, soon after they were given."""
@@ -53,7 +60,7 @@ class Listener(Protocol):
 
 
 def _size(line: LogLine) -> int:
-    return len(line.x) + _LINE_OVERHEAD
+    return len(line.x) + len(line.i) + _LINE_OVERHEAD
 
 
 @dataclass(slots=True)
@@ -221,6 +228,8 @@ class OutputPump:
         self._held.answers += parsed.answers
 
     def _parsed(self, chunk: Chunk) -> Parsed:
+        if self._listener is not None:
+            self._parser.at_work.has(self._listener.given)
         is_much = not self._allowance.is_open and self._held.size > _HELD_BYTES_MAX / 2
         if self._is_cut or is_much:
             return self._parser.skim(chunk.stream, chunk.at, chunk.data, _SKIMMED_BYTES)

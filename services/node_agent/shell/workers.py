@@ -13,6 +13,7 @@ from services.node_agent.adapters.journal import Journal, KeepItems, Outgoing
 from services.node_agent.adapters.storage import Storage
 from services.node_agent.core import archive
 from services.node_agent.core import facts as f
+from services.node_agent.core.at_work import Given
 from services.node_agent.core.container import Key
 from services.node_agent.core.items import Again, Begun, Items, Left, head, is_plain, slot_of
 from services.node_agent.core.output import Answer
@@ -149,6 +150,8 @@ class Worker:
         self._since: dict[str, float] = {}  # when an item was first tried to be brought
         self._refusals = 0
         self._has_closed = False
+        self.given: tuple[Given, ...] = ()
+        self._note_given()
 
     # --- what others tell ---
 
@@ -166,8 +169,13 @@ class Worker:
         for answer in answers:
             if (ended := self._items.answer(answer)) is not None:
                 self._unsaved.add(ended.slot)
+        self._note_given()
         if self._unsaved:
             self._ring()
+
+    def _note_given(self) -> None:
+        """Say anew which items the program has, for its output."""
+        self.given = tuple(Given(one.id, one.slot) for one in self._items.open())
 
     async def sync(self) -> None:
         """Return once all that was heard is in the journal."""
@@ -336,6 +344,7 @@ class Worker:
             self._needs.post(f.Stuck(self._key, stuck.id))
             await asyncio.Event().wait()  # nothing more is said to it
         given = self._items.give(now)
+        self._note_given()
         if given:
             for one in given:
                 self._since.pop(one.slot, None)

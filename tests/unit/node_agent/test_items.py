@@ -22,6 +22,7 @@ from services.node_agent.adapters.journal import Journal, KeepItems, Outgoing
 from services.node_agent.core import archive
 from services.node_agent.core import effects as e
 from services.node_agent.core import facts as f
+from services.node_agent.core.at_work import Given
 from services.node_agent.core.container import Key
 from services.node_agent.core.items import Again, Begun, Items, Left, file_name, head, is_plain, slot_of
 from services.node_agent.core.output import Answer, OutputParser
@@ -56,6 +57,21 @@ def ok(one: ItemOrder, seconds: float) -> Answer:
 
 
 # --- which items the program has -------------------------------------------------------------------------------
+
+
+def test_a_line_says_which_item_the_program_was_at() -> None:
+    first, second = Given(new_id("i"), "x-0"), Given(new_id("i"), "y-0")
+    parser = OutputParser(is_worker=True)
+    parser.at_work.has((first, second))
+    text = f"a\n::item {first.id} ok\nb\n::item {second.id} failed no\nc\n".encode()
+    assert [(line.x, line.i) for line in parser.feed("o", T0, text).lines] == [
+        ("a", first.id), ("b", second.id), ("c", ""),
+    ]  # fmt: skip
+    parser.at_work.has((first, second))  # nobody has heard of the answers yet
+    assert [line.i for line in parser.feed("e", T0, b"d\n").lines] == [""]
+    parser.at_work.has((Given(first.id, "x-1"),))
+    assert [line.i for line in parser.feed("e", T0, b"e\n").lines] == [first.id]
+    assert '"i"' not in OutputParser().feed("o", T0, b"f\n").lines[0].to_bytes().decode()
 
 
 def test_a_slow_program_has_one_item_at_a_time_and_a_quick_one_several() -> None:
