@@ -27,7 +27,6 @@ DROPPED = Counter("wherry_bus_dropped_total", "Plain messages not sent: no conne
 SLOW_CONSUMER = Counter("wherry_bus_slow_consumer_total", "Messages lost because this service read too slowly.")
 FORBIDDEN = Counter("wherry_bus_forbidden_total", "Subjects that the broker refused to this service.")
 RECONNECTS = Counter("wherry_bus_reconnects_total", "Times that the connection came back.")
-UNREADABLE = Counter("wherry_bus_unreadable_total", "Messages that are not what their channel says.", ["channel"])
 ASKED = Counter("wherry_requests_sent_total", "Requests to other services.", ["channel", "outcome"])
 ANSWERED = Counter("wherry_requests_answered_total", "Requests from other services.", ["channel", "outcome"])
 

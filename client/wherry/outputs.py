@@ -10,7 +10,6 @@ from client.wherry.errors import Corrupt, WherryError
 from client.wherry.models import Entry
 
 PART_SUFFIX = ".wherry-part"
-_READ_BYTES = 1024 * 1024
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
 

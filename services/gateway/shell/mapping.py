@@ -25,8 +25,6 @@ from shared.states import ItemState
 #: Questions about items' artifacts that one request has under way.
 _ASKED_AT_ONCE = 32
 _PAGE = 1000
-#: Ids that one request to try again may name.
-RETRIED_MAX = 1000
 
 
 # --- handing in ----------------------------------------------------------------------------------------------------

@@ -116,13 +116,7 @@ class Agent:
         self._host = host_psutil.machine(settings.folder)
         self._lease_note = LeaseNote(settings.folder / "lease.json", self._host.boot_id)
         kept = journal.load()
-        self._machine = m.Machine(
-            {held.key: held for held in kept.held},
-            kept.epoch,
-            boot_id=self._host.boot_id,
-            lease=self._lease_note.read(),
-            dropped=dict.fromkeys(kept.dropped),
-        )
+        self._machine = self._machine_of(kept)
         self._watch = Watch(
             runtimes, settings.stray_age_s, lambda: set(self._machine.held), self._facts.put_nowait, self._wake.set
         )
@@ -145,20 +139,35 @@ class Agent:
         self._serving = Serving(
             connect, settings.node, self._watch.runtimes, self._facts.put_nowait, settings.serve_bytes_max
         )
-        self._workers = Workers(
-            WorkerNeeds(
-                runtimes=self._watch.runtimes,
-                storage=storage,
-                journal=journal,
-                report=lambda key, ends: items_event(bus, settings.node, key, ends),
-                send=self._outbox.add,
-                post=self._facts.put_nowait,
-                folder=lambda key: self._attempts.folder(key),  # noqa: PLW0108 - there are none yet
-            ),
-            kept.items,
-            {one.key for one in kept.outbox if one.name is AttemptEventName.ITEMS},
+        self._workers = self._workers_of(storage, kept)
+        self._attempts = self._attempts_on(storage)
+        self._resume(kept)
+
+    def _machine_of(self, kept: Kept) -> m.Machine:
+        return m.Machine(
+            {held.key: held for held in kept.held},
+            kept.epoch,
+            boot_id=self._host.boot_id,
+            lease=self._lease_note.read(),
+            dropped=dict.fromkeys(kept.dropped),
         )
-        self._attempts = Attempts(
+
+    def _workers_of(self, storage: Storage, kept: Kept) -> Workers:
+        needs = WorkerNeeds(
+            runtimes=self._watch.runtimes,
+            storage=storage,
+            journal=self._journal,
+            report=lambda key, ends: items_event(self._bus, self._settings.node, key, ends),
+            send=self._outbox.add,
+            post=self._facts.put_nowait,
+            folder=lambda key: self._attempts.folder(key),  # noqa: PLW0108 - there are none yet
+        )
+        reported = {one.key for one in kept.outbox if one.name is AttemptEventName.ITEMS}
+        return Workers(needs, kept.items, reported)
+
+    def _attempts_on(self, storage: Storage) -> Attempts:
+        settings = self._settings
+        return Attempts(
             Doing(
                 runtimes=self._watch.runtimes,
                 storage=storage,
@@ -175,7 +184,6 @@ class Agent:
                 workers=self._workers,
             )
         )
-        self._resume(kept)
 
     async def run(self) -> int:
         """Work until cancelled, or return the exit code once the node has left or another has its identity.

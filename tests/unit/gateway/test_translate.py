@@ -70,8 +70,7 @@ def test_a_line_says_its_stream_in_words() -> None:
     assert (shown.n, shown.stream, shown.text) == (3, "stderr", "oops")
 
 
-def test_a_log_as_text_has_a_line_end_after_every_line() -> None:
-    assert translate.log_text([LogLine(n=1, t=NOW, x="a"), LogLine(n=2, t=NOW, x="")]) == "a\n\n"
+def test_lines_that_are_missing_are_told_as_a_line() -> None:
     assert translate.lost_text(4, 4) == "[wherry: line 4 is missing]\n"
     assert translate.lost_text(4, 9) == "[wherry: lines 4 to 9 are missing]\n"
 
