@@ -779,9 +779,7 @@ class AsyncClient:
 
     async def users(self) -> list[models.User]:
         """Return all users (administrators only)."""
-        return await self._driver.run(
-            scripts.ask_list(models.User, "users", protocol.simple("/users"), self._patience_s)
-        )
+        return await self._driver.run(scripts.users(self._patience_s))
 
     async def notifications(self, job_id: str) -> list[models.Notification]:
         """Return a job's notifications and how far each got."""

@@ -755,7 +755,7 @@ class Client:
 
     def users(self) -> list[models.User]:
         """Return all users (administrators only)."""
-        return self._driver.run(scripts.ask_list(models.User, "users", protocol.simple("/users"), self._patience_s))
+        return self._driver.run(scripts.users(self._patience_s))
 
     def notifications(self, job_id: str) -> list[models.Notification]:
         """Return a job's notifications and how far each got."""

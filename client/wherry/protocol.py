@@ -22,6 +22,8 @@ STREAM_SILENCE_S = 45.0
 #: A node that is asked what a running job has left so far may take its time.
 LOOK_S = 150.0
 _RETRYABLE = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
+#: What wherry answers when somebody else has failed, and would at once again.
+_FINAL = frozenset({"registry_failed", "model_failed", "answer_too_large"})
 
 
 # --- answers -----------------------------------------------------------------------------------------------------
@@ -44,7 +46,7 @@ def problem(status: int, headers: Mapping[str, str], body: bytes) -> WherryError
         detail if isinstance(detail, str) else json.dumps(detail),
         status=status,
         fields=_fields(document),
-        retryable=status in _RETRYABLE or document.get("retryable") is True,
+        retryable=(status in _RETRYABLE and document.get("code") not in _FINAL) or document.get("retryable") is True,
         retry_after_s=_seconds(headers.get("retry-after")),
     )
 
@@ -171,6 +173,11 @@ def node_metrics(node: str, names: Sequence[str], since: datetime | None, points
 def nodes(cursor: str | None) -> Request:
     """Ask for a page of machines."""
     return Request("GET", "/nodes", query={"limit": "500"} | ({"cursor": cursor} if cursor else {}))
+
+
+def users(cursor: str | None) -> Request:
+    """Ask for a page of users."""
+    return Request("GET", "/users", query={"limit": "500"} | ({"cursor": cursor} if cursor else {}))
 
 
 def node_order(node: str, verb: str, order: Mapping[str, Any]) -> Request:

@@ -114,6 +114,18 @@ def nodes(patience_s: float) -> Script[list[models.Node]]:
             return found
 
 
+def users(patience_s: float) -> Script[list[models.User]]:
+    """Return every user, by name."""
+    found: list[models.User] = []
+    cursor: str | None = None
+    while True:
+        page = yield from ask(models.UserPage, protocol.users(cursor), patience_s)
+        found += page.users
+        cursor = page.cursor
+        if not cursor or not page.users:
+            return found
+
+
 def dead_letters(reader: str | None, limit: int, patience_s: float) -> Script[list[models.DeadLetter]]:
     """Return dead letters, newest first, at most *limit* of them."""
     found: list[models.DeadLetter] = []

@@ -85,10 +85,18 @@ class User(Message):
     created_at: datetime
 
 
+class UserListQuery(Message):
+    """Some users, by name; `cursor` is the page's before."""
+
+    limit: int = 500
+    cursor: str | None = None
+
+
 class Users(Message):
     """Users by name."""
 
     users: tuple[User, ...] = ()
+    cursor: str | None = None
 
 
 class SecretPut(Message):

@@ -38,6 +38,10 @@ class Document:
         ways = self.operations[operation].get("security", self._security)
         return bool(ways) and all("bearer" in way for way in ways)
 
+    def may_be_forbidden(self, operation: str) -> bool:
+        """Whether some people are told that it is not for them."""
+        return "forbidden" in self.operations[operation]["responses"].get("403", {}).get("x-codes", [])
+
     def flags(self, operation: str) -> list[str]:
         """Return the parameters of its query that are a number, or yes or no."""
         found = [one for one in self.operations[operation].get("parameters", []) if one["in"] == "query"]
@@ -135,6 +139,17 @@ class User:
             answer = self.stranger.request(method, path, headers=headers | TUS)
             self.is_problem(operation, answer, 401, "unauthenticated")
             assert answer.headers["www-authenticate"], f"{operation} does not say how to log in"
+
+    def refused_to_others(self, operation: str, token: str) -> None:
+        """Ask for the same with the token of a user who is no administrator and has nothing to do with it."""
+        asked = self.answered[operation]
+        method, path = filled(operation, asked.names)
+        headers = {**asked.sent.get("headers", {}), "Authorization": f"Bearer {token}"}
+        sent: dict[str, Any] = {**asked.sent, "headers": headers}
+        answer = self.stranger.request(method, path, **sent)
+        # 410: of an upload that has ended nothing is told, to who knows its id.
+        assert answer.status_code in {403, 404, 410}, f"{operation}: {answer.status_code} {answer.text[:500]}"
+        assert self.document.faults(operation, answer) == [], f"{operation}: {answer.text[:500]}"
 
     def unknown_is_told(self, operation: str) -> None:
         """Ask for what is not there, for each name in the path: by a name, and by an id that nobody was given."""

@@ -85,8 +85,8 @@ TRAIN = (
 class Things:
     """What the cases ask about: each made once, by the first case that wants it."""
 
-    def __init__(self, user: User, stack: Stack, registry: RegistryServer) -> None:
-        self.user, self.stack, self.registry = user, stack, registry
+    def __init__(self, user: User, stack: Stack, request: pytest.FixtureRequest) -> None:
+        self.user, self.stack, self._request = user, stack, request
         self.ask = user.ask
         self.ends: list[Callable[[], object]] = []
 
@@ -100,6 +100,11 @@ class Things:
         job_id = self.ask("POST /v1/jobs", json=spec).json()["job_id"]
         self.ends.append(lambda: self.stack.http.post(f"/jobs/{job_id}/cancel"))
         return job_id
+
+    @cached_property
+    def registry(self) -> RegistryServer:
+        """Where there is none, only what needs it is left out."""
+        return self._request.getfixturevalue("registry")
 
     @cached_property
     def ended(self) -> str:
@@ -196,6 +201,15 @@ class Things:
         return self.ask("POST /v1/users", json=wish).json()["name"]
 
     @cached_property
+    def others_token(self) -> str:
+        """The token of a user who has nothing."""
+        wish = {"name": "endpoint-carl", "password": "a password of carl 1"}
+        self.ask("POST /v1/users", json=wish)
+        self.ends.append(lambda: self.stack.http.delete(f"/users/{wish['name']}"))
+        login = {"user": wish["name"], "password": wish["password"]}
+        return self.user.stranger.post("/v1/login", json=login).json()["token"]
+
+    @cached_property
     def upload(self) -> str:
         """An upload of ten bytes that has the first five."""
         name = base64.b64encode(b"ten.txt").decode()
@@ -269,8 +283,8 @@ def user(stack: Stack) -> Iterator[User]:
 
 
 @pytest.fixture(scope="module")
-def things(user: User, stack: Stack, registry: RegistryServer) -> Iterator[Things]:
-    things = Things(user, stack, registry)
+def things(user: User, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Things]:
+    things = Things(user, stack, request)
     yield things
     things.close()
 
@@ -343,6 +357,11 @@ def add_a_user(user: User, things: Things) -> None:
 def users(user: User, things: Things) -> None:
     names = [one["name"] for one in user.ask("GET /v1/users").json()["users"]]
     assert {"admin", things.colleague} <= set(names)
+    first = user.ask("GET /v1/users", params={"limit": 1}).json()
+    rest = user.ask("GET /v1/users", params={"cursor": first["cursor"]}).json()
+    assert [one["name"] for one in first["users"] + rest["users"]] == names
+    wrong = user.ask("GET /v1/users", params={"cursor": "nonsense"}, status=422).json()
+    assert wrong["errors"][0]["field"] == "cursor"
 
 
 @case("GET /v1/users/me")
@@ -1121,6 +1140,7 @@ def clusters(user: User, _: Things) -> None:
 
 @case("POST /v1/nodes/{node}/cordon")
 def cordon(user: User, things: Things) -> None:
+    things.ends.append(lambda: things.stack.http.post(f"/nodes/{NODE}/undrain"))
     told = user.ask("POST /v1/nodes/{node}/cordon", NODE, json={"reason": "a look"}, status=202)
     assert told.json()["id"] == NODE
     until(lambda: things.stack.node(NODE)["duty"] == "cordoned", "it gets nothing new")
@@ -1197,12 +1217,19 @@ def test_an_operation_answers_as_described_and_refuses_what_is_wrong(
     assert operation in user.answered, f"its case does not ask for {operation}"
     user.wrong_query_is_named(operation)
     user.wrong_body_is_named(operation)
-    if operation not in ANY_NAME:
+    if operation not in FOR_ALL_NAMES:
         user.unknown_is_told(operation)
+    if operation not in FOR_EVERYBODY and ("{" in operation or user.document.may_be_forbidden(operation)):
+        user.refused_to_others(operation, things.others_token)
 
 
 #: What is asked with a name that may be anything.
-ANY_NAME = {"OPTIONS /v1/uploads/{upload_id}"}
+FOR_ALL_NAMES = {"OPTIONS /v1/uploads/{upload_id}"}
+#: What any user may ask of what is there, or of what is not named in the path.
+FOR_EVERYBODY = FOR_ALL_NAMES | {
+    "GET /v1/jobs", "POST /v1/datasets", "GET /v1/nodes/{node}", "GET /v1/nodes/{node}/metrics",
+    "GET /v1/models/{ref}", "POST /v1/models/{ref}/runs", "GET /v1/models/{name}/evaluations",
+}  # fmt: skip
 
 
 #: The endpoints of the image-processing seed, as it lists them.

@@ -12,7 +12,6 @@ from shared.bus import Bus, Received
 from shared.channels import Service
 from shared.errors import WherryError
 from shared.events import TokenRevoked
-from shared.model import Empty
 from shared.requests.accounts import (
     Login,
     PasswordChange,
@@ -21,6 +20,7 @@ from shared.requests.accounts import (
     Session,
     TokenQuery,
     UserCreate,
+    UserListQuery,
     UserName,
     UserUpdate,
 )
@@ -91,7 +91,7 @@ async def test_the_admin_of_the_settings_is_made_once(gateway: Bus, storage: Any
     await storage.ready()
     assert (await gateway.ask(c.VERIFY, TokenQuery(token=session.token))).name == "admin"
     assert await refused(login(gateway, "admin", "another password")) == "unauthenticated"
-    assert len((await gateway.ask(c.USER_LIST, Empty())).users) == 1
+    assert len((await gateway.ask(c.USER_LIST, UserListQuery())).users) == 1
 
 
 async def test_wrong_passwords_unknown_and_disabled_users_look_the_same(gateway: Bus) -> None:
@@ -177,8 +177,18 @@ async def test_a_name_belongs_to_one_user_and_bad_fields_are_named(gateway: Bus)
     with pytest.raises(WherryError) as caught:
         await gateway.ask(c.USER_CREATE, UserCreate(name="a b", password="x", email="y"))
     assert {problem.field for problem in caught.value.fields} == {"name", "password", "email"}
-    names = [user.name for user in (await gateway.ask(c.USER_LIST, Empty())).users]
+    names = [user.name for user in (await gateway.ask(c.USER_LIST, UserListQuery())).users]
     assert names == ["admin", "ann"]
+
+
+async def test_users_come_in_pages_by_name(gateway: Bus) -> None:
+    for name in ("Cleo", "ann", "bert"):
+        await add(gateway, name)
+    first = await gateway.ask(c.USER_LIST, UserListQuery(limit=3))
+    rest = await gateway.ask(c.USER_LIST, UserListQuery(limit=3, cursor=first.cursor))
+    assert [one.name for one in first.users + rest.users] == ["admin", "ann", "bert", "Cleo"]
+    assert rest.cursor is None
+    assert await refused(gateway.ask(c.USER_LIST, UserListQuery(cursor="nonsense"))) == "invalid"
 
 
 async def test_secrets_are_their_owners_and_only_gateway_and_notifier_get_them(gateway: Bus, storage: Any) -> None:

@@ -34,9 +34,10 @@ class UserView(BaseModel):
 
 
 class UsersDocument(BaseModel):
-    """Users by name."""
+    """Some users, by name; `cursor` asks for the next."""
 
     users: list[UserView]
+    cursor: str | None
 
 
 class Me(BaseModel):

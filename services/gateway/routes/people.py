@@ -1,14 +1,15 @@
 """Users, and what belongs to oneself."""
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
 
 from services.gateway.core import access, translate, views_people
 from services.gateway.core.access import Action
 from services.gateway.routes.http import Caller, Door, answer, bearer, json_body, json_of
 from shared.channels import PASSWORD_CHANGE, SECRET_GET, USER_CREATE, USER_DELETE, USER_LIST, USER_UPDATE
 from shared.errors import WherryError
-from shared.model import Empty
-from shared.requests.accounts import PasswordChange, SecretRef, UserCreate, UserName, UserUpdate
+from shared.requests.accounts import PasswordChange, SecretRef, UserCreate, UserListQuery, UserName, UserUpdate
 
 router = APIRouter(prefix="/v1", tags=["people"])
 
@@ -27,11 +28,14 @@ async def add_user(request: Request, gateway: Door, principal: Caller) -> Respon
 
 
 @router.get("/users", response_model=views_people.UsersDocument)
-async def list_users(gateway: Door, principal: Caller) -> Response:
-    """Show all users. For administrators."""
+async def list_users(
+    gateway: Door, principal: Caller, limit: Annotated[int, Query(ge=1, le=1000)] = 500, cursor: str | None = None
+) -> Response:
+    """Show users, by name. For administrators."""
     access.require(principal, Action.MANAGE_USERS)
-    page = await gateway.ask(USER_LIST, Empty())
-    return answer(views_people.UsersDocument(users=[translate.user(user) for user in page.users]))
+    page = await gateway.ask(USER_LIST, UserListQuery(limit=limit, cursor=cursor))
+    found = [translate.user(user) for user in page.users]
+    return answer(views_people.UsersDocument(users=found, cursor=page.cursor))
 
 
 @router.get("/users/me", response_model=views_people.Me)

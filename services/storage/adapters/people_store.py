@@ -69,9 +69,10 @@ class PeopleStore:
         document = await self._users.find_one({"_id": user_id})
         return _user(document) if document else None
 
-    async def users(self) -> list[User]:
-        """Return all users, by name."""
-        return [_user(document).user async for document in self._users.find().sort("name_key", 1)]
+    async def users(self, after: str, limit: int) -> list[User]:
+        """Return users whose key is behind *after*, by name."""
+        found = self._users.find({"name_key": {"$gt": after}}).sort("name_key", 1).limit(limit)
+        return [_user(document).user async for document in found]
 
     async def change_user(self, user_id: str, changes: dict[str, Any]) -> None:
         """Set fields of a user."""

@@ -64,6 +64,21 @@ def cursor_after(cursor: str | None) -> list[Any] | None:
     return place  # pyright: ignore[reportUnknownVariableType] - JSON
 
 
+def text_behind(cursor: str | None) -> str:
+    """Return the text that a cursor of one text points at; without one, what stands before every text.
+
+    Raises:
+        WherryError: ``invalid``: it is not one of ours.
+    """
+    match cursor_after(cursor):
+        case None:
+            return ""
+        case [str(text)]:
+            return text
+        case _:
+            raise invalid_cursor()
+
+
 def _is_storable(value: object) -> bool:
     """Return whether MongoDB can compare with *value*: half a character, or a number beyond 64 bits, it cannot take."""
     if isinstance(value, str):

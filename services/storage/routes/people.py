@@ -3,21 +3,16 @@
 from services.storage.routes.table import Route, route
 from services.storage.shell.accounts import Accounts
 from shared import channels as c
-from shared.model import Empty
 
 
 def routes(accounts: Accounts) -> list[Route]:
     """Return the routes."""
-
-    async def list_users(_: Empty) -> object:
-        return await accounts.list_users()
-
     return [
         route(c.LOGIN, accounts.login),
         route(c.LOGOUT, accounts.logout),
         route(c.VERIFY, accounts.verify),
         route(c.USER_CREATE, accounts.create_user),
-        route(c.USER_LIST, list_users),
+        route(c.USER_LIST, accounts.list_users),
         route(c.USER_GET, accounts.get_user),
         route(c.USER_UPDATE, accounts.update_user),
         route(c.USER_DELETE, accounts.delete_user),

@@ -9,6 +9,7 @@ from typing import Any
 from services.storage.adapters.fleet_store import FleetStore
 from services.storage.adapters.passwords import Passwords
 from services.storage.adapters.people_store import PeopleStore, StoredUser
+from services.storage.core import queries as q
 from services.storage.core.people import PASSWORD_MOST, SessionTimes, Tries, check_user, name_key
 from shared import observe
 from shared.bus import Bus
@@ -29,6 +30,7 @@ from shared.requests.accounts import (
     TokenQuery,
     User,
     UserCreate,
+    UserListQuery,
     UserName,
     Users,
     UserUpdate,
@@ -40,6 +42,7 @@ SECRET_BYTES = 32
 USE_EVERY_S = 60.0
 #: Places from which guesses are counted.
 COUNTED_MOST = 10_000
+_USERS_MOST = 1000
 #: Characters of a name and of a place that tell guesses apart.
 NAME_COUNTED = 128
 
@@ -165,9 +168,16 @@ class Accounts:
         await self._store.add_user(user, await self._passwords.hash(wanted.password))
         return user
 
-    async def list_users(self) -> Users:
-        """Return all users."""
-        return Users(users=tuple(await self._store.users()))
+    async def list_users(self, query: UserListQuery) -> Users:
+        """Return a page of users, by name.
+
+        Raises:
+            WherryError: ``invalid``: the cursor is none.
+        """
+        limit = q.bounded(query.limit, _USERS_MOST)
+        found = await self._store.users(q.text_behind(query.cursor), limit + 1)
+        last = found[limit - 1] if len(found) > limit else None
+        return Users(users=tuple(found[:limit]), cursor=q.cursor_text(name_key(last.name)) if last else None)
 
     async def get_user(self, query: UserName) -> User:
         """Return a user.
