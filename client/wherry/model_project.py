@@ -1,6 +1,8 @@
 """A model as its expert keeps it: a folder with model.json, a Dockerfile and a program; docker builds and pushes it."""
 
 import json
+import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,8 @@ from typing import Any, cast
 from client.wherry.errors import SourceError, WherryError
 
 MODEL_FILE = "model.json"
+#: What a model may be called.
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 NAME, DESCRIPTION, PARAMS = "io.wherry.model.name", "io.wherry.model.description", "io.wherry.model.params"
 
 _PROGRAM = '''\
@@ -61,9 +65,10 @@ def init(folder: Path, name: str) -> list[Path]:
     """Write a project that can be built and run as it is; return its files.
 
     Raises:
-        SourceError: something is there already.
+        SourceError: something is there already, or no model may be called so.
 
     """
+    _check_name(name, f"say another one with --name than {name!r}")
     described = {
         "name": name,
         "description": "What it does, for those who look for a model.",
@@ -113,8 +118,7 @@ def load(folder: Path) -> Project:
     for field, kind in (("name", str), ("description", str), ("params", dict), ("sample", dict)):
         if not isinstance(said.setdefault(field, kind()), kind):
             raise SourceError(f"{file}: {field} must be {'text' if kind is str else 'an object'}")
-    if not said["name"]:
-        raise SourceError(f"{file}: the model has no name")
+    _check_name(said["name"], f"{file}: {said['name']!r} is no name for a model")
     schema: dict[str, Any] = said["params"]
     properties = schema.get("properties", {})
     missing = [name for name in schema.get("required", ()) if name not in said["sample"]]
@@ -123,6 +127,11 @@ def load(folder: Path) -> Project:
     if missing:
         raise SourceError(f"{file}: sample has no {missing[0]!r}, which params requires")
     return Project(folder, said["name"], said["description"], schema, said["sample"])
+
+
+def _check_name(name: str, words: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise SourceError(f"{words}: small letters, digits, dots, dashes and underscores, a letter or digit first")
 
 
 def build(project: Project, tag: str, build_args: Sequence[str] = ()) -> None:
@@ -173,13 +182,16 @@ def check(project: Project, tag: str, dataset: Path | None) -> dict[str, int]:
     return left
 
 
-def push(tag: str, reference: str) -> None:
-    """Push the image *tag* to a registry as *reference*.
+def push(project: Project, tag: str, reference: str) -> None:
+    """Push the image *tag* of a project to a registry as *reference*.
 
     Raises:
-        WherryError: docker could not (it has said why).
+        WherryError: docker could not (it has said why); ``not_built``: there is no such image.
 
     """
+    if not _is_built(tag):
+        folder = shlex.quote(str(project.folder))
+        raise WherryError("not_built", f"there is no image {tag} here: wherry models build {folder} makes it")
     if tag != reference:
         _docker("tag", tag, reference)
     _docker("push", reference)
@@ -191,6 +203,14 @@ def _with_defaults(schema: Mapping[str, Any], params: Mapping[str, Any]) -> dict
         name: part["default"] for name, part in properties.items() if isinstance(part, dict) and "default" in part
     }
     return {**preset, **params}
+
+
+def _is_built(tag: str) -> bool:
+    try:
+        asked = ["docker", "image", "inspect", tag]
+        return subprocess.run(asked, check=False, capture_output=True).returncode == 0  # noqa: S603
+    except FileNotFoundError:
+        return True  # said when it is pushed
 
 
 def _docker(*arguments: str, code: str = "docker_failed") -> None:

@@ -82,12 +82,12 @@ def _walk_into(path: Path, name: str, rules: IgnoreRules, above: tuple[Path, ...
 
 def zip_folder(files: list[SourceFile], progress: ProgressCallback | None = None) -> Iterator[bytes]:
     """Yield a zip of *files* with their modes and times, reading each only when its turn comes."""
-    archive = zipstream.ZipStream(compress_type=zipfile.ZIP_DEFLATED, compress_level=1)
+    archive = zipstream.ZipStream(compress_type=zipfile.ZIP_DEFLATED)
     total, done = sum(file.size for file in files), 0
     for file in files:
         packed = file.path.suffix.lower() in _PACKED
-        method = zipfile.ZIP_STORED if packed else zipfile.ZIP_DEFLATED
-        archive.add_path(str(file.path), file.name, recurse=False, compress_type=method)
+        method, level = (zipfile.ZIP_STORED, None) if packed else (zipfile.ZIP_DEFLATED, 1)
+        archive.add_path(str(file.path), file.name, recurse=False, compress_type=method, compress_level=level)
         sent = 0
         for chunk in archive.file():
             sent += len(chunk)

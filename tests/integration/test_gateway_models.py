@@ -110,11 +110,13 @@ def test_a_model_is_what_the_labels_of_its_image_say_and_nothing_is_pulled(
 
 def test_the_same_image_is_the_same_version_and_another_one_the_next(anna: httpx.Client, registry: RegistryServer):
     reference = f"{registry.host}/team/grows:1"
-    registry.push("team/grows", LABELS, "1")
+    digest = registry.push("team/grows", LABELS, "1")
     first = anna.post("/models", json={"name": "grows", "image": reference})
     again = anna.post("/models", json={"name": "grows", "image": reference})
     assert (first.status_code, again.status_code) == (201, 200)
     assert (again.json()["version"], again.json()["is_new"]) == (1, False)
+    other_name = anna.post("/models", json={"name": "grows", "image": f"{registry.host}/team/grows@{digest}"})
+    assert (other_name.json()["version"], other_name.json()["is_new"]) == (1, False)
     registry.push("team/grows", LABELS | {"other": "label"}, "1")
     second = anna.post("/models", json={"name": "grows", "image": reference}).json()
     assert (second["version"], second["version_count"]) == (2, 2)
@@ -187,8 +189,12 @@ def test_only_experts_and_administrators_release_and_a_name_is_its_owners(
     ("image", "code", "words"),
     [
         ("{registry}/team/absent", "not_found", "nothing at /v2/team/absent/manifests/latest"),
-        ("127.0.0.1:{closed}/team/x", "unavailable", "cannot be reached"),
-        ("127.0.0.1:9/team/x", "registry_refused", "port 9 is not allowed"),
+        ("127.0.0.1:{closed}/team/x", "registry_failed", "cannot be reached"),
+        (
+            "127.0.0.1:9/team/x",
+            "registry_refused",
+            "port 9 is not allowed, only 443, 8443. An operator may allow it (WHERRY_REGISTRIES)",
+        ),
         ("169.254.169.254/team/x", "registry_refused", "is not a public address"),
         ("Team/UPPER", "invalid", "no reference of an image"),
     ],

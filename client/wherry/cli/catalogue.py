@@ -1,5 +1,6 @@
 """``wherry models``: find models and run them; for experts, make, release and measure them."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,6 +84,7 @@ def run(  # noqa: PLR0913 - each option of the command is one
     cluster: Annotated[str | None, typer.Option(help="Only nodes of this cluster.")] = None,
     key: Annotated[str | None, typer.Option(help="The same key is the same run.")] = None,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Watch it until it has ended.")] = False,
+    folder: Annotated[Path | None, typer.Option("--output", "-o", help="Follow, and bring its outputs there.")] = None,
 ) -> None:
     """Run a model with a dataset and parameters; the answer is a job."""
     output: Output = ctx.obj
@@ -98,7 +100,7 @@ def run(  # noqa: PLR0913 - each option of the command is one
     wish: dict[str, Any] = build_spec({}, typed, None) | catalogue.given(dataset=dataset)
     with connect() as client:
         job = client.run_model(model, wish, key=key)
-    if not follow_it:
+    if not follow_it and folder is None:
         if output.json:
             output.document(job)
             return
@@ -108,6 +110,9 @@ def run(  # noqa: PLR0913 - each option of the command is one
     output.note(f"job {job.job_id}")
     with connect(patience_s=LONG_PATIENCE_S) as client:
         ended = follow(client, job.job_id, output, LogChoice())
+        if folder is not None:
+            client.download(job.job_id, folder)
+            output.note(f"its outputs are in {folder}")
     if ended.state != "succeeded":
         raise typer.Exit(1)
 
@@ -172,7 +177,8 @@ def init(
     files = model_project.init(folder, name or folder.resolve().name.lower())
     if output.json:
         output.document({"files": [str(file) for file in files]})
-    output.note(f"{', '.join(file.name for file in files)} in {folder}; build it with: wherry models build {folder}")
+    made, then = ", ".join(file.name for file in files), f"wherry models build {shlex.quote(str(folder))}"
+    output.note(f"{made} in {folder}; build it with: {then}")
 
 
 @app.command()
@@ -213,7 +219,7 @@ def push(
     """Push a model's image to a registry and release it: wherry reads its description from there."""
     output: Output = ctx.obj
     project = model_project.load(folder)
-    model_project.push(image or f"{project.name}:latest", reference)
+    model_project.push(project, image or f"{project.name}:latest", reference)
     _released(output, catalogue.given(name=project.name, image=reference, experts=expert, answers=answers))
 
 
@@ -231,6 +237,8 @@ def edit(
 ) -> None:
     """Describe a model, name its experts, or say how good it should be. What is not given stays."""
     output: Output = ctx.obj
+    if metric is None and (lower or limit is not None or drop is not None):
+        raise typer.BadParameter("say what it is measured by", param_hint="--metric")
     quality = catalogue.given(metric=metric, better="lower" if lower else "higher", limit=limit, drop=drop)
     changes = catalogue.given(description=description, experts=expert, quality=quality if metric else None)
     with connect() as client:

@@ -36,7 +36,9 @@ Folder = Annotated[Path | None, typer.Option("--output", "-o", help="Wait, and b
 
 def filter_images(
     ctx: typer.Context,
-    filter_: Annotated[str, typer.Argument(metavar="FILTER", help="grayscale, blur, or one of your own.", show_default=False)],
+    filter_: Annotated[
+        str, typer.Argument(metavar="FILTER", help="grayscale, blur, or one of your own.", show_default=False)
+    ],
     files: Files,
     *,
     folder: Annotated[Path, typer.Option("--output", "-o", help="Where the filtered images go.")],

@@ -12,7 +12,7 @@ import aiohttp
 from yarl import URL
 
 from services.storage.core import registry as r
-from shared.errors import NotFound, Unavailable, WherryError
+from shared.errors import NotFound, WherryError
 from shared.outbound import BlockedAddressError, WayOut
 
 TIMEOUT_S = 20.0
@@ -75,8 +75,7 @@ class Registry:
 
         Raises:
             NotFound: there is no such image.
-            WherryError: ``registry_failed``.
-            Unavailable: the registry does not answer.
+            WherryError: ``registry_failed``: it does not answer, or not as it should.
         """
         manifest, digest = await self._manifest(reference, reference.what)
         if "manifests" in manifest:
@@ -163,7 +162,7 @@ class Registry:
         try:
             for _ in range(_REDIRECTS_MAX + 1):
                 if why := self._way.refusal(str(url)):
-                    raise WherryError("registry_refused", f"Registry {host} may not be asked: {why}.")
+                    raise _refused(host, why)
                 async with self._way.session(url).get(url, headers=headers, allow_redirects=False) as answer:
                     place = answer.headers.get("Location")
                     if answer.status not in _HOPS or not place:
@@ -175,12 +174,12 @@ class Registry:
         except aiohttp.ClientConnectorError as error:
             blocked: Any = error.os_error
             if isinstance(blocked, BlockedAddressError):
-                raise WherryError("registry_refused", f"Registry {host} may not be asked: {blocked}.") from None
-            raise Unavailable(f"Registry {host} cannot be reached: {error.strerror or 'no connection'}.") from None
+                raise _refused(host, str(blocked)) from None
+            raise _failed(host, f"it cannot be reached: {error.strerror or 'no connection'}") from None
         except TimeoutError:
-            raise Unavailable(f"Registry {host} gave no answer in {TIMEOUT_S:g} s.") from None
+            raise _failed(host, f"it gave no answer in {TIMEOUT_S:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"The connection to registry {host} broke ({type(error).__name__}).") from None
+            raise _failed(host, f"the connection broke ({type(error).__name__})") from None
         except ValueError:
             raise _failed(host, "its answer cannot be understood") from None
         raise _failed(host, "it leads on and on")
@@ -200,7 +199,7 @@ class _Answer:
         if self.status in (401, 403):
             raise _failed(host, f"it refuses {path} ({self.status}): give a login with WHERRY_REGISTRY_LOGINS")
         if self.status == 429 or self.status >= 500:
-            raise Unavailable(f"Registry {host} answers {self.status}; try again later.")
+            raise _failed(host, f"it answers {self.status}; try again later")
         raise _failed(host, f"it answers {self.status} to {path}")
 
 
@@ -219,13 +218,18 @@ def _json(body: bytes, host: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise _failed(host, "it answers with something else than JSON: is it a registry?")
+        raise _failed(host, "it answers with something else than JSON, which no registry does")
     return cast("dict[str, Any]", found)
 
 
 def _check_digest(host: str, body: bytes, digest: str) -> None:
     if f"sha256:{hashlib.sha256(body).hexdigest()}" != digest:
         raise _failed(host, f"what it gives for {digest} is something else")
+
+
+def _refused(host: str, why: str) -> WherryError:
+    message = f"Registry {host} may not be asked: {why}. An operator may allow it (WHERRY_REGISTRIES)."
+    return WherryError("registry_refused", message)
 
 
 def _failed(host: str, why: str) -> WherryError:

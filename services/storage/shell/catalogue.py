@@ -125,7 +125,9 @@ class Catalogue:
             before, now_us, description=self._words(put, version, before), experts=put.experts, quality=put.quality
         )
         kept = c.version_document(put.name, version, sha256)
-        what = {name: kept[name] for name in ("image", "reference", "sha256", "params", "description")}
+        # An image is what its digest says, under whichever tag it is named.
+        parts = ("image" if kept["image"] else "reference", "sha256", "params", "description")
+        what = {name: kept[name] for name in parts}
         if document is not None and (same := await self._store.same(put.name, what)) is not None:
             changed = await self._store.set(put.name, fields)
             return ModelStored(model=await self._whole(changed), version=same, is_new=False) if changed else None

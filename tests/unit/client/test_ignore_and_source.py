@@ -99,6 +99,16 @@ def test_what_is_neither_file_nor_folder_is_refused_by_name(folder: Path):
         list_folder(folder)
 
 
+def test_what_is_packed_already_goes_as_it_is_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "photo.png").write_bytes(b"p" * 1000)
+    (tmp_path / "notes.txt").write_bytes(b"n" * 1000)
+    body = b"".join(zip_folder(list_folder(tmp_path)))
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        assert archive.getinfo("photo.png").compress_size == 1000
+        assert archive.getinfo("notes.txt").compress_size < 100
+    assert caplog.records == []
+
+
 def test_an_empty_folder_a_missing_path_and_a_file_that_is_no_zip_are_refused(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.zip").write_text("no zip")

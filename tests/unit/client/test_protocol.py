@@ -95,3 +95,12 @@ def test_the_end_of_a_job_is_known_by_its_event(kind: str, ended: bool):  # noqa
 def test_pauses_double_up_to_a_limit_and_heed_the_server():
     assert [backoff(tries) for tries in range(1, 8)] == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
     assert backoff(1, 7.0) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("code", "again"), [("registry_failed", False), ("model_failed", False), ("unavailable", True)]
+)
+def test_what_others_have_failed_in_is_said_at_once_and_not_asked_for_again(code: str, *, again: bool):
+    error = protocol.problem(502, {}, json.dumps({"code": code, "detail": "It is down."}).encode())
+    assert error is not None
+    assert (error.code, error.retryable) == (code, again)
