@@ -46,6 +46,16 @@ def test_a_command_runs_over_files_and_what_failed_runs_again_alone(stack: Stack
     assert [(one["number"], one["name"], one["error"]["reason"]) for one in listed] == [(8, "file7.txt", "item_failed")]
     assert stack.job(job_id)["error"]["reason"] == "items_failed"
 
+    answer = stack.http.get(f"/jobs/{job_id}/logs", headers={"Accept": "application/json"}).json()
+    [said] = answer["lines"]
+    assert (said["text"], said["member"][:7], said["stream"]) == ("it is bad", "worker-", "stderr")
+    assert said["item"] in (None, listed[0]["item_id"])
+    followed = wherry(stack, "logs", "-f", job_id)
+    assert f"{said['member']} | it is bad\n" in followed.stdout + followed.stderr
+    refused = wherry(stack, "rerun", said["member_id"])
+    assert refused.returncode != 0
+    assert f"rerun {job_id}" in refused.stderr
+
     again = json.loads(wherry(stack, "--json", "rerun", job_id).stdout)["job_id"]
     job = stack.wait_end(again)
     assert job["items"] == {"total": 1, "succeeded": 0, "failed": 1, "closed": True}
