@@ -212,27 +212,6 @@ def step(job: Job, event: Event, now: datetime, limits: Limits) -> Change | None
     return Change(change.job.model_copy(update={"updated_at": now}), change.name)
 
 
-def event_name(event: Event) -> str:
-    """Return the name under which `MOVES` lists *event*."""
-    return _NAMES[type(event.data)] if isinstance(event, Report) else _NAMES[type(event)]
-
-
-_NAMES: Mapping[type, str] = {
-    Placed: "placed",
-    Waiting: "pending",
-    NeedsMet: "needs_met",
-    NeedFailed: "need_failed",
-    Cancel: "cancel",
-    Lost: "lost",
-    Remarked: "remarked",
-    Expired: "expired",
-    AttemptStarting: "starting",
-    AttemptRunning: "running",
-    AttemptFinishing: "finishing",
-    AttemptFinished: "finished",
-}
-
-
 def failed_nodes(job: Job) -> frozenset[str]:
     """Return the nodes on which an attempt of the job came to nothing.
 
