@@ -1,6 +1,7 @@
 """Models that Keras has saved (`*.keras`), for an image that has Keras."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class KerasModel(Model):
     platform = "keras"
 
     def __init__(self, file: Path, described: dict[str, Any]) -> None:
+        if cpus := os.environ.get("WHERRY_CPUS"):  # else as many threads compute as the machine has processors
+            os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, math.ceil(float(cpus)))))
         try:
             import keras  # noqa: PLC0415 - most images have none, and it takes seconds
         except ImportError as error:

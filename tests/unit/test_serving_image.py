@@ -170,6 +170,7 @@ def test_a_body_without_a_length_or_beyond_the_limit_is_refused(http: httpx.Clie
     [
         (None, "there is no model: no model.json"),
         ({"format": "onnx"}, "has the format 'onnx'"),
+        ({"format": "keras"}, "model.keras needs an image with Keras"),
         ({"activation": "tanh"}, "activation"),
         ({"classes": ["a"]}, "9 outputs and 1 classes"),
         ({"input": {"width": 4, "height": 3, "channels": 1}}, "layer 0 does not fit"),
@@ -185,6 +186,14 @@ def test_without_a_model_that_fits_it_says_so_and_ends_with_3(
         _, said = program.communicate(timeout=60)
     assert program.returncode == 3
     assert words in said
+
+
+def test_what_keras_has_saved_is_found_without_a_description(tmp_path: Path) -> None:
+    (tmp_path / "digits.keras").touch()
+    with start(tmp_path, stderr=subprocess.PIPE) as program:
+        _, said = program.communicate(timeout=60)
+    assert program.returncode == 3
+    assert "digits.keras needs an image with Keras" in said  # here it has none
 
 
 def test_an_answer_does_not_wait_until_its_head_was_acknowledged(http: httpx.Client) -> None:
