@@ -126,6 +126,9 @@ class Serving:
             del self._replicas[key.job_id]
             if replica.attending is not None:
                 replica.attending.cancel()
+            for exchange in self._exchanges.values():
+                if exchange.job_id == key.job_id and exchange.work is not None:
+                    exchange.work.cancel()  # a connection to an address that is gone takes seconds to fail
 
     async def drain(self, key: Key, grace_s: float) -> float:
         """Take no new request, and return once those within are answered: how many seconds of *grace_s* are left.
