@@ -87,7 +87,7 @@ def find(places: Iterable[Path]) -> Model:
                 return _opened(found[0])
     where = " or ".join(str(place) for place in looked)
     raise NoModelError(
-        f"there is no model: no {DESCRIPTION} in {where}. A model is a zip with {DESCRIPTION} and {ARRAYS}, or a *.keras"
+        f"there is no model: no {DESCRIPTION} in {where}. A model is a zip with {DESCRIPTION} and {ARRAYS}, or *.keras"
     )
 
 
