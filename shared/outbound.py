@@ -91,6 +91,22 @@ class WayOut:
         return named if is_named(url.host or "", url.port or 0, self._allowed) else guarded
 
 
+class Outward:
+    """Something that calls out by a way of its own, which is open within ``async with``."""
+
+    def __init__(self, way: WayOut) -> None:
+        self._way = way
+
+    async def __aenter__(self) -> Self:
+        await self._way.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._way.__aexit__(kind, error, trace)
+
+
 def _session(resolver: AbstractResolver | None, timeout: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
     """Return a session without proxies, cookies or decompression, which looks every name up anew."""
     return aiohttp.ClientSession(

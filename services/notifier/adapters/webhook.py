@@ -1,8 +1,7 @@
 """Webhooks: a signed POST to where it may go, and nowhere else."""
 
 from collections.abc import Awaitable, Callable, Collection
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -14,7 +13,7 @@ from services.notifier.core.signing import sign
 from shared.clock import utc_now
 from shared.errors import WherryError
 from shared.events import DeliveryRequested
-from shared.outbound import BlockedAddressError, WayOut
+from shared.outbound import BlockedAddressError, Outward, WayOut
 
 #: As much of an answer is read, so that the connection can be used again; what it says is nobody's business.
 ANSWER_BYTES_MAX = 64 * 1024
@@ -23,7 +22,7 @@ ANSWER_BYTES_MAX = 64 * 1024
 SecretOf = Callable[[DeliveryRequested], Awaitable[str]]
 
 
-class WebhookSender:
+class WebhookSender(Outward):
     """Posts events. Use as ``async with WebhookSender(…) as sender:``.
 
     Args:
@@ -44,18 +43,9 @@ class WebhookSender:
         resolver: AbstractResolver | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        self._way = WayOut(allowed, aiohttp.ClientTimeout(total=timeout_s), resolver)
+        super().__init__(WayOut(allowed, aiohttp.ClientTimeout(total=timeout_s), resolver))
         self._public_url = public_url
         self._secret_of = secret_of
-
-    async def __aenter__(self) -> Self:
-        await self._way.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._way.__aexit__(kind, error, trace)
 
     def host(self, request: DeliveryRequested) -> str:
         """Return the receiver's host and port."""

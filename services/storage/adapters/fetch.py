@@ -3,15 +3,14 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from services.storage.core.fetching import FetchBroke, Head, failed, media_type, refused, strong_validator
-from shared.outbound import BlockedAddressError, WayOut
+from shared.outbound import BlockedAddressError, Outward, WayOut
 
 REDIRECTS_MAX = 5
 CONNECT_TIMEOUT_S = 15.0
@@ -27,7 +26,7 @@ class Answer:
     pieces: AsyncIterator[bytes]
 
 
-class Web:
+class Web(Outward):
     """Asks for files. Use as ``async with Web(…) as web:``.
 
     Args:
@@ -38,16 +37,7 @@ class Web:
 
     def __init__(self, allowed: Collection[str], idle_s: float, resolver: AbstractResolver | None = None) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=idle_s)
-        self._way = WayOut(allowed, timeout, resolver)
-
-    async def __aenter__(self) -> Self:
-        await self._way.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._way.__aexit__(kind, error, trace)
+        super().__init__(WayOut(allowed, timeout, resolver))
 
     @asynccontextmanager
     async def get(self, url: str, start: int = 0, validator: str | None = None) -> AsyncGenerator[Answer, None]:

@@ -5,15 +5,14 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import aiohttp
 from yarl import URL
 
 from services.storage.core import registry as r
 from shared.errors import NotFound, WherryError
-from shared.outbound import BlockedAddressError, WayOut
+from shared.outbound import BlockedAddressError, Outward, WayOut
 
 TIMEOUT_S = 20.0
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
@@ -23,7 +22,7 @@ _OURS = {"User-Agent": "wherry", "Accept-Encoding": "identity"}
 _HOPS = frozenset({301, 302, 303, 307, 308})
 
 
-class Registry:
+class Registry(Outward):
     """Asks registries. Use as ``async with Registry(…) as registry:``.
 
     Args:
@@ -32,19 +31,10 @@ class Registry:
     """
 
     def __init__(self, plain: frozenset[str], logins: Mapping[str, str]) -> None:
-        self._way = WayOut(plain, aiohttp.ClientTimeout(total=TIMEOUT_S))
+        super().__init__(WayOut(plain, aiohttp.ClientTimeout(total=TIMEOUT_S)))
         self._plain = plain
         self._logins = logins
         self._tokens: dict[tuple[str, str], str] = {}
-
-    async def __aenter__(self) -> Self:
-        await self._way.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._way.__aexit__(kind, error, trace)
 
     async def repositories(self, host: str) -> AsyncIterator[str]:
         """Give the names of all repositories.
