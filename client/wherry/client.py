@@ -352,7 +352,7 @@ class Client:
         """Store a file. A large one goes on where it was when a connection breaks or the server is started again.
 
         Args:
-            path: the file.
+            path: the file; or a folder, of which a zip is made while it is sent.
             name: what it is called there; else the file's name.
             progress: called with the bytes sent so far and in all; after a break they may be fewer than before.
             notes: a folder in which unfinished uploads are noted, so that another run of yours goes on with them.

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from client.wherry import models, protocol, scripts
 from client.wherry.effects import Body, Emit, Request, Script, Series, Work
-from client.wherry.errors import SourceError, WherryError
-from client.wherry.source import ProgressCallback, list_folder, regroup, zip_folder
+from client.wherry.errors import WherryError
+from client.wherry.source import ProgressCallback, folder_body
 from client.wherry.uploads import Note
 
 #: How a source begins that the server has.
@@ -99,7 +99,7 @@ def put(
         return (yield from _make(wish.json(**what), patience_s))
     path = Path(source)
     if (yield Work(path.is_dir)):
-        body: Body = yield Work(partial(_zipped, path, progress))
+        body: Body = yield Work(partial(folder_body, path, progress))
         request = protocol.put_artifact(body, f"{path.resolve().name or 'data'}.zip")
         stored = yield from scripts.ask(models.Artifact, request, patience_s)
     else:
@@ -129,10 +129,3 @@ def get(ref: str, target: Path, progress: ProgressCallback | None, patience_s: f
     sha256 = yield from scripts.get_file(part, target, progress, patience_s)
     yield Work(partial(scripts.check_digest, target, sha256, found.sha256))
     return found
-
-
-def _zipped(folder: Path, progress: ProgressCallback | None) -> Body:
-    files = list_folder(folder)
-    if not files:
-        raise SourceError(f"{folder} has no files to send")
-    return Body(lambda: regroup(zip_folder(files, progress)), None, "application/zip")

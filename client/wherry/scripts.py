@@ -28,7 +28,7 @@ from client.wherry.effects import (
 )
 from client.wherry.errors import Corrupt, Unreachable, WaitTimeout, WherryError
 from client.wherry.requesting import backoff, call
-from client.wherry.source import ProgressCallback, file_body, submission_body
+from client.wherry.source import ProgressCallback, file_body, folder_body, submission_body
 from client.wherry.uploads import RESUME_FROM_BYTES, Note, send_file
 
 T = TypeVar("T")
@@ -408,7 +408,12 @@ def _gather(wanted: Wanted, entry: models.Entry, target: Path, meter: _Meter, pa
 def put_artifact(
     path: Path, name: str, progress: ProgressCallback | None, patience_s: float, note: Note | None
 ) -> Script[models.Artifact]:
-    """Store the file at *path*; a large one goes on where it was when a connection breaks."""
+    """Store the file at *path*; a large one goes on where it was when a connection breaks. A folder becomes a zip."""
+    if (yield Work(path.is_dir)):
+        zipped: Body = yield Work(partial(folder_body, path, progress))
+        name = name or path.resolve().name
+        name = name if name.endswith(".zip") else f"{name}.zip"
+        return (yield from ask(models.Artifact, protocol.put_artifact(zipped, name), patience_s))
     if (yield Work(partial(_is_large, path))):
         return (yield from send_file(path, name, progress, patience_s, note or Note(None, path, "")))
     body: Body = yield Work(partial(file_body, path, "application/octet-stream", progress))

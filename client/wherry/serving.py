@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 from client.wherry import models, scripts
-from client.wherry.effects import Body, Emit, Request, Script, Series, Work
+from client.wherry.effects import Emit, Request, Script, Series, Work
 from client.wherry.errors import SourceError
-from client.wherry.source import ProgressCallback, list_folder, regroup, zip_folder
+from client.wherry.source import ProgressCallback
 
 #: Seconds that a prediction may take: a model that sleeps is woken first.
 _PREDICT_TIMEOUT_S = 180.0
@@ -104,7 +104,7 @@ def deploy(
     """
     whole = dict(wish)
     if path is not None:
-        whole["artifact"] = (yield from _stored(path, progress, patience_s)).artifact_id
+        whole["artifact"] = (yield from scripts.put_artifact(path, path.name, progress, patience_s, None)).artifact_id
     request = Request("POST", "/deployments", headers={"Idempotency-Key": key}, json=whole)
     return (yield from scripts.ask(Deployment, request, patience_s))
 
@@ -124,7 +124,7 @@ def update(
     """
     whole = dict(changes)
     if path is not None:
-        whole["artifact"] = (yield from _stored(path, progress, patience_s)).artifact_id
+        whole["artifact"] = (yield from scripts.put_artifact(path, path.name, progress, patience_s, None)).artifact_id
     return (yield from scripts.ask(Deployment, change(deployment, whole), patience_s))
 
 
@@ -161,17 +161,6 @@ def predict(
     path = f"/deployments/{quote(deployment, safe='')}/predict"
     request = Request("POST", path, json=whole, read_timeout_s=_PREDICT_TIMEOUT_S)
     return (yield from scripts.ask(Predictions, request, patience_s))
-
-
-def _stored(path: Path, progress: ProgressCallback | None, patience_s: float) -> Script[models.Artifact]:
-    if not path.is_dir():
-        return (yield from scripts.put_artifact(path, path.name, progress, patience_s, None))
-    files = yield Work(partial(list_folder, path))
-    if not files:
-        raise SourceError(f"{path} has no files to send")
-    body = Body(lambda: regroup(zip_folder(files, progress)), None, "application/zip")
-    request = Request("PUT", "/artifacts", query={"name": f"{path.resolve().name}.zip"}, body=body)
-    return (yield from scripts.ask(models.Artifact, request, patience_s))
 
 
 def _encoded(images: Sequence[Path | bytes]) -> list[dict[str, str]]:

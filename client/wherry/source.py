@@ -123,6 +123,19 @@ def file_body(path: Path, media_type: str, progress: ProgressCallback | None = N
     return Body(lambda: read_file(path, progress), path.stat().st_size, media_type)
 
 
+def folder_body(folder: Path, progress: ProgressCallback | None = None) -> Body:
+    """Return a body that is a zip of the folder, made while it is sent.
+
+    Raises:
+        SourceError: there is nothing in it, or something in it cannot be sent.
+
+    """
+    files = list_folder(folder)
+    if not files:
+        raise SourceError(f"{folder} has no files to send")
+    return Body(lambda: regroup(zip_folder(files, progress)), None, "application/zip")
+
+
 def submission_body(spec: dict[str, Any], source: Path, progress: ProgressCallback | None = None) -> Body:
     """Return a multipart body with the spec and the source, a folder or a zip.
 

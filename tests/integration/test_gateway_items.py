@@ -513,6 +513,20 @@ def test_the_seeds_paths_stand_at_the_root_for_curl(stack: GatewayStack, workloa
 # --- the client ----------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_goes_up_as_a_zip_whose_files_become_items(stack: GatewayStack, anna: httpx.Client, tmp_path: Path):
+    for name in ("photos/b.png", "photos/deep/a.png", "photos/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"content of {name}")
+    with Client(stack.url, anna.headers["Authorization"].removeprefix("Bearer ")) as client:
+        folder = client.put_artifact(tmp_path / "photos")
+        assert client.artifacts(limit=1)[0].name == "photos.zip"
+        job = client.submit(SPEC | {"map": {"over": f"artifact:{folder.artifact_id}", "pattern": "*.png"}})
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(WherryError, match="has no files to send"):
+            client.put_artifact(tmp_path / "empty")
+    assert [one.spec.path for one in taken_in(stack, job.job_id)] == ["over/b.png", "over/deep/a.png"]
+
+
 def test_the_client_gives_items_and_images_and_reads_them_back_both_ways(
     stack: GatewayStack, anna: httpx.Client, tmp_path: Path
 ):

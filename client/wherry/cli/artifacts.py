@@ -20,7 +20,7 @@ ArtifactId = Annotated[str, typer.Argument(metavar="ARTIFACT", help="The artifac
 @app.command()
 def put(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(help="The file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The file, or a folder: it goes up as a zip.", show_default=False)],
     *,
     name: Annotated[str | None, typer.Option(help="What it is called there; else the file's name.")] = None,
 ) -> None:

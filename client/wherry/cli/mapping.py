@@ -121,7 +121,7 @@ def map_files(  # noqa: PLR0913 - each option of the command is one
     ctx: typer.Context,
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FILES", help="Files, each an item; or a zip of them.", show_default=False),
+        typer.Argument(metavar="FILES", help="Files, each an item; or a zip or folder of them.", show_default=False),
     ] = None,
     *,
     command: Annotated[
@@ -129,7 +129,9 @@ def map_files(  # noqa: PLR0913 - each option of the command is one
         typer.Option("--command", "-c", help="Reads $WHERRY_IN, writes $WHERRY_OUT.", show_default=False),
     ] = None,
     over: Annotated[str | None, typer.Option(help="A zip that is there: dataset:NAME or artifact:ID.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="Of a zip, the files that match: *.png, photos/**.")] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Of a zip or folder, the files that match: *.png, photos/**.")
+    ] = None,
     item: Annotated[list[str] | None, typer.Option(help="An item without a file, by name; may be given again.")] = None,
     spec: Annotated[Path | None, typer.Option("--spec", help="A JSON file with the rest; options win over it.")] = None,
     source: Annotated[Path | None, typer.Option(help="A folder or zip with the program.")] = None,
@@ -163,6 +165,9 @@ def map_files(  # noqa: PLR0913 - each option of the command is one
         "item_timeout": timeout,
     }  # fmt: skip
     wish["map"] = {**wish.get("map", {}), **{field: value for field, value in given.items() if value is not None}}
+    mapped = wish["map"]
+    if not (files or item or mapped.get("over") or mapped.get("items") or mapped.get("open")):
+        raise typer.BadParameter("give files, --over or --item: there is nothing to do", param_hint="FILES")
     with connect(patience_s=LONG_PATIENCE_S) as client, _bar(output) as bar:
         _add_files(client, wish["map"], files or [], at_once, bar)
         wish["map"]["items"] = [*wish["map"].get("items", []), *(item or ())]
@@ -178,7 +183,10 @@ def map_files(  # noqa: PLR0913 - each option of the command is one
 
 
 def _add_files(client: Client, wish: dict[str, Any], files: list[Path], at_once: int, bar: Progress) -> None:
-    if len(files) == 1 and files[0].suffix.lower() == ".zip" and "over" not in wish:
+    folders = [path for path in files if path.is_dir()]
+    if folders and (len(files) > 1 or "over" in wish):
+        raise SourceError(f"{folders[0]} is a folder: give it alone, its files are the items")
+    if len(files) == 1 and (folders or files[0].suffix.lower() == ".zip") and "over" not in wish:
         wish["over"] = f"artifact:{client.put_artifact(files[0]).artifact_id}"
         return
     stored = _at_once(bar, "sending", at_once, files, client.put_artifact)
