@@ -168,14 +168,14 @@ def test_a_model_and_an_image_are_asked_by_their_addresses_in_one_go(
     web.files["/model.zip"], web.files["/one.png"] = model("nw", "ne", "sw", "se"), picture(1)
     order = {"model_url": web.url("/model.zip"), "image_url": web.url("/one.png"), "resources": SMALL}
     order |= {"width": 2, "height": 2, "channels": 1}
-    found = []
-    for _ in range(2):
-        answer = stack.http.post("/predict", json=order, timeout=120)
-        assert answer.status_code == 200, answer.text
-        found.append(answer.json())
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:  # at the same moment, when nothing is deployed yet
+        asked = [pool.submit(stack.http.post, "/predict", json=order, timeout=120) for _ in range(3)]
+    answers = [one.result() for one in asked] + [stack.http.post("/predict", json=order, timeout=120)]
+    assert [one.status_code for one in answers] == 4 * [200], [one.text for one in answers]
+    found = [one.json() for one in answers]
     gone(found[0]["deployment_id"])
-    assert [one["predictions"][0]["class"] for one in found] == ["ne", "ne"]
-    assert found[0]["deployment_id"] == found[1]["deployment_id"]
+    assert [one["predictions"][0]["class"] for one in found] == 4 * ["ne"]
+    assert len({one["deployment_id"] for one in found}) == 1
     wrong = stack.http.post("/predict", json=order | {"width": 3}, timeout=120)
     assert (wrong.status_code, wrong.json()["code"]) == (422, "model_refused")
     assert "2 x 2 pixels" in wrong.json()["detail"]
