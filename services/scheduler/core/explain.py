@@ -15,7 +15,7 @@ from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.limits import Now
 from services.scheduler.core.need import inputs_of, need_of
 from services.scheduler.core.placement import Placement, Trial
-from services.scheduler.core.placement import explain as refuse
+from services.scheduler.core.refusal import refuse
 from services.scheduler.core.suggest import suggest
 from services.scheduler.core.waiting import refusal
 from services.scheduler.core.words import count

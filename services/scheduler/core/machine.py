@@ -24,8 +24,9 @@ from services.scheduler.core.fleet_facts import FleetFact
 from services.scheduler.core.limits import Now
 from services.scheduler.core.membership import Membership, NodeDecision
 from services.scheduler.core.need import Need, inputs_of
-from services.scheduler.core.placement import Refusal, Trial
+from services.scheduler.core.placement import Trial
 from services.scheduler.core.quarantine import taking_in
+from services.scheduler.core.refusal import Refusal
 from shared.events import AttemptFinished
 from shared.fleet import Heartbeat
 from shared.job import Failure, Item, Job, PendingReason

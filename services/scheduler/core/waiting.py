@@ -7,7 +7,8 @@ from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.gang import member_specs
 from services.scheduler.core.limits import Now
 from services.scheduler.core.need import Need
-from services.scheduler.core.placement import Refusal, Trial, explain, fits_somewhere
+from services.scheduler.core.placement import Trial, fits_somewhere
+from services.scheduler.core.refusal import Refusal, refuse
 from shared.job import PendingReason
 from shared.states import PendingCode
 
@@ -54,7 +55,7 @@ def _of_nodes(state: State, need: Need, now: Now, known: dict[Need, Refusal]) ->
     if found is None:
         after, limits = now.mono - state.fresh_s, state.limits
         lacking = [one for one in dict.fromkeys(need.members) if not fits_somewhere(state.columns, one, after, limits)]
-        told = [explain(state.columns, one, after, limits) for one in (lacking if need.members else (need,))]
+        told = [refuse(state.columns, one, after, limits) for one in (lacking if need.members else (need,))]
         found = min(told, key=lambda refusal: refusal.is_possible, default=Refusal((), is_possible=True))
         known[need] = found
     return found

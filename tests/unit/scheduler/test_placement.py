@@ -8,7 +8,8 @@ from services.scheduler.core.fleet.node import Node
 from services.scheduler.core.lifecycle import failed_nodes
 from services.scheduler.core.limits import Limits
 from services.scheduler.core.need import CPU_UNIT, Need, inputs_of, need_of
-from services.scheduler.core.placement import Trial, explain
+from services.scheduler.core.placement import Trial
+from services.scheduler.core.refusal import refuse
 from shared.fleet import Gpu, HeldInput, Usage
 from shared.job import Attempt, Failure
 from shared.spec import GIB, JobSpec
@@ -128,7 +129,7 @@ def test_the_columns_find_the_same_nodes_as_looking_at_each(make, data) -> None:
         rows = trial.feasible(wanted)
         assert {node.id for node in nodes if rows[node.slot]} == fitting
         found = trial.place(wanted, None, frozenset())
-        refusal = explain(columns, wanted, NOW - 10, LIMITS)
+        refusal = refuse(columns, wanted, NOW - 10, LIMITS)
         if found is None:
             assert not fitting
             assert refusal.reasons
@@ -212,7 +213,7 @@ def test_a_gpu_that_an_outside_process_fills_is_not_free(make) -> None:
 def test_a_silent_node_gets_nothing(make) -> None:
     columns = fleet(make.beat("n1"))
     assert Trial(columns, NOW + 1, LIMITS).place(need(), None, frozenset()) is None
-    refusal = explain(columns, need(), NOW + 1, LIMITS)
+    refusal = refuse(columns, need(), NOW + 1, LIMITS)
     assert [(r.code, r.nodes) for r in refusal.reasons] == [(PendingCode.NODE_UNHEALTHY, 1)]
     assert refusal.is_possible
 
@@ -222,7 +223,7 @@ def codes(refusal) -> dict[PendingCode, int]:
 
 
 def reason_for(make, *beats, **spec) -> SimpleNamespace:
-    refusal = explain(fleet(*beats), need(**spec), NOW - 10, LIMITS)
+    refusal = refuse(fleet(*beats), need(**spec), NOW - 10, LIMITS)
     texts = " | ".join(reason.message for reason in refusal.reasons)
     return SimpleNamespace(codes=codes(refusal), text=texts, possible=refusal.is_possible)
 
@@ -241,7 +242,7 @@ def test_a_refusal_for_a_busy_fleet_says_that_it_can_still_be(make) -> None:
     columns = fleet(make.beat("n1", cpus=4))
     columns.nodes[0].ucpus = 3 * CPU_UNIT
     columns.refresh(columns.nodes[0], LIMITS)
-    refusal = explain(columns, need(resources={"cpus": 2}), NOW - 10, LIMITS)
+    refusal = refuse(columns, need(resources={"cpus": 2}), NOW - 10, LIMITS)
     assert refusal.is_possible
     assert "needs 2 cpus; 1 are free" in refusal.reasons[0].message
 
