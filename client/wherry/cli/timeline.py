@@ -51,6 +51,8 @@ def _moments(job: models.Job, begun: datetime) -> Iterator[tuple[datetime, str]]
 def _waiting(job: models.Job) -> str:
     if job.pending and not job.attempts and not job.is_terminal:
         return f"handed in: {'; '.join(reason.message for reason in job.pending)}"
+    if job.members or job.kind != "run":
+        return "handed in; its members, listed below, have times of their own"
     return "handed in, waits for what it needs and for a node" if job.needs else "handed in, waits for a node"
 
 

@@ -144,3 +144,11 @@ def test_a_quota_shows_every_limit_and_what_is_held():
 def test_the_version_is_the_projects():
     project = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())
     assert project["project"]["version"] == __version__
+
+
+def test_a_job_that_others_do_the_work_of_is_not_said_to_have_waited_for_a_node():
+    ended = models.Job(job_id="j", state="succeeded", kind="map", created_at=at(0), ended_at=at(7))
+    assert [one.what for one in timeline(ended, at(9))] == [
+        "handed in; its members, listed below, have times of their own",
+        "succeeded",
+    ]
