@@ -16,6 +16,7 @@ from shared.requests.blobs import CHUNK_BYTES
 from shared.requests.serving import SERVE_HEADER, ServeAnswer, ServeStep
 
 T = TypeVar("T")
+Room = Callable[[int], Awaitable[object]]
 
 #: Bytes of an answer, where nothing else is said.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
@@ -51,9 +52,19 @@ class Answer:
 
 async def ask(
     bus: Bus, node: str, job_id: str, wish: Wish, timeout_s: float, bytes_max: int = ANSWER_BYTES_MAX,
-    *, repeatable: bool = True,
+    *, repeatable: bool = True, room: Room | None = None,
 ) -> Answer:  # fmt: skip
-    """Ask the replica *job_id* on *node*, for an answer of at most *bytes_max*. *repeatable*: it may be done twice.
+    """Ask a replica.
+
+    Args:
+        bus: the connection that the request goes over.
+        node: where the replica runs.
+        job_id: the replica.
+        wish: what is asked.
+        timeout_s: for all of it.
+        bytes_max: of the answer.
+        repeatable: it may be done twice.
+        room: waits until there is room for an answer of so many bytes; what it raises ends the request.
 
     Raises:
         WherryError: ``replica_lost``: the program may have worked on it; ``replica_…``, ``unavailable``: it never got
@@ -62,7 +73,7 @@ async def ask(
     """
     exchange = _Exchange(bus, node, job_id, new_id("q"), monotonic() + timeout_s, bytes_max)
     try:
-        return await exchange.run(wish, repeatable=repeatable)
+        return await exchange.run(wish, room, repeatable=repeatable)
     except BaseException:
         await exchange.drop()
         raise
@@ -75,7 +86,7 @@ class _Exchange:
         self._is_known = False  # to the node, which would keep it for a while
         self._is_asked = False  # all of it may have reached the node, and from there the program
 
-    async def run(self, wish: Wish, *, repeatable: bool) -> Answer:
+    async def run(self, wish: Wish, room: Room | None, *, repeatable: bool) -> Answer:
         size = len(wish.body)
         pieces = [] if size <= CHUNK_BYTES else range(0, size, CHUNK_BYTES)
         await _windowed([partial(self._part, wish.body, offset) for offset in pieces])
@@ -100,6 +111,8 @@ class _Exchange:
         if head.size > self._bytes_max:
             raise WherryError("answer_too_large", f"The answer has more than {self._bytes_max} bytes.")
         if len(body) < head.size:
+            if room is not None:
+                await room(head.size)
             rest = [partial(self._more, offset) for offset in range(len(body), head.size, CHUNK_BYTES)]
             body += b"".join([piece for _, piece in await _windowed(rest)])
             await self.drop()

@@ -1,11 +1,12 @@
 """Deployments: serve a model, ask it, change it, take it away; and the Open Inference Protocol (v2)."""
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 from yarl import URL
 
 from services.gateway.adapters.replica import Answer, Wish
@@ -56,6 +57,21 @@ class ReadyView(BaseModel):
 
 
 _UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": ReadyView, "description": "Not now."}}
+
+
+class _Passed(Response):
+    """A replica's answer as it is. Its room is given back once it was sent, also to a slow reader."""
+
+    def __init__(self, found: Answer, held: AsyncExitStack) -> None:
+        super().__init__(found.body, found.status)
+        self.raw_headers += [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in passed_back(found.headers)
+        ]
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
 
 
 @router.post(
@@ -188,9 +204,11 @@ async def _passed(request: Request, gateway: Gateway, principal: Principal, job:
     headers = tuple((name, value) for name, value in request.headers.items() if name not in _OURS)
     query = f"?{request.url.query}" if request.url.query else ""
     target = URL.build(path=path).raw_path + query  # it came decoded: a ? in it is part of it
-    async with _room(request, gateway, job.owner.id):
-        body = await body_of(request, gateway.settings.serve_bytes_max)
-        return _response(await shell.ask(gateway, principal, job, Wish(request.method, target, headers, body)))
+    async with AsyncExitStack() as held:
+        async with _room(request, gateway, job.owner.id):
+            body = await body_of(request, gateway.settings.serve_bytes_max)
+            found = await shell.ask(gateway, principal, job, Wish(request.method, target, headers, body), held)
+        return _Passed(found, held.pop_all())
 
 
 @asynccontextmanager
@@ -209,14 +227,6 @@ async def _room(request: Request, gateway: Gateway, owner_id: str) -> AsyncGener
     large = size if size > _SMALL_BYTES else 0
     async with gateway.serve_places.taken(owner_id), gateway.serve_bodies.taken(owner_id, large):
         yield
-
-
-def _response(found: Answer) -> Response:
-    made = Response(found.body, found.status)
-    made.raw_headers += [
-        (name.encode("latin-1"), value.encode("latin-1")) for name, value in passed_back(found.headers)
-    ]
-    return made
 
 
 def _accepted(job: Job) -> Response:

@@ -1,7 +1,7 @@
 """Deployments: made, changed, found by id or by name, and asked."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 from pydantic import ValidationError
@@ -149,14 +149,20 @@ async def remove(gateway: Gateway, principal: Principal, ref: str) -> Job:
     return job
 
 
-async def ask(gateway: Gateway, principal: Principal, job: Job, wish: Wish) -> Answer:
+async def ask(gateway: Gateway, principal: Principal, job: Job, wish: Wish, held: AsyncExitStack) -> Answer:
     """Return what a deployment answers. Whoever asks holds a place (`Gateway.serve_places`).
 
+    The room of a large answer is given back when *held* ends.
+
     Raises:
-        WherryError: as `serving.Serving.ask`.
+        WherryError: as `serving.Serving.ask`; ``busy``.
     """
+
+    def room(size: int) -> Awaitable[None]:
+        return held.enter_async_context(gateway.serve_answers.taken(job.owner.id, size))
+
     try:
-        return await gateway.serving.ask(job.id, wish, by=principal.user_id)
+        return await gateway.serving.ask(job.id, wish, by=principal.user_id, room=room)
     except WherryError as error:
         if error.code != "unavailable":
             raise

@@ -34,6 +34,8 @@ _OWNERS_REMEMBERED = 10_000
 #: Questions about needed jobs that are under way at once, of all requests together.
 _OWNERS_ASKED = 64
 _READY_TIMEOUT_S = 3.0
+#: Seconds for which a large answer waits for room; its node keeps it for 30.
+_ANSWER_WAIT_S = 15.0
 _log = observe.logger("gateway")
 
 
@@ -85,6 +87,7 @@ class Gateway:
         wait_s = settings.transfer_wait_s
         self.serve_places = FairPlaces(settings.serve_at_once, wait_s, "requests to services")
         self.serve_bodies = FairPlaces(settings.serve_bodies_bytes, wait_s, "large requests to services")
+        self.serve_answers = FairPlaces(settings.serve_bodies_bytes, _ANSWER_WAIT_S, "large answers of services")
         self.deployments: dict[tuple[str, str], str] = {}  # by owner and name, as found last
         self._buses = (bus, blob_bus, serve_bus)
         self.key = bytes.fromhex(settings.gateway_key.get_secret_value())

@@ -50,7 +50,7 @@ async def predict(
             image = await _fetched(gateway, principal, order.image_url, job.owner.id, held)
         body = predictions.instances_body(order) if image is None else predictions.image_body(image, order)
         wish = Wish("POST", predictions.PATH, predictions.JSON_HEADERS, body)
-        answer = await shell.ask(gateway, principal, job, wish)
+        answer = await shell.ask(gateway, principal, job, wish, held)
     found = predictions.predictions_in(answer.status, answer.body)
     return PredictDocument(
         predictions=found,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.gateway.adapters import replica as replicas
-from services.gateway.adapters.replica import Answer, Wish
+from services.gateway.adapters.replica import Answer, Room, Wish
 from services.gateway.core import serving
 from services.gateway.core.serving import Board, Lack, Replica
 from shared import observe
@@ -81,13 +81,14 @@ class Serving:
         async with self._following(job_id) as followed:
             return followed.job
 
-    async def ask(self, job_id: str, wish: Wish, *, by: str) -> Answer:
+    async def ask(self, job_id: str, wish: Wish, *, by: str, room: Room | None = None) -> Answer:
         """Return a replica's answer. Where it is lost, another is asked if the request may be repeated.
 
         Args:
             job_id: the service.
             wish: what is asked.
             by: the id of who asks.
+            room: waits until there is room for a large answer, of so many bytes.
 
         Raises:
             WherryError: ``not_running``: it has ended, or nobody wants replicas of it; ``unavailable``: none runs yet;
@@ -99,7 +100,7 @@ class Serving:
             if service is None:
                 raise WherryError("not_running", "That job is no service.")
             await self._until_there(followed, by)
-            return await self._asked(followed, service, wish, by)
+            return await self._asked(followed, service, wish, by, room)
 
     async def close(self) -> None:
         """Follow nothing any more."""
@@ -110,7 +111,7 @@ class Serving:
 
     # --- one request ---
 
-    async def _asked(self, followed: _Followed, service: Service, wish: Wish, by: str) -> Answer:
+    async def _asked(self, followed: _Followed, service: Service, wish: Wish, by: str, room: Room | None) -> Answer:
         board, give_up_at = followed.board, monotonic() + service.request_timeout
         is_repeatable, losses = serving.is_repeatable(wish.method, wish.path), 0
         problem: WherryError | None = None
@@ -124,7 +125,7 @@ class Serving:
                 await self._until_free(followed, by, give_up_at)
                 continue
             try:
-                return await self._ask_one(board, one, wish, give_up_at - now, repeatable=is_repeatable)
+                return await self._ask_one(board, one, wish, give_up_at - now, room, repeatable=is_repeatable)
             except WherryError as error:
                 if not serving.is_elsewhere(error.code, is_repeatable=is_repeatable, losses=losses):
                     raise _lost(error) if error.code == serving.LOST else error from None
@@ -133,11 +134,20 @@ class Serving:
                 problem = error
                 board.avoid(one, error.code, monotonic())
 
-    async def _ask_one(self, board: Board, one: Replica, wish: Wish, timeout_s: float, *, repeatable: bool) -> Answer:
+    async def _ask_one(
+        self, board: Board, one: Replica, wish: Wish, timeout_s: float, room: Room | None, *, repeatable: bool
+    ) -> Answer:
         board.begin(one)
         try:
             return await replicas.ask(
-                self._serve_bus, one.node, one.job_id, wish, timeout_s, self._bytes_max, repeatable=repeatable
+                self._serve_bus,
+                one.node,
+                one.job_id,
+                wish,
+                timeout_s,
+                self._bytes_max,
+                repeatable=repeatable,
+                room=room,
             )
         finally:
             board.end(one)

@@ -8,7 +8,7 @@ from services.gateway.adapters.replica import LOST, Wish, ask
 from shared.bus import Raw
 from shared.errors import NoAnswer, Unavailable, WherryError
 from shared.requests.blobs import CHUNK_BYTES
-from shared.requests.serving import SERVE_HEADER
+from shared.requests.serving import SERVE_HEADER, ServeStep
 
 WISH = Wish("GET", "/v1/models/model", (), b"")
 
@@ -89,3 +89,43 @@ async def test_only_what_may_have_reached_the_program_is_lost(body: bytes, at: i
     with pytest.raises(WherryError) as refusal:
         await ask(cast("Any", Failing(at, error)), "n1", "j1", Wish("POST", "/v1/orders", (), body), 1.0)
     assert refusal.value.code == code
+
+
+class Large:
+    """A bus on which a node has an answer of three pieces, and remembers what it was asked for."""
+
+    size = 3 * CHUNK_BYTES
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+
+    async def ask_raw(self, _: Any, __: bytes, headers: dict[str, str], **___: Any) -> Raw:
+        step = ServeStep.from_bytes(headers[SERVE_HEADER].encode())
+        self.offsets.append(step.offset)
+        return Raw(bytes(CHUNK_BYTES), {SERVE_HEADER: f'{{"status":200,"size":{self.size}}}'})
+
+    async def send(self, *_: Any) -> None:
+        pass
+
+
+async def test_a_large_answer_is_fetched_once_there_is_room_for_it():
+    bus, sizes = Large(), list[int]()
+
+    async def room(size: int) -> None:
+        assert bus.offsets == [0]
+        sizes.append(size)
+
+    answer = await ask(cast("Any", bus), "n1", "j1", WISH, 30, room=room)
+    assert (len(answer.body), sizes, sorted(bus.offsets)) == (
+        Large.size,
+        [Large.size],
+        [0, CHUNK_BYTES, 2 * CHUNK_BYTES],
+    )
+
+    async def full(_: int) -> None:
+        raise WherryError("busy", "full")
+
+    bus.offsets.clear()
+    with pytest.raises(WherryError, match="full"):
+        await ask(cast("Any", bus), "n1", "j1", WISH, 30, room=full)
+    assert bus.offsets == [0]
