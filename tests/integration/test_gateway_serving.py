@@ -12,9 +12,15 @@ import httpx
 import pytest
 
 from infra.local.ports import free_port
-from shared.channels import Service
+from shared.bus import Record
+from shared.channels import JOB_CHANGED, OUTPUT, Service
+from shared.clock import utc_now
+from shared.events import JobChanged, LogLine, OutputBatch
+from shared.ids import new_id
+from shared.job import Failure, GangPlace
+from shared.states import EndReason
 from tests.integration.agent_stack import zip_of
-from tests.integration.gateway_stack import GatewayStack, Scheduler, until
+from tests.integration.gateway_stack import NODE, GatewayStack, Scheduler, until
 
 LARGE = 4 * 1024 * 1024
 OTHER = "services.gateway of another machine"
@@ -156,3 +162,44 @@ def test_bodies_are_read_when_there_is_room_for_them_and_one_owners_leave_room_f
         assert b"no replica of it runs" in ended_with(other if refused is one else one)
     with begun(stack, anna, mine) as again:
         assert b"no replica of it runs" in ended_with(again)
+
+
+def test_who_asks_a_model_that_does_not_load_is_told_what_its_program_said_last(
+    stack: GatewayStack, anna: httpx.Client
+) -> None:
+    made = anna.post("/deployments", json=wish(anna, "broken")).raise_for_status().json()["deployment_id"]
+    assert anna.get(f"/deployments/{made}").json()["last_failure"] is None
+    replica = asyncio.run(fail_a_replica(stack, made, "there is no model"))
+
+    def told() -> bool:
+        failure = anna.get(f"/deployments/{made}").json()["last_failure"]
+        assert failure is None or failure["job_id"] == replica
+        return failure is not None and failure["message"].endswith("exit code 3: there is no model")
+
+    until(told, "the deployment says why its replica has failed")
+    asked = anna.post(f"/deployments/{made}/predict", json={"instances": [1]})
+    assert asked.status_code == 503
+    assert asked.json()["detail"].startswith("No replica of it runs yet")
+    assert f"({replica}): The program ended with exit code 3: there is no model" in asked.json()["detail"]
+
+
+async def fail_a_replica(stack: GatewayStack, deployment: str, words: str) -> str:
+    """Have a replica of *deployment* run, print *words* as an error and fail; return its id."""
+    async with (
+        stack.bus(Service.SCHEDULER, "scheduler") as bus,
+        stack.bus(Service.NODE_AGENT, f"node-{NODE}", NODE) as node,
+    ):
+        scheduler = Scheduler(bus)
+        _, service = await scheduler.last(deployment)
+        place = GangPlace(gang_id=deployment, round=0, role="replica", index=0, rank=0, size=1)
+        spec = service.spec.model_copy(update={"kind": "run", "service": None})
+        replica = service.model_copy(update={"id": new_id("j"), "spec": spec, "member_of": place, "members": ()})
+        placed = bus.event(JOB_CHANGED, JobChanged(job=replica, epoch=1), subject=replica.id, event="placed")
+        params = {"owner": replica.owner.id, "job_id": replica.id, "event": "placed"}
+        await bus.record(Record(JOB_CHANGED, params, placed))
+        await scheduler.run(replica.id)
+        line = LogLine(n=1, t=utc_now(), s="e", x=words)
+        await node.publish(OUTPUT, OutputBatch(lines=(line,)), node_id=NODE, job_id=replica.id, attempt="1")
+        error = Failure(reason=EndReason.EXIT_CODE, message="The program ended with exit code 3.")
+        await scheduler.end(replica.id, "failed", error=error)
+        return replica.id
