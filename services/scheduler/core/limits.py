@@ -78,6 +78,7 @@ class Limits:
     items_ahead_first: int = 4  # items that it has, before it is known how long one takes
     items_ahead_min: int = 2
     items_ahead_max: int = 32
+    workers_queued_max: int = 32  # of one job that wait for room at a time; others follow once they are placed
     worker_worth_s: float = 1.0  # work for which another worker is started
     worker_idle_s: float = 30.0  # a worker without items is kept so long, for more may come
     worker_idle_crowded_s: float = 2.0  # the same while others wait for room

@@ -337,6 +337,9 @@ def _staffed(
     if short > 0:
         if job.not_before is not None and job.not_before > now.at:
             return job, (), ()
+        # Every event of the job names them all, and those that only wait for room may never get any.
+        waiting = sum(one.state is JobState.QUEUED for one in at_work)
+        short = min(short, max(0, limits.workers_queued_max - waiting))
         spec = crew.member_spec(job.spec)
         spread = spec.placement.model_copy(update={"policy": "spread"})
         spec = spec.model_copy(update={"placement": spread, "view": "job"})

@@ -734,6 +734,22 @@ def test_a_snapshot_without_new_kinds_is_one_that_the_release_before_reads(make)
     assert b'"version": 1' in head
 
 
+def test_a_job_that_wants_more_workers_than_there_is_room_for_has_few_that_wait_and_uses_all_room(maps) -> None:
+    world = maps(nodes=2, map={"parallelism": 1000})
+    world.add(*(f"x{at}" for at in range(400)))
+    for _ in range(3):
+        world.start()
+    states = [world.world.job(worker).state for worker in world.workers()]
+    room = sum(state is JobState.RUNNING for state in states)
+    assert room >= 4
+    assert states.count(JobState.QUEUED) == world.world.limits.workers_queued_max
+    assert len(states) == room + world.world.limits.workers_queued_max
+    few = maps(nodes=20, limits=Limits(workers_queued_max=3), map={"parallelism": 30})
+    few.add(*(f"x{at}" for at in range(60)))
+    few.start()
+    assert [few.world.job(worker).state for worker in few.workers()] == [JobState.RUNNING] * 30
+
+
 def test_many_workers_that_fail_at_once_end_the_job_and_not_the_scheduler(maps) -> None:
     world = maps(nodes=20, map={"parallelism": 60})
     world.add(*(f"item{number}" for number in range(60)), close=True)
