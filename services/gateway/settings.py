@@ -43,8 +43,8 @@ class GatewaySettings(ServiceSettings):
     heartbeat_s: float = Field(default=15.0, gt=0)
     drain_s: float = Field(default=10.0, ge=0)  # for open requests after SIGTERM
     serve_bytes_max: int = Field(default=64 * 1024 * 1024, gt=0)  # of a request to a service, and its answer
-    #: Requests to services at once, and bytes of their bodies, and as many of answers; the rest waits, then is sent away. A service's owner may
-    #: hold as much of each as is left for the others.
+    #: Requests to services at once, and bytes of their bodies, and as many of answers; the rest waits, then is sent
+    #: away. A service's owner may hold as much of each as is left for the others.
     serve_at_once: int = Field(default=256, gt=0)
     serve_bodies_bytes: int = Field(default=512 * 1024 * 1024, gt=0)
     serve_wait_s: float = Field(default=60.0, gt=0)  # for a replica, where none runs
