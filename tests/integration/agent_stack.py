@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import AsyncIterator, Callable
@@ -31,7 +30,9 @@ from shared.permissions import OPERATOR, accounts_config
 from shared.requests.blobs import BlobRead, BlobScope
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState
+from tests import nursery
 from tests.integration.conftest import NODES, PASSWORDS, StorageProcess, set_up
+from tests.nursery import Nursling
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -171,7 +172,7 @@ class AgentProcess:
     data: Path
     stack_id: str
     env: dict[str, str] = field(default_factory=dict)
-    process: asyncio.subprocess.Process | None = None
+    process: Nursling | None = None
 
     async def start(self, **env: str) -> None:
         settings = self.stack.settings("node-n1")
@@ -189,17 +190,15 @@ class AgentProcess:
             **self.env,
             **env,
         }
-        with (self.data.parent / "agent.log").open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services.node_agent", cwd=ROOT, env=full, stderr=log
-            )
+        log = self.data.parent / "agent.log"
+        self.process = await asyncio.to_thread(nursery.start, "services.node_agent", full, log)
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process
         if self.process.returncode is None:
             self.process.send_signal(number)
         async with asyncio.timeout(60):
-            return await self.process.wait()
+            return await self.process.ended()
 
     def left_behind(self) -> list[str]:
         """Return what the agent still has of attempts: containers, volumes, networks, folders."""

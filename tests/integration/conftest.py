@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,11 +31,12 @@ from shared.permissions import OPERATOR, accounts_config, node_user, users
 from shared.settings import ServiceSettings
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState
+from tests import nursery
 from tests.conftest import passing_folder
 from tests.integration.gateway_stack import ADMIN, GatewayStack, Scheduler
 from tests.integration.gateway_stack import PASSWORD as PERSONS_PASSWORD
+from tests.nursery import Nursling
 
-ROOT = Path(__file__).parents[2]
 NODES = ("n1", "n2")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PASSWORDS = {user.name: f"password-of-{user.name}" for user in users(NODES)}
@@ -137,13 +137,11 @@ class StorageStack:
 class StorageProcess(StorageStack):
     """The same with ``python -m services.storage`` in a process of its own, which can be killed."""
 
-    process: asyncio.subprocess.Process | None = None
+    process: Nursling | None = None
 
     async def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services.storage", cwd=ROOT, env=os.environ | self.environment(), stderr=log
-            )
+        env = os.environ | self.environment()
+        self.process = await asyncio.to_thread(nursery.start, "services.storage", env, self.log)
 
     async def stop(self) -> None:
         await self.end(signal.SIGTERM)
@@ -154,7 +152,7 @@ class StorageProcess(StorageStack):
         if self.process.returncode is None:
             self.process.send_signal(number)
         async with asyncio.timeout(60):
-            return await self.process.wait()
+            return await self.process.ended()
 
     def peak_mb(self) -> float:
         """Peak resident memory (VmHWM) of the process, in MB."""

@@ -25,6 +25,7 @@ from shared.job import Attempt, Job
 from shared.permissions import accounts_config, users
 from shared.settings import ServiceSettings
 from shared.states import AttemptState, JobState
+from tests import nursery
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE, OTHER_NODE = "n1", "n2"
@@ -51,7 +52,7 @@ class GatewayStack:
             "WHERRY_PORT": str(self.port), "WHERRY_GATEWAY_KEY": secrets.token_hex(32), "WHERRY_GATEWAY_ID": "gtest",
             **gateway_env,
         }  # fmt: skip
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, nursery.Nursling] = {}
 
     def __enter__(self) -> Self:
         for part in ("nats", "mongo"):
@@ -60,7 +61,10 @@ class GatewayStack:
             self.nats.start()
             if not self.shared_mongo_url:
                 self.mongo.start()
-            self.run("infra.bootstrap", "operator").wait(60)
+            env = self.environment("operator")
+            subprocess.run(
+                [sys.executable, "-m", "infra.bootstrap"], cwd=ROOT, env=env, capture_output=True, check=True
+            )
             self.start_storage()
             self.start_gateway()
         except BaseException:
@@ -87,20 +91,17 @@ class GatewayStack:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def run(self, module: str, user: str, **env: str) -> subprocess.Popen[bytes]:
-        with (self.home / f"{module}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module],
-                cwd=ROOT,
-                env={
-                    **{key: value for key, value in os.environ.items() if not key.startswith("WHERRY_")},
-                    "WHERRY_NATS_URL": self.nats.url, "WHERRY_NATS_USER": user,
-                    "WHERRY_NATS_PASSWORD": self.passwords[user], **env,
-                },
-                stdout=log, stderr=log,
-            )  # fmt: skip
-        self.processes[module] = process
-        return process
+    def environment(self, user: str, **env: str) -> dict[str, str]:
+        return {
+            **{key: value for key, value in os.environ.items() if not key.startswith("WHERRY_")},
+            "WHERRY_NATS_URL": self.nats.url, "WHERRY_NATS_USER": user,
+            "WHERRY_NATS_PASSWORD": self.passwords[user], **env,
+        }  # fmt: skip
+
+    def run(self, module: str, user: str, **env: str) -> nursery.Nursling:
+        log = self.home / f"{module}.log"
+        self.processes[module] = nursery.start(module, self.environment(user, **env), log)
+        return self.processes[module]
 
     def start_storage(self, **env: str) -> None:
         self.run(

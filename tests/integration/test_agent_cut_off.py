@@ -259,7 +259,7 @@ async def test_an_agent_whose_identity_another_one_has_ends_and_leaves_its_progr
     head.says["evicted"] = True
     assert agent.process
     async with asyncio.timeout(10):
-        assert await agent.process.wait() == 78
+        assert await agent.process.ended() == 78
     assert "evicted" in agent.log()
     assert is_alive(agent, order)
 
@@ -271,7 +271,7 @@ async def test_an_agent_whose_identity_is_another_s_leaves_nothing_exclusive_run
     head.says["evicted"] = True
     assert agent.process
     async with asyncio.timeout(20):
-        assert await agent.process.wait() == 78
+        assert await agent.process.ended() == 78
     assert not [name for name in agent.left_behind() if name.startswith("wherry-") and order.job_id in name]
 
 
@@ -288,7 +288,7 @@ async def test_an_agent_that_leaves_says_so_and_ends_with_its_last_job(head: Hea
     await head.forget(order, agent)
     assert agent.process
     async with asyncio.timeout(10):
-        assert await agent.process.wait() == 0
+        assert await agent.process.ended() == 0
         said, _ = await leave.communicate()
     assert leave.returncode == 0
     assert "It has ended." in said.decode()

@@ -304,7 +304,7 @@ async def test_a_jobs_notifications_are_shown_with_their_tries(stack: GatewaySta
 def test_without_storage_new_jobs_are_taken_and_the_rest_says_when_to_come_again(
     tmp_path: Path, mongo_server: str
 ) -> None:
-    with GatewayStack(tmp_path, mongo_url=mongo_server, WHERRY_REQUEST_TIMEOUT_S="1") as stack:
+    with GatewayStack(tmp_path, mongo_url=mongo_server, WHERRY_REQUEST_TIMEOUT_S="4") as stack:
         with stack.client(stack.login(*ADMIN)) as client:
             stack.stop("services.storage", signal.SIGKILL)
             job_id = submit(client)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -33,8 +32,8 @@ from shared.permissions import OPERATOR, accounts_config, node_user, users
 from shared.settings import ServiceSettings
 from shared.spec import GIB, JobSpec
 from shared.states import AttemptState, JobState
+from tests import nursery
 
-ROOT = Path(__file__).parents[2]
 PASSWORDS = {user.name: f"password-of-{user.name}" for user in users(("n1", "n2"))}
 PATIENCE_S = 60  # starting a process takes seconds on a busy machine
 
@@ -44,7 +43,7 @@ class SchedulerProcess:
 
     def __init__(self, url: str, log: Path, extra: dict[str, str]) -> None:
         self.url, self.log, self.extra = url, log, extra
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: nursery.Nursling | None = None
 
     async def start(self) -> None:
         env = os.environ | {
@@ -56,17 +55,14 @@ class SchedulerProcess:
             "WHERRY_SCHEDULER_SNAPSHOT_INTERVAL_S": "0.2",
             **self.extra,
         }
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services.scheduler", cwd=ROOT, env=env, stderr=log
-            )
+        self.process = await asyncio.to_thread(nursery.start, "services.scheduler", env, self.log)
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process
         if self.process.returncode is None:
             self.process.send_signal(number)
         async with asyncio.timeout(PATIENCE_S):
-            return await self.process.wait()
+            return await self.process.ended()
 
 
 class Agent:

@@ -146,7 +146,7 @@ async def test_a_scheduler_that_is_started_again_under_its_name_does_not_wait_fo
     agent = await stack.agent()
     epoch = await epoch_above(agent, 0)
     first.process.kill()
-    await first.process.wait()
+    await first.process.ended()
     await stack.scheduler(**as_set, WHERRY_SCHEDULER_ID="one")
     assert await epoch_above(agent, epoch) > epoch
 
@@ -265,11 +265,11 @@ async def test_a_scheduler_whose_log_is_removed_ends_and_does_not_begin_anew(sta
     await stack.operator.api(f"STREAM.DELETE.{channels.JOBS}", {})
     assert scheduler.process is not None
     async with asyncio.timeout(PATIENCE_S):
-        assert await scheduler.process.wait() == 75
+        assert await scheduler.process.ended() == 75
     again = await stack.scheduler()
     assert again.process is not None
     async with asyncio.timeout(PATIENCE_S):
-        assert await again.process.wait() == 75
+        assert await again.process.ended() == 75
     assert b"stream WHERRY_JOBS is missing" in again.log.read_bytes()
 
 
