@@ -82,4 +82,4 @@ async def test_a_credential_that_is_taken_away_ends_storage_with_a_request_to_st
             nats.accounts = accounts_config(PASSWORDS | {"storage": "another"}, NODES)
             await asyncio.to_thread(nats.start)
             async with asyncio.timeout(30):
-                assert await stack.process.wait() == 75
+                assert await stack.process.ended() == 75
