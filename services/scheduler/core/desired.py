@@ -1,6 +1,6 @@
 """What should be on a node: the answer to its heartbeat."""
 
-from services.scheduler.core import crew, gang_wiring, mapping, service
+from services.scheduler.core import crew, gang_wiring, mapping, service, sharing
 from services.scheduler.core.fleet.node import Key, Node
 from services.scheduler.core.fleet.state import State, Tracked
 from services.scheduler.core.lifecycle import pinned_image
@@ -66,12 +66,12 @@ def _with_items(state: State, assignments: tuple[Assignment, ...]) -> tuple[Assi
     """Return *assignments* with what workers are to have, as far as there is room: the smallest hands first."""
     room = state.limits.items_answer_bytes_max
     found: dict[int, Assignment] = {}
-    workers: list[tuple[int, int, mapping.Given]] = []
+    workers: list[tuple[int, int, sharing.Given]] = []
     for index, one in enumerate(assignments):
         tracked = state.jobs.get(one.job_id) if one.action in ("start", "keep") else None
         place = tracked.job.member_of if tracked is not None and mapping.is_worker(tracked.job) else None
         if place is not None:
-            given = mapping.given(one.job_id, state.books.get(place.gang_id))
+            given = sharing.given(one.job_id, state.books.get(place.gang_id))
             workers.append((given.size, index, given))
     for size, index, given in sorted(workers, key=lambda one: one[:2]):
         room -= size
@@ -120,7 +120,7 @@ def _order(state: State, tracked: Tracked) -> Order:
         seq=tracked.seq,
         image_digest=pinned_image(job),
         parent=parent.id if parent is not None else None,
-        map=mapping.for_worker(parent.spec) if parent is not None else None,
+        map=sharing.for_worker(parent.spec) if parent is not None else None,
         service=parent.spec.service if parent is not None else None,
         wiring=gang_wiring.wiring(state, job),
     )

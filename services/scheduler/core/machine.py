@@ -14,6 +14,7 @@ from services.scheduler.core import (
     mapping,
     placing,
     service,
+    sharing,
     waiting,
     watch,
 )
@@ -468,11 +469,11 @@ class _Turn:
                 continue  # once those are believed
             workers = {one: self.state.jobs[one].job for one in self.state.gangs.members(job_id)}
             book, job = self.state.books[job_id], self.state.jobs[job_id].job
-            has = self._begun(mapping.strangers(book, workers.values()))
+            has = self._begun(sharing.strangers(book, workers.values()))
             if has is None:
                 continue
             now, limits = self.now, self.state.limits
-            shared = mapping.share(job, book, workers, has, self._is_leaving, now, limits, is_crowded=is_crowded)
+            shared = sharing.share(job, book, workers, has, self._is_leaving, now, limits, is_crowded=is_crowded)
             for worker_id in shared:
                 if worker_id in workers:
                     self.fetch.add(workers[worker_id].attempts[-1].node)
