@@ -143,7 +143,7 @@ if told.task_type != "chief":
 coordinator = tf.distribute.coordinator.ClusterCoordinator(tf.distribute.ParameterServerStrategy(told))
 done = coordinator.schedule(tf.function(lambda: tf.constant(6) * 7))
 coordinator.join()
-print("the worker says", done.fetch().numpy(), flush=True)
+print("the worker says", done.fetch(), flush=True)
 """
 
 
