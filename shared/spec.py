@@ -60,8 +60,10 @@ def parse_duration(value: object) -> object:
     return sum(float(part) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True) if part)
 
 
-Bytes = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=2**53)]
-Seconds = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=366 * 86400)]
+Bytes = Annotated[int, Field(ge=0, le=2**53), BeforeValidator(parse_size, json_schema_input_type=int | str)]
+Seconds = Annotated[
+    float, Field(gt=0, le=366 * 86400), BeforeValidator(parse_duration, json_schema_input_type=float | str)
+]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Tag = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]{0,63}$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$")]
@@ -319,7 +321,10 @@ class Map(Frozen):
     over: InputText | None = None
     #: Of the files of `over`, those whose path matches, as the shell does it (``*.png``, ``photos/**``).
     pattern: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
-    items: Annotated[tuple[Annotated[ItemSpec, BeforeValidator(_item)], ...], Field(max_length=10_000)] = ()
+    items: Annotated[
+        tuple[Annotated[ItemSpec, BeforeValidator(_item, json_schema_input_type=ItemSpec | str)], ...],
+        Field(max_length=10_000),
+    ] = ()
     #: More items may be added, until the job is closed.
     open: bool = False
     warm: bool = False
@@ -389,8 +394,13 @@ class JobSpec(Frozen):
     replace_after: Seconds | None = None
     #: Never two attempts at a time, even if a node is cut off. Implies `on_disconnect: stop`.
     exclusive: bool = False
-    needs: Annotated[tuple[Annotated[Need, BeforeValidator(_need)], ...], Field(max_length=100)] = ()
-    inputs: Annotated[dict[InputName, Annotated[Input, BeforeValidator(_input)]], Field(max_length=64)] = {}
+    needs: Annotated[
+        tuple[Annotated[Need, BeforeValidator(_need, json_schema_input_type=Need | str)], ...], Field(max_length=100)
+    ] = ()
+    inputs: Annotated[
+        dict[InputName, Annotated[Input, BeforeValidator(_input, json_schema_input_type=Input | InputText)]],
+        Field(max_length=64),
+    ] = {}
     timeouts: Timeouts = Timeouts()
     notify: Annotated[tuple[Notify, ...], Field(max_length=20)] = ()
     labels: Annotated[tuple[Label, ...], Field(max_length=64)] = ()

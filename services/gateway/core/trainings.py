@@ -58,6 +58,11 @@ _KNOWN_SOURCE = re.compile(r"^(https?://|artifact:|dataset:|job:)", re.IGNORECAS
 _ARTIFACT = re.compile(r"^a[a-z2-7]{25}$")
 
 
+def _timeouts(value: object) -> object:
+    """One number of seconds, or ``"10m"``, is how long it may run."""
+    return {"run": value} if _is_short(value) else value
+
+
 class Distribution(Frozen):
     """A training over several machines: workers that train, and parameter servers that hold what they share."""
 
@@ -103,7 +108,7 @@ class NewTraining(Frozen):
     priority: int = Field(default=50, ge=0, le=100)
     max_attempts: int = Field(default=1, ge=1, le=100)
     retry_on: tuple[RetryOn, ...] = ("failed",)
-    timeouts: Annotated[Timeouts, BeforeValidator(lambda value: {"run": value} if _is_short(value) else value)] = (
+    timeouts: Annotated[Timeouts, BeforeValidator(_timeouts, json_schema_input_type=Timeouts | float | str)] = (
         Timeouts()
     )
     notify: Annotated[tuple[Notify, ...], Field(max_length=20)] = ()

@@ -22,7 +22,10 @@ class NewItems(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    items: Annotated[list[Annotated[ItemSpec, BeforeValidator(_item)]], Field(max_length=10_000)] = []
+    items: Annotated[
+        list[Annotated[ItemSpec, BeforeValidator(_item, json_schema_input_type=ItemSpec | str)]],
+        Field(max_length=10_000),
+    ] = []
     close: bool = False
 
 
