@@ -26,7 +26,7 @@ def workload(state: JobState = JobState.RUNNING, items: ItemCounts | None = None
 
 
 def test_the_filters_are_those_of_the_image():
-    from images.filters import pictures  # noqa: F401, PLC0415 - registers them
+    from images.filters import pictures  # noqa: F401, PLC0415 # pyright: ignore[reportUnusedImport] - registers them
 
     assert images.filters_in(Path("images/filters/filters.py").read_text("utf-8")) == tuple(FILTERS)
 
