@@ -43,9 +43,12 @@ class Document:
         return "forbidden" in self.operations[operation]["responses"].get("403", {}).get("x-codes", [])
 
     def flags(self, operation: str) -> list[str]:
-        """Return the parameters of its query that are a number, or yes or no."""
+        """Return the parameters of its query that are no word: numbers, yes or no, and of mere lists the place."""
         found = [one for one in self.operations[operation].get("parameters", []) if one["in"] == "query"]
-        return [one["name"] for one in found if one["schema"].get("type") in {"integer", "boolean"}]
+        answer = self.operations[operation]["responses"].get("200", {})
+        places = {"cursor"} if set(answer.get("content", {})) == {JSON} else set()
+        wanted = {"integer", "boolean"}
+        return [one["name"] for one in found if one["schema"].get("type") in wanted or one["name"] in places]
 
     def bodies(self, operation: str) -> Mapping[str, Any]:
         """Return what may be sent to it, by media type."""
@@ -56,6 +59,11 @@ class Document:
         schema: Mapping[str, Any] = self.bodies(operation)[JSON]["schema"]
         name = schema.get("$ref", "").rpartition("/")[2]
         return (self._components["schemas"][name] if name else schema).get("additionalProperties") is False
+
+    def faults_of_body(self, operation: str, body: Any) -> list[str]:
+        """Return in what a JSON body is not as described."""
+        kind = self.bodies(operation).get(JSON)
+        return [] if kind is None else list(self._off_schema(kind["schema"], body))
 
     def faults(self, operation: str, answer: httpx.Response) -> list[str]:
         """Return in what an answer is not as described."""
@@ -122,6 +130,7 @@ class User:
         assert answer.is_success if status is None else answer.status_code == status, f"{operation}: {answer.text}"
         if answer.is_success:
             self.answered.setdefault(operation, Asked(names, sent))
+            assert "json" not in sent or self.document.faults_of_body(operation, sent["json"]) == [], operation
         return answer
 
     def _answer(self, operation: str, names: Sequence[str], sent: Mapping[str, Any]) -> httpx.Response | None:
@@ -163,7 +172,7 @@ class User:
                 self.is_problem(operation, answer, 404, "not_found")
 
     def wrong_query_is_named(self, operation: str) -> None:
-        """Give each number of the query as a word."""
+        """Give a word where none may be."""
         asked = self.answered[operation]
         for name in self.document.flags(operation):
             sent = {**asked.sent, "params": {**asked.sent.get("params", {}), name: "some"}}
