@@ -181,11 +181,13 @@ class _Wire(asyncio.BufferedProtocol):
 
     def write(self, payload: bytes) -> None:
         """Send *payload* soon."""
-        self._open_transport().write(payload)
+        self.writelines([payload])
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Send all of *payload* soon."""
-        self._open_transport().writelines(payload)
+        """Send all of *payload* soon. A connection that is gone takes it and sends nothing, as asyncio's own do."""
+        transport = self._open_transport()
+        if not transport.is_closing():  # uvloop raises then, out of the client's own close
+            transport.writelines(payload)
 
     async def drain(self) -> None:
         """Wait while more than is good waits to be sent.

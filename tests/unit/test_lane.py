@@ -110,6 +110,24 @@ async def test_a_writer_waits_while_the_socket_takes_no_more():
         await wire.drain()
 
 
+async def test_what_is_written_to_a_connection_that_is_closed_goes_nowhere_and_harms_nobody():
+    class Closed(Socket):
+        """As uvloop's own."""
+
+        def is_closing(self) -> bool:
+            return True
+
+        def writelines(self, list_of_data: object) -> None:
+            raise RuntimeError(f"{list_of_data}: the handler is closed")
+
+        write = writelines
+
+    wire = _Wire()
+    wire.connection_made(Closed())
+    wire.write(b"PONG\r\n")
+    wire.writelines([b"PUB x 0\r\n", b"\r\n"])
+
+
 def test_no_header_brings_a_line_of_its_own():
     assert _header_block({"A": "1\r\nB: 2"}) == b"NATS/1.0\r\nA: 1  B: 2\r\n\r\n"
     with pytest.raises(nats.errors.BadHeaderError):
