@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from services.gateway.core import views, views_files, views_people
+from services.gateway.core.members import come_and_go
 from shared.events import LogLine, MetricPoint, Progress
 from shared.job import Attempt, Failure, GangMember, GangPlace, ItemCounts, Job, OutputsRef, PendingReason
 from shared.manifest import Entry
@@ -57,7 +58,7 @@ def job(view: JobView, *, with_spec: bool) -> views.JobDocument:
         created_at=item.created_at, started_at=_started_at(item), updated_at=item.updated_at, ended_at=item.ended_at,
         not_before=item.not_before, cancel_requested_at=item.cancel_requested_at,
         needs=[views.NeedView(job=one.job, on=one.on) for one in item.spec.needed()],
-        members=[member(one) for one in item.members], member_of=member_of(item.member_of),
+        members=members(item), member_of=member_of(item.member_of),
         pending=pending(item.pending), items=item_counts(item.items),
         outputs=outputs(item.outputs), error=failure(item.error), remarks=list(item.remarks),
         labels=list(item.spec.labels), spec=without_secrets(item.spec) if with_spec else None,
@@ -71,6 +72,11 @@ def item_counts(counts: ItemCounts | None) -> views.ItemCountsView | None:
     return views.ItemCountsView(
         total=counts.total, succeeded=counts.succeeded, failed=counts.failed, closed=counts.closed
     )
+
+
+def members(item: Job) -> list[views.MemberView]:
+    """Return a job's members. One that has ended is not told how its last workers or replicas end: it shows none."""
+    return [] if item.is_terminal and come_and_go(item) else [member(one) for one in item.members]
 
 
 def member(item: GangMember) -> views.MemberView:

@@ -169,7 +169,7 @@ class JobDocument(BaseModel):
     not_before: datetime | None
     cancel_requested_at: datetime | None
     needs: list[NeedView]
-    members: list[MemberView]  # of a gang: those of its last round, by rank; of a map job: its workers
+    members: list[MemberView]  # of a gang: those of its last round, by rank; else: workers or replicas there are
     items: ItemCountsView | None  # of a map job
     member_of: MemberOfView | None
     pending: list[PendingView]

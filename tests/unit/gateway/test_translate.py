@@ -1,10 +1,11 @@
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from services.gateway.core import translate, translate_fleet
 from shared.events import LogLine, MetricPoint, Progress
 from shared.fleet import Capacity, NodeInfo, Usage
-from shared.job import Attempt, BlobRef, Failure, Job, OutputsRef, Owner, PendingReason
+from shared.job import Attempt, BlobRef, Failure, GangMember, Job, OutputsRef, Owner, PendingReason
 from shared.manifest import Entry
 from shared.requests.administration import Counts
 from shared.requests.jobs import EventPage, JobView, StoredEvent
@@ -59,6 +60,23 @@ def test_a_spec_is_shown_without_its_secrets() -> None:
     assert "https://x.org" in shown
     assert SECRET not in shown
     assert "s1" not in shown
+
+
+def test_an_ended_map_job_shows_no_workers_and_an_ended_gang_its_members() -> None:
+    def shown(state: JobState, **spec: Any) -> int:
+        member = GangMember(job_id="jw", role="worker", index=0, node="n1", state=JobState.RUNNING, placed_at=NOW)
+        job = JOB.model_copy(update={"spec": JobSpec.model_validate(spec), "members": (member,), "state": state})
+        return len(translate.job(JobView(job=job, seq=5), with_spec=False).members)
+
+    mapped: dict[str, Any] = {"kind": "map", "image": "i", "command": "true", "map": {"open": True}}
+    gang: dict[str, Any] = {
+        "kind": "gang",
+        "image": "i",
+        "gang": {"roles": {"worker": {"count": 2, "command": "true"}}},
+    }
+    assert shown(JobState.RUNNING, **mapped) == 1
+    assert shown(JobState.SUCCEEDED, **mapped) == 0
+    assert shown(JobState.SUCCEEDED, **gang) == 1
 
 
 def test_a_list_leaves_the_spec_out() -> None:
