@@ -1,6 +1,7 @@
 """The Docker engine of this machine, the same one that the stack's agent finds."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import docker
@@ -26,17 +27,19 @@ def engine(timeout_s: int = 60) -> docker.DockerClient | None:
 
 
 def remove_containers(stack_id: str) -> int:
-    """Remove what the stack's agents left running on this machine's engine; return how many that were."""
+    """Remove what the stack's agents left on this machine's engine, and its networks; return how many containers."""
     client = engine()
     if client is None:
         return 0
-    left = client.containers.list(all=True, filters={"label": f"{STACK_LABEL}={stack_id}"})
-    for container in left:
-        try:
+    label = f"{STACK_LABEL}={stack_id}"
+    containers = client.containers.list(all=True, filters={"label": label})
+    for container in containers:
+        with suppress(docker.errors.NotFound):  # its agent was quicker
             container.remove(force=True)
-        except docker.errors.NotFound:
-            continue  # its agent was quicker
-    return len(left)
+    for network in client.networks.list(filters={"label": label}):
+        with suppress(docker.errors.NotFound):
+            network.remove()
+    return len(containers)
 
 
 def _tls(endpoint: Endpoint) -> docker.tls.TLSConfig | bool:
