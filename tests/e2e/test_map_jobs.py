@@ -49,7 +49,7 @@ def test_a_command_runs_over_files_and_what_failed_runs_again_alone(stack: Stack
     answer = stack.http.get(f"/jobs/{job_id}/logs", headers={"Accept": "application/json"}).json()
     [said] = answer["lines"]
     assert (said["text"], said["member"][:7], said["stream"]) == ("it is bad", "worker-", "stderr")
-    assert said["item"] in (None, listed[0]["item_id"])
+    assert said["item"] == listed[0]["item_id"]
     followed = wherry(stack, "logs", "-f", job_id)
     assert f"{said['member']} | it is bad\n" in followed.stdout + followed.stderr
     refused = wherry(stack, "rerun", said["member_id"])

@@ -27,6 +27,8 @@ run_each() {
         answer "failed there is no file ${WHERRY_IN#"$WHERRY_INPUTS"/}"
         return
     fi
+    # What follows on the standard error is of this item: the agent does not read the two outputs in step.
+    printf '\036\n::item %s begins\n' "$WHERRY_ITEM" >&2
     "$@" </dev/null &
     child=$!
     trap 'kill "$child"; wait "$child"; exit 143' TERM

@@ -33,6 +33,8 @@ _METRIC_LINES = re.compile(rb"^::metric [^\n]*", re.MULTILINE)
 _PROGRESS_LINES = re.compile(rb"^::progress [^\n]*", re.MULTILINE)
 _ITEM = re.compile(r"^::item\s+(i[a-z2-7]{25})\s+(?:(ok)|failed(?:\s+(.*))?)$")
 _ITEM_LINES = re.compile(rb"^::item [^\n]*\n", re.MULTILINE)
+#: On the standard error, which has no answers: of which item all that follows there is (adapters/worker.sh).
+_BEGUN = re.compile(rb"^::item (i[a-z2-7]{25}) begins\n?$")
 #: Ends what a program has printed before a line of our own, which is so never in the middle of one of its.
 LINE_END_MARK = b"\x1e"
 #: Databases keep whole numbers of 64 bits.
@@ -109,7 +111,8 @@ class OutputParser:
     pending: dict[str, _Pending] = field(default_factory=lambda: {"o": _Pending(), "e": _Pending()})
     is_worker: bool = False
     epochs: _Epochs = field(default_factory=_Epochs)
-    at_work: AtWork = field(default_factory=AtWork)  # of a worker: its lines say which item they are about
+    at_work: AtWork = field(default_factory=AtWork)  # of a worker: which item a line of its standard output is about
+    begun: str = ""  # the same of its standard error, where it says so there: the two are not read in step
 
     def skim(self, stream: str, at: datetime, chunk: bytes, last: int) -> Parsed:
         """Take in bytes as `feed` does, but give only the lines among the *last* bytes, at little cost.
@@ -129,8 +132,8 @@ class OutputParser:
         if b"::" in skipped:
             for line in (*_METRIC_LINES.findall(skipped), *_PROGRESS_LINES.findall(skipped)[-1:]):
                 found.signal(line)
-            for line in _ITEM_LINES.findall(skipped) if self._may_answer(stream) else ():
-                self.next_number -= self._answers(line, found)
+            for line in _ITEM_LINES.findall(skipped) if self.is_worker else ():
+                self.next_number -= self._is_about_item(stream, line, found)
         for line in _EPOCH_LINES.findall(skipped)[-1:] if b"Epoch " in skipped else ():
             self.epochs.begin(line)
         rest = self.feed(stream, at, chunk[end + 1 :])
@@ -165,24 +168,26 @@ class OutputParser:
             "next_number": self.next_number,
             "pending": {name: [p.text.decode("latin-1"), p.is_cut, p.is_returned] for name, p in self.pending.items()},
             "epochs": [self.epochs.over, self.epochs.count],
+            "begun": self.begun,
         }
 
     @classmethod
     def restored(cls, saved: dict[str, Any], *, is_worker: bool = False) -> "OutputParser":
         """Return a parser that goes on where *saved* stopped."""
         pending = {name: _Pending(text.encode("latin-1"), *flags) for name, (text, *flags) in saved["pending"].items()}
-        return cls(saved["next_number"], pending, is_worker, _Epochs(*saved.get("epochs", ())))
+        epochs = _Epochs(*saved.get("epochs", ()))
+        return cls(saved["next_number"], pending, is_worker, epochs, begun=saved.get("begun", ""))
 
-    def _may_answer(self, stream: str) -> bool:
-        return self.is_worker and stream == "o"
-
-    def _is_ours(self, pending: _Pending, found: "_Found") -> bool:
+    def _is_ours(self, stream: str, text: bytes, found: "_Found") -> bool:
         """Return whether a worker's line is for the agent alone."""
-        return pending.text == LINE_END_MARK or (
-            pending.text.startswith(b"::item") and self._answers(pending.text, found)
-        )
+        return text == LINE_END_MARK or (text.startswith(b"::item") and self._is_about_item(stream, text, found))
 
-    def _answers(self, raw: bytes, found: "_Found") -> bool:
+    def _is_about_item(self, stream: str, raw: bytes, found: "_Found") -> bool:
+        if stream == "e":
+            begins = _BEGUN.match(raw)
+            if begins is not None:
+                self.begun = begins[1].decode()
+            return begins is not None
         is_answer = found.answer(raw)
         if is_answer:
             self.at_work.answered(found.answers[-1].id)
@@ -205,8 +210,8 @@ class OutputParser:
         pending.text += piece[: max(room, 0)]
 
     def _end_line(self, stream: str, pending: _Pending, found: "_Found") -> None:
-        if self._may_answer(stream):
-            if self._is_ours(pending, found):
+        if self.is_worker:
+            if self._is_ours(stream, pending.text, found):
                 pending.text, pending.is_cut, pending.is_returned = b"", False, False
                 return
             pending.text = pending.text.removesuffix(LINE_END_MARK)
@@ -215,7 +220,7 @@ class OutputParser:
         if len(text) > _TEXT_MAX // 3:  # a replaced byte takes three
             text = text.encode()[:_TEXT_MAX].decode("utf-8", "ignore")
         text += CUT_MARK if pending.is_cut else ""
-        item = self.at_work.item
+        item = self.at_work.item if stream == "o" else self.begun
         # What is built here is right; checking it would take longer than all the rest.
         found.lines.append(LogLine.model_construct(n=self.next_number, t=found.at, s=stream, x=text, i=item))
         self.next_number += 1

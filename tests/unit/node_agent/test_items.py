@@ -68,9 +68,9 @@ def test_a_line_says_which_item_the_program_was_at() -> None:
         ("a", first.id), ("b", second.id), ("c", ""),
     ]  # fmt: skip
     parser.at_work.has((first, second))  # nobody has heard of the answers yet
-    assert [line.i for line in parser.feed("e", T0, b"d\n").lines] == [""]
+    assert [line.i for line in parser.feed("o", T0, b"d\n").lines] == [""]
     parser.at_work.has((Given(first.id, "x-1"),))
-    assert [line.i for line in parser.feed("e", T0, b"e\n").lines] == [first.id]
+    assert [line.i for line in parser.feed("o", T0, b"e\n").lines] == [first.id]
     assert '"i"' not in OutputParser().feed("o", T0, b"f\n").lines[0].to_bytes().decode()
 
 
@@ -260,6 +260,19 @@ def test_answers_are_found_in_a_flood_and_the_lines_keep_their_numbers() -> None
     assert parsed.lines[-1].n == 10_000
 
 
+def test_of_which_item_the_standard_error_is_is_said_there_for_the_two_are_not_read_in_step() -> None:
+    parser, one, other = OutputParser(is_worker=True), new_id("i"), new_id("i")
+    parser.at_work.has((Given(other, "y-0"),))
+    text = f"of none\n\x1e\n::item {one} begins\nbad\nopen\x1e\n::item {other} begins\nworse\n".encode()
+    said = [(line.n, line.x, line.i) for line in parser.feed("e", T0, text).lines]
+    assert said == [(1, "of none", ""), (2, "bad", one), (3, "open", one), (4, "worse", other)]
+    again = OutputParser.restored(parser.saved(), is_worker=True)
+    assert again.feed("e", T0, b"still\n").lines[0].i == other
+    flood = b"x\n" * 5000 + f"::item {one} begins\n".encode() + b"x\n" * 5000
+    last = again.skim("e", T0, flood, 1000).lines[-1]
+    assert (last.n, last.i) == (10_005, one)
+
+
 # --- the journal -----------------------------------------------------------------------------------------------
 
 
@@ -357,7 +370,7 @@ def test_a_command_runs_once_for_each_item_however_often_it_is_told(start: Start
     (one,) = orders(1)
     slot = worker.put(one, b"text")
     worker.tell("give i-none", f"give {slot}", f"give {slot}", "", "nonsense x", "close")
-    assert worker.rest() == (f"each\x1e\n::item {one.id} ok\n", 0)
+    assert worker.rest() == (f"\x1e\n::item {one.id} begins\neach\x1e\n::item {one.id} ok\n", 0)
     assert worker.out(slot) == {"0": b"TEXT"}
 
 
@@ -371,7 +384,9 @@ def test_a_command_that_fails_or_is_not_there_fails_its_item_only(start: Start) 
     said, code = worker.rest()
     assert code == 0
     assert said.replace("\x1e\n", "").split("\n") == [
+        f"::item {first.id} begins",
         f"::item {first.id} failed exit code 7",
+        f"::item {second.id} begins",
         json.dumps({"a": "ü"}),
         f"::item {second.id} ok",
         f"::item {third.id} failed there is no file in/none",
@@ -404,7 +419,7 @@ def test_a_worker_that_is_told_to_stop_takes_its_command_along(start: Start) -> 
     worker = start("each", words)
     (one,) = orders(1)
     worker.tell(f"give {worker.put(one)}")
-    assert worker.line() == "up"
+    assert [worker.line() for _ in range(3)][-1] == "up"  # after what says which item begins
     worker.process.terminate()
     assert worker.rest() == ("bye\n", 143)
 
