@@ -7,7 +7,7 @@ from shared.requests.outputs import SnapshotId
 #: Bytes of a chunk: one NATS message and one GridFS chunk document, so nothing is cut twice.
 CHUNK_BYTES = 512 * 1024
 
-#: Chunks that one transfer may have under way: 8 MiB. The answer to a chunk, sent once it is stored, is the credit.
+#: Chunks that one upload may have under way: 8 MiB. The answer to a chunk, sent once it is stored, is the credit.
 WINDOW_CHUNKS = 16
 
 
