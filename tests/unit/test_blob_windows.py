@@ -90,11 +90,11 @@ async def test_ten_readers_together_ask_two_windows_ahead():
     assert storage.now == 0
 
 
-async def test_one_reader_alone_asks_a_whole_window_ahead():
+async def test_one_reader_alone_asks_two_windows_ahead():
     storage = SlowStorage()
     storage.answer(1)
     stream = BlobClient(storage, "gateway", "g1").read(BlobRead(artifact_id="a1"))  # type: ignore[arg-type]
     await anext(stream)
     await settled()
-    assert storage.now == WINDOW_CHUNKS
+    assert storage.now == 2 * WINDOW_CHUNKS
     await stream.aclose()
