@@ -147,7 +147,7 @@ def main() -> None:
 def flood(runtime: str, seconds: int) -> dict[str, Any]:
     """Return the figures of a whole stack of its own."""
     with tempfile.TemporaryDirectory(prefix="wherry-flood-") as home:
-        stack = Stack.start(Path(home) / "home", runtime=runtime, image=IMAGE)
+        stack = Stack.start(Path(home) / "home", runtime=runtime, image=IMAGE if runtime == "docker" else None)
         try:
             return measure(stack, seconds)
         finally:

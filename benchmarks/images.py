@@ -8,6 +8,7 @@ Beside them, of the same files: the same filter in one process on this machine, 
 import argparse
 import io
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -28,6 +29,21 @@ from images.filters.pictures import apply
 HERE = Path(__file__).parent
 IMAGE = "wherry/filters:latest"
 NODE = "bench"
+PAGE = """# Image workloads, measured
+
+Written by `python -m benchmarks.images` ({when}) on {machine} (load average {load_average} before it); raw figures in
+[images.json](images.json). NATS, MongoDB, all services, the engine, the worker and the clients share these cores.
+
+{images} photographs ({mib:.0f} MiB; five sizes, PNG and JPEG) through `POST /images` with the filter {filter}, until the last
+result is there. Every result was compared with what Pillow makes of the same original here: {verdict}.
+
+| | images a second |
+| --- | ---: |
+| one after another, by one client | {one_after_another_per_s:.1f} |
+| by {clients} clients at once | {clients_per_s:.1f} |
+| the same filter in one process on this machine, nothing around it | {one_local_process_per_s:.1f} |
+| one `docker run` for each image, files on this machine ({docker_runs} of them) | {docker_run_each_per_s:.1f} |
+"""
 #: The longer side of the photographs in pixels.
 SIDES = (120, 240, 480, 800, 1200)
 _TOLD_S = 0.1
@@ -162,13 +178,14 @@ def measure(filter_: str, originals: Sequence[Picture], clients: int, docker_run
             together, also_wrong = server.filtered(filter_, originals, clients)
     few = originals[:: max(1, len(originals) // docker_runs)][:docker_runs]
     return {
-        "machine": machine(),
         "filter": filter_,
         "images": len(originals),
         "bytes": sum(len(one.body) for one in originals),
         "one_after_another_per_s": len(originals) / alone,
-        f"{clients}_clients_per_s": len(originals) / together,
+        "clients": clients,
+        "clients_per_s": len(originals) / together,
         "one_local_process_per_s": len(originals) / local(filter_, originals),
+        "docker_runs": len(few),
         "docker_run_each_per_s": len(few) / by_docker_run(filter_, few),
         "wrong": wrong + also_wrong,
     }
@@ -183,8 +200,15 @@ def main() -> None:
     parser.add_argument("--docker-runs", type=int, default=10, help="images of the slowest way")
     given = parser.parse_args()
     subprocess.run(["bash", str(ROOT / "infra/docker/build-filters.sh")], check=True, stdout=subprocess.DEVNULL)
-    results = measure(given.filter, pictures(given.count), given.clients, given.docker_runs)
+    before: dict[str, Any] = {
+        "when": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+    results = before | measure(given.filter, pictures(given.count), given.clients, given.docker_runs)
     dump(results, HERE / "images.json")
+    verdict = "all were right" if not results["wrong"] else f"{len(results['wrong'])} WERE NOT"
+    (HERE / "images.md").write_text(PAGE.format(**results, mib=results["bytes"] / 2**20, verdict=verdict))
     print(json.dumps(results, indent=2))
     if results["wrong"]:
         raise SystemExit(1)

@@ -198,7 +198,7 @@ write (`sync_interval: always`). Medians of {samples} samples after one that war
 """
 
 
-def page(results: dict[str, object], samples: int) -> str:
+def page(results: dict[str, Any], samples: int) -> str:
     """Return results.md."""
     rows: list[str] = []
 
@@ -289,7 +289,7 @@ def main() -> None:
         "submit": lambda: bench_submit(args.seconds, args.samples),
         "lifecycle": lambda: bench_lifecycle(2000, 8, args.samples),
         "first_output": lambda: bench_first_output(args.samples * 4) if shutil.which("docker") else None,
-        "artifacts": lambda: blobs.measure(args.blob_mib * MIB, max(7, args.samples), 3 * args.blob_mib * MIB),
+        "artifacts": lambda: blobs.measure(args.blob_mib * MIB, max(7, args.samples), 10 * args.blob_mib * MIB),
     }.items():
         if args.only and name not in args.only:
             continue

@@ -67,7 +67,7 @@ async def test_a_job_whose_event_the_core_cannot_believe_is_set_aside_and_comes_
         assert await letters(stack.operator) == [letter]
 
         mend()
-        await stack.operator.publish(channels.REPLAY, letter, reader="scheduler")
+        await stack.operator.ask(channels.REPLAY, letter, reader="scheduler")
         await stack.until(poison, lambda job: job.state is JobState.PLACED)
 
 
@@ -135,7 +135,7 @@ async def test_an_input_that_nobody_can_decide_about_is_a_dead_letter_and_ends_n
         assert await epoch_above(agent, 0) == epoch
 
         monkeypatch.setattr(lifecycle, "step", whole)
-        await stack.operator.publish(channels.REPLAY, letter, reader="scheduler")
+        await stack.operator.ask(channels.REPLAY, letter, reader="scheduler")
         await stack.until(job_id, lambda job: job.state is JobState.RUNNING)
 
 

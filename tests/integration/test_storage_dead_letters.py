@@ -78,7 +78,7 @@ async def test_a_replayed_event_is_projected_at_its_place_and_a_broken_one_comes
                 target="wherry.job.u1.j1.finishing", reason="why", body=base64.b64encode(body).decode(),
                 at=utc_now(),
             )  # fmt: skip
-            await operator.publish(channels.REPLAY, letter, reader="storage")
+            await operator.ask(channels.REPLAY, letter, reader="storage")  # until it listens
 
         await replay(seq + 7, b"no event")
         [kept] = await letters(storage, 1)
