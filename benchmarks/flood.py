@@ -11,7 +11,6 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,16 +34,19 @@ PAGE = """# A flood, measured
 Written by `python -m benchmarks.flood` ({when}) on {machine} (load average {load_average} before it); raw figures in
 [flood.json](flood.json). NATS, MongoDB, all services, the engine and both followers share these cores.
 
-A job prints as fast as it is read for {seconds} s and is followed, beside a quiet job that prints five lines a second: in
-containers, where the engine reads first, and as plain processes, where only the agent does.
+A job printed as fast as its container's engine takes it for {seconds} s: {lines:,} lines, {rate:,.0f} a second, of which
+{kept_mib:.1f} MiB are kept (`WHERRY_LOG_BYTES_MAX`). It ended {state}, and its last line was the last that it printed.
 
-| | in containers | as processes |
+How late the lines of a quiet job came (p50, p99, the latest), from the engine's stamp to who follows it:
+
+| | lines | p50 | p99 | latest |
+| --- | ---: | ---: | ---: | ---: |
+| alone | {alone[lines]} | {alone[p50]:.0f} ms | {alone[p99]:.0f} ms | {alone[max]:.0f} ms |
+| beside the flood | {beside[lines]} | {beside[p50]:.0f} ms | {beside[p99]:.0f} ms | {beside[max]:.0f} ms |
+
+| service | memory at its peak before | with the flood |
 | --- | ---: | ---: |
 {rows}
-
-* *kept*: `WHERRY_LOG_BYTES_MAX` lets so much through, the rest is marked as a gap; the last line is kept all the same, and was there.
-* *late*: from the stamp of a line of the quiet job, made as it is read from the program, to who follows it: p50, p99, the latest.
-* *memory*: of each service, at its peak before the flood and with it.
 """
 
 
@@ -97,6 +99,7 @@ def measure(stack: Stack, seconds: int) -> dict[str, Any]:
         raise RuntimeError(f"the last line is missing: {last}")
     return {
         "state": job["state"],
+        "seconds": seconds,
         "lines": last["n"],
         "rate": last["n"] / seconds,
         "kept": len(stack.output(flood, "_stdout.txt")),
@@ -106,25 +109,10 @@ def measure(stack: Stack, seconds: int) -> dict[str, Any]:
     }
 
 
-def rows(by_runtime: Mapping[str, Any]) -> str:
-    """Return the lines of flood.md's table."""
-
-    def delays(one: dict[str, float]) -> str:
-        return f"{one['p50']:.0f}, {one['p99']:.0f}, {one['max']:.0f} ms"
-
-    cells: dict[str, list[str]] = {}
-    for one in by_runtime.values():
-        table = {
-            "lines printed": f"{one['lines']:,}",
-            "a second": f"{one['rate']:,.0f}",
-            "kept": f"{one['kept'] / 2**20:.1f} MiB",
-            "the quiet job's lines late, alone": delays(one["alone"]),
-            "the same beside the flood": delays(one["beside"]),
-        }
-        table |= {f"memory: {name}": f"{was} → {now} MB" for name, (was, now) in one["memory_mb"].items()}
-        for name, text in table.items():
-            cells.setdefault(name, []).append(text)
-    return "\n".join(f"| {name} | {' | '.join(texts)} |" for name, texts in cells.items())
+def page(results: dict[str, Any]) -> str:
+    """Return the text of flood.md."""
+    rows = (f"| {one} | {was} MB | {now} MB |" for one, (was, now) in results["memory_mb"].items())
+    return PAGE.format(**results, rows="\n".join(rows), kept_mib=results["kept"] / 2**20)
 
 
 def main() -> None:
@@ -132,27 +120,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=60)
     args = parser.parse_args()
-    results: dict[str, Any] = {
-        "when": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "load_average": round(os.getloadavg()[0], 1),
-        "seconds": args.seconds,
-    }
-    found: dict[str, Any] = {runtime: flood(runtime, args.seconds) for runtime in ("docker", "process")}
-    dump({**results, **found}, HERE / "flood.json")
-    (HERE / "flood.md").write_text(PAGE.format(**results, rows=rows(found)))
-    print("written: benchmarks/flood.md")
-
-
-def flood(runtime: str, seconds: int) -> dict[str, Any]:
-    """Return the figures of a whole stack of its own."""
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="wherry-flood-") as home:
-        stack = Stack.start(Path(home) / "home", runtime=runtime, image=IMAGE if runtime == "docker" else None)
+        stack = Stack.start(Path(home) / "home", runtime="docker", image=IMAGE)
         try:
-            return measure(stack, seconds)
+            found = measure(stack, args.seconds)
         finally:
             stack.http.timeout = httpx.Timeout(5)
             stack.stop()
+    results: dict[str, Any] = {
+        "when": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "load_average": round(load, 1),
+        **found,
+    }
+    dump(results, HERE / "flood.json")
+    (HERE / "flood.md").write_text(page(results))
+    print("written: benchmarks/flood.md")
 
 
 if __name__ == "__main__":
