@@ -38,6 +38,15 @@ def docker_answers() -> bool:
     return bool(docker) and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0
 
 
+def docker(*words: str) -> str:
+    """Return what the command wrote.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def until(condition: Callable[[], Any], what: str, timeout: float = 120) -> Any:
     """Poll an outside system until *condition* gives something true, and return that.
 

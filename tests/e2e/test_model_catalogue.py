@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stack import ROOT, Stack, until
+from tests.e2e.stack import ROOT, Stack, docker, until
 from tests.integration.registry_server import RegistryServer
 
 pytestmark = pytest.mark.docker
@@ -84,10 +84,9 @@ def test_an_expert_releases_a_model_a_user_runs_it_and_an_administrator_asks_for
     assert json.loads(stack.output(job_id, "result.json")) == {"files": 3, "threshold": 0.9}
     assert job["spec"]["model"] == "counter@1"
     assert job["attempts"][-1]["image_digest"].endswith(first["image_digest"])
-    left = subprocess.run(
-        ["docker", "ps", "--all", "--quiet", "--filter", f"label=wherry.job={job_id}"], capture_output=True, check=True
+    until(
+        lambda: not docker("ps", "--all", "--quiet", "--filter", f"label=wherry.job={job_id}"), "its container is gone"
     )
-    assert left.stdout == b""
 
     edited = wherry(stack, "models", "edit", "counter", "--metric", "accuracy", "--drop", "0.1")
     assert edited.returncode == 0, edited.stderr

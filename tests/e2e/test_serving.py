@@ -18,7 +18,7 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException
 
 from tests.e2e.served import instance, model
-from tests.e2e.stack import ROOT, Stack, docker_answers, until, zip_of
+from tests.e2e.stack import ROOT, Stack, docker, docker_answers, until, zip_of
 from tests.integration.web_server import Web
 
 # The first test may have to build the image.
@@ -90,10 +90,6 @@ def asked_directly(job_id: str, count: int) -> list[float]:
             assert answer.status_code == 200, answer.text
             took.append((time.monotonic() - began) * 1000)
     return took
-
-
-def docker(*words: str) -> str:
-    return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture

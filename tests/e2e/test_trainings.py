@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import requests
 
-from tests.e2e.stack import ROOT, Stack, until
+from tests.e2e.stack import ROOT, Stack, docker, until
 from tests.e2e.test_datasets import wherry
 from tests.integration.gateway_stack import new_id
 
@@ -150,13 +150,7 @@ def train(outputs):
     shown = user.ended(training_id)
     assert (shown["status"], shown["download_url"]) == ("terminated", None)
     until(lambda: training_id not in held(), "its node has it no more")
-    containers = subprocess.run(
-        ["docker", "ps", "-q", "--filter", f"label=wherry.job={training_id}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert not containers.stdout.strip()
+    assert not docker("ps", "-q", "--filter", f"label=wherry.job={training_id}")
     answer = user.session.delete(f"{user.url}/trainings/{training_id}", timeout=60)
     assert (answer.status_code, answer.json()["status"]) == (202, "terminated")
 
