@@ -84,7 +84,8 @@ def test_an_expert_releases_a_model_a_user_runs_it_and_an_administrator_asks_for
     assert json.loads(stack.output(job_id, "result.json")) == {"files": 3, "threshold": 0.9}
     assert job["spec"]["model"] == "counter@1"
     assert job["attempts"][-1]["image_digest"].endswith(first["image_digest"])
-    until(
+    own = f"label=wherry.job={job_id}"
+    until(lambda: not docker("ps", "--all", "--quiet", "--filter", own), "its container is gone")
         lambda: not docker("ps", "--all", "--quiet", "--filter", f"label=wherry.job={job_id}"), "its container is gone"
     )
 
