@@ -86,8 +86,6 @@ def test_an_expert_releases_a_model_a_user_runs_it_and_an_administrator_asks_for
     assert job["attempts"][-1]["image_digest"].endswith(first["image_digest"])
     own = f"label=wherry.job={job_id}"
     until(lambda: not docker("ps", "--all", "--quiet", "--filter", own), "its container is gone")
-        lambda: not docker("ps", "--all", "--quiet", "--filter", f"label=wherry.job={job_id}"), "its container is gone"
-    )
 
     edited = wherry(stack, "models", "edit", "counter", "--metric", "accuracy", "--drop", "0.1")
     assert edited.returncode == 0, edited.stderr
