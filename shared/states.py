@@ -157,7 +157,6 @@ class PendingCode(StrEnum):
     RUNTIME = "runtime"
     NETWORK = "network"  # it cannot give a job the network that it wants
     NODE_UNHEALTHY = "node_unhealthy"
-    FAILED_HERE = "failed_here"
     BACKOFF = "backoff"
     NODE_CORDONED = "node_cordoned"  # by an admin, by drain, or after repeated trouble
     NEEDS = "needs"  # another job has to end first
