@@ -4,8 +4,9 @@ A *slot* is one try of one item; it names the item's folders in the workspace. T
 worker is to have, again and again; what its program has begun stays begun, and what it says of an item counts once.
 """
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -29,10 +30,14 @@ _AGAIN_S, _AGAIN_MAX_S = 5.0, 900.0
 
 
 class Begun(Message):
-    """An item that the program was given, as the journal has it; `ended_at` once what has become of it is known."""
+    """An item that the program was given, as the journal has it; `ended_at` once what has become of it is known.
+
+    `place`: counts what the program was given, and takes in that order.
+    """
 
     id: str
     tries: int
+    place: int = 0
     given_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -73,7 +78,7 @@ class Items:
 
     Args:
         timeout_s: that an item may take.
-        begun: by slot; what the journal has.
+        begun: by slot, in any order; what the journal has.
     """
 
     timeout_s: float
@@ -85,6 +90,12 @@ class Items:
     _answered_at: datetime | None = None
     _watched_at: datetime | None = None
     _took_s: float = _QUICK_S
+    _places: Iterator[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        kept = sorted(self.begun.items(), key=lambda item: item[1].place)
+        self.begun = dict(kept)
+        self._places = itertools.count(1 + max((one.place for _, one in kept), default=0))
 
     def want(self, orders: Iterable[ItemOrder]) -> tuple[list[str], list[str]]:
         """Take in all that the scheduler wants of the worker.
@@ -140,7 +151,7 @@ class Items:
         for slot in [slot for slot in self.waiting if slot in self.staged][: max(0, room)]:
             one = self.waiting.pop(slot)
             self.staged.discard(slot)
-            self.begun[slot] = Begun(id=one.id, tries=one.tries, given_at=now)
+            self.begun[slot] = Begun(id=one.id, tries=one.tries, place=next(self._places), given_at=now)
             given.append(self.begun[slot])
         return given
 

@@ -292,6 +292,27 @@ async def test_the_journal_keeps_items_until_they_are_over_or_the_attempt_is_dro
     assert [one.name for one in kept.outbox] == [AttemptEventName.ITEMS]
 
 
+async def test_after_a_restart_the_program_is_at_the_item_that_it_was_given_first(tmp_path: Path) -> None:
+    wanted = sorted(orders(4), key=lambda one: one.id, reverse=True)  # as no list of them by name would have them
+    items = staged(wanted)
+    begun = items.give(at(0))
+    items.answer(ok(wanted[0], 0.1))
+    begun += items.give(at(0.1))
+    journal = Journal(tmp_path / "journal.sqlite")
+    await journal.write([KeepItems(KEY, begun)])
+    journal.close()
+    journal = Journal(tmp_path / "journal.sqlite")
+    kept = journal.load().items[KEY]
+    journal.close()
+    again = Items(60, {one.slot: one for one in kept})
+    assert [one.id for one in again.open()] == [one.id for one in wanted]
+    for one in wanted[:-1]:
+        again.answer(ok(one, 1))
+    again.want(more := orders(1))
+    again.are_staged(more)
+    assert again.give(at(1))[0].place > max(one.place for one in begun)
+
+
 # --- the shell program -----------------------------------------------------------------------------------------
 
 
