@@ -32,11 +32,11 @@ _EPOCH_LINES = re.compile(rb"^Epoch \d{1,9}/\d{1,9}\r?$", re.MULTILINE)
 _METRIC_LINES = re.compile(rb"^::metric [^\n]*", re.MULTILINE)
 _PROGRESS_LINES = re.compile(rb"^::progress [^\n]*", re.MULTILINE)
 _ITEM = re.compile(r"^::item\s+(i[a-z2-7]{25})\s+(?:(ok)|failed(?:\s+(.*))?)$")
-_ITEM_LINES = re.compile(rb"^::item [^\n]*\n", re.MULTILINE)
 #: On the standard error, which has no answers: of which item all that follows there is (adapters/worker.sh).
-_BEGUN = re.compile(rb"^::item (i[a-z2-7]{25}) begins\n?$")
+_BEGUN = re.compile(rb"^::item (i[a-z2-7]{25}) begins$")
 #: Ends what a program has printed before a line of our own, which is so never in the middle of one of its.
 LINE_END_MARK = b"\x1e"
+_PERHAPS_OURS = re.compile(rb"^(?:\x1e|::item [^\n]*)$", re.MULTILINE)
 #: Databases keep whole numbers of 64 bits.
 _STEP_END = 2.0**63
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")  # Keras goes back by backspaces
@@ -132,8 +132,8 @@ class OutputParser:
         if b"::" in skipped:
             for line in (*_METRIC_LINES.findall(skipped), *_PROGRESS_LINES.findall(skipped)[-1:]):
                 found.signal(line)
-            for line in _ITEM_LINES.findall(skipped) if self.is_worker else ():
-                self.next_number -= self._is_about_item(stream, line, found)
+        for line in _PERHAPS_OURS.findall(skipped) if self.is_worker else ():
+            self.next_number -= self._is_ours(stream, line, found)
         for line in _EPOCH_LINES.findall(skipped)[-1:] if b"Epoch " in skipped else ():
             self.epochs.begin(line)
         rest = self.feed(stream, at, chunk[end + 1 :])

@@ -260,6 +260,24 @@ def test_answers_are_found_in_a_flood_and_the_lines_keep_their_numbers() -> None
     assert parsed.lines[-1].n == 10_000
 
 
+@given(
+    st.sampled_from("oe"),
+    st.lists(
+        st.sampled_from(["a", "\n", "long line " * 5, "\x1e\n", "::item {} ok\n", "::item {} begins\n"]), max_size=40
+    ),
+    st.integers(0, 100),
+)
+def test_what_is_skimmed_of_a_worker_has_the_same_numbers_answers_and_items(
+    stream: str, pieces: list[str], last: int
+) -> None:
+    chunk = "".join(piece.format(new_id("i")) for piece in pieces).encode()
+    whole, skimmed = OutputParser(is_worker=True), OutputParser(is_worker=True)
+    expected, found = whole.feed(stream, T0, chunk), skimmed.skim(stream, T0, chunk, last)
+    assert found.answers == expected.answers
+    assert skimmed.saved() == whole.saved()
+    assert set(found.lines) <= set(expected.lines)
+
+
 def test_of_which_item_the_standard_error_is_is_said_there_for_the_two_are_not_read_in_step() -> None:
     parser, one, other = OutputParser(is_worker=True), new_id("i"), new_id("i")
     parser.at_work.has((Given(other, "y-0"),))
