@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 from shared.job import Job
@@ -30,6 +31,8 @@ _OURS_BEGIN = ("access-control-", "cross-origin-", "origin-")
 #: How often one request is put to another replica because an answer was lost: one that ends each program that works
 #: on it would else end them all.
 REPEATS_MAX = 2
+#: Replicas that have failed one after the other when whoever asks is told so, and does not wait for the next one.
+FAILURES_MAX = 2
 #: What the protocols say is asked, and changes nothing: predictions of TensorFlow Serving's form and of the Open
 #: Inference Protocol.
 _INFERENCE = re.compile(
@@ -125,6 +128,17 @@ def lack_of(job: Job) -> Lack:
     if (service.replicas if job.replicas is None else job.replicas) > 0:
         return Lack.COMING
     return Lack.STOPPED if service.idle is None else Lack.ASLEEP
+
+
+def is_failing(job: Job, now: datetime) -> bool:
+    """Return whether a service's replicas have failed one after the other, so that for a while there is none."""
+    is_over = all(one.state is JobState.FINISHING for one in job.members)
+    return is_over and job.tries >= FAILURES_MAX and job.not_before is not None and now < job.not_before
+
+
+def was_ready(replica: Job) -> bool:
+    """Return whether a replica has ever got to where it could be asked."""
+    return any(one.running_at is not None for one in replica.attempts)
 
 
 def is_repeatable(method: str, path: str) -> bool:

@@ -4,13 +4,12 @@ from contextlib import suppress
 
 from services.gateway.core.replica_failure import ReplicaFailure, failure_of, is_by_program
 from services.gateway.shell.gateway import Gateway
-from shared.channels import JOB_LIST, JOB_LOGS
+from shared.channels import JOB_LOGS
 from shared.errors import WherryError
 from shared.job import Job
-from shared.requests.jobs import JobListQuery, LogQuery
+from shared.requests.jobs import LogQuery
 from shared.states import JobState
 
-_FAILED = (JobState.FAILED.value, JobState.TIMED_OUT.value)
 #: Last lines among which a program's last words are.
 _LINES = 10
 
@@ -21,10 +20,9 @@ async def last(gateway: Gateway, service: Job) -> ReplicaFailure | None:
     Raises:
         WherryError: storage does not answer.
     """
-    page = await gateway.ask(JOB_LIST, JobListQuery(gang_id=service.id, states=_FAILED, limit=1))
-    if not page.jobs:
+    replica = await gateway.serving.last_failed(service.id)
+    if replica is None:
         return None
-    replica = page.jobs[0].job
     if not is_by_program(replica):
         return failure_of(replica)
     return failure_of(replica, (await gateway.ask(JOB_LOGS, LogQuery(job_id=replica.id, tail=_LINES))).lines)

@@ -13,13 +13,14 @@ from services.gateway.core import serving
 from services.gateway.core.serving import Board, Lack, Replica
 from shared import observe
 from shared.bus import Bus, Handle, Received, Record
-from shared.channels import JOB_FEED, JOB_GET, SERVICE_ASKED
+from shared.channels import JOB_FEED, JOB_GET, JOB_LIST, SERVICE_ASKED
 from shared.clock import monotonic, utc_now
 from shared.errors import WherryError
 from shared.events import JobChanged, ServiceAsked
 from shared.job import Job
-from shared.requests.jobs import JobQuery, JobView
+from shared.requests.jobs import JobListQuery, JobQuery, JobView
 from shared.spec import Service
+from shared.states import JobState
 
 #: Services that are followed at a time.
 _FOLLOWED_MAX = 1000
@@ -27,6 +28,7 @@ _FOLLOWED_MAX = 1000
 _LOOK_S = 3.0
 #: Seconds after which a service without replicas is asked for again.
 _ASK_AGAIN_S = 5.0
+_FAILED = (JobState.FAILED.value, JobState.TIMED_OUT.value)
 _log = observe.logger("serving")
 
 
@@ -50,11 +52,12 @@ class _Followed:
             self.board.update(serving.replicas_of(job))
             self.changed.set()
 
-    async def news(self, wait_s: float) -> None:
-        """Return when something has changed, or after *wait_s* seconds."""
+    async def news(self, wait_s: float) -> bool:
+        """Return whether something has changed, as soon as it has, or after *wait_s* seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                await self.changed.wait()
+                return await self.changed.wait()
+        return False
 
 
 class Serving:
@@ -91,9 +94,9 @@ class Serving:
             room: waits until there is room for a large answer, of so many bytes.
 
         Raises:
-            WherryError: ``not_running``: it has ended, or nobody wants replicas of it; ``unavailable``: none runs yet;
-                ``busy``: all have as many requests as they take; ``replica_lost``, ``replica_timeout``, ``too_large``,
-                ``answer_too_large``.
+            WherryError: ``not_running``: it has ended, or nobody wants replicas of it; ``unavailable``: none runs yet,
+                or they fail before they are ready; ``busy``: all have as many requests as they take; ``replica_lost``,
+                ``replica_timeout``, ``too_large``, ``answer_too_large``.
         """
         async with self._following(job_id) as followed:
             service = followed.job.spec.service
@@ -101,6 +104,15 @@ class Serving:
                 raise WherryError("not_running", "That job is no service.")
             await self._until_there(followed, by)
             return await self._asked(followed, service, wish, by, room)
+
+    async def last_failed(self, job_id: str) -> Job | None:
+        """Return the replica of a service that was made last among those that have failed; None: none has.
+
+        Raises:
+            WherryError: storage does not answer.
+        """
+        page = await self._bus.ask(JOB_LIST, JobListQuery(gang_id=job_id, states=_FAILED, limit=1))
+        return page.jobs[0].job if page.jobs else None
 
     async def close(self) -> None:
         """Follow nothing any more."""
@@ -173,11 +185,17 @@ class Serving:
             if lack is Lack.ASLEEP:
                 await self._wake(followed, by)
             left_s = give_up_at - monotonic()
-            if left_s <= 0:
+            if left_s <= 0 or await self._is_broken(followed.job):
                 raise WherryError("unavailable", serving.why_waiting(followed.job), retryable=True)
-            await followed.news(min(_LOOK_S, left_s))
-            if not followed.changed.is_set():
+            if not await followed.news(min(_LOOK_S, left_s)):
                 await self._look(followed)
+
+    async def _is_broken(self, job: Job) -> bool:
+        """Return whether to wait is in vain: a service's replicas fail before they are ready."""
+        if not serving.is_failing(job, utc_now()):
+            return False
+        last = await self.last_failed(job.id)
+        return last is not None and not serving.was_ready(last)
 
     async def _wake(self, followed: _Followed, by: str) -> None:
         if monotonic() - followed.asked_at < _ASK_AGAIN_S:

@@ -1,6 +1,6 @@
 """Which replica is asked, and what follows from its answer."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from services.gateway.core.serving import (
     Lack,
     Replica,
     is_elsewhere,
+    is_failing,
     is_repeatable,
     lack_of,
     passed_back,
@@ -131,6 +132,30 @@ def test_only_replicas_that_run_are_asked():
 )
 def test_why_a_service_has_no_replica(job: Job, lack: Lack):
     assert lack_of(job) is lack
+
+
+def failing(**more: Any) -> Job:
+    """A service of which replicas have failed one after the other; the next one is made in a minute."""
+    fields: dict[str, Any] = {"tries": 2, "not_before": T0 + timedelta(minutes=1), **more}
+    return service(JobState.QUEUED, **fields)
+
+
+@pytest.mark.parametrize(
+    ("job", "now", "expected"),
+    [
+        (failing(), T0, True),
+        (failing(members=(member("jx", JobState.FINISHING),)), T0, True),
+        (failing(members=(member("jx", JobState.STARTING),)), T0, False),
+        (failing(tries=1), T0, False),
+        (failing(tries=0, losses=5), T0, False),
+        (failing(), T0 + timedelta(minutes=1), False),
+        (failing(not_before=None), T0, False),
+    ],
+)
+def test_a_service_fails_while_its_replicas_have_failed_one_after_the_other_and_none_is_there(
+    job: Job, now: datetime, *, expected: bool
+):
+    assert is_failing(job, now) is expected
 
 
 @pytest.mark.parametrize(
