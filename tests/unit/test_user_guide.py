@@ -15,7 +15,7 @@ from services.notifier.settings import NotifierSettings
 from services.scheduler.settings import SchedulerSettings
 from services.storage.settings import StorageSettings
 from shared.spec import JobSpec
-from shared.states import PendingCode
+from shared.states import EndReason, PendingCode
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "user-guide.md").read_text()
 SETTINGS = (GatewaySettings, SchedulerSettings, StorageSettings, NotifierSettings, AgentSettings, BootstrapSettings)
@@ -54,3 +54,10 @@ def test_every_command_and_its_exit_codes_are_in_the_guide():
 def test_every_field_of_a_spec_and_every_reason_to_wait_is_in_the_guide():
     assert sorted(name for name in JobSpec.model_fields if f"`{name}`" not in GUIDE) == []
     assert sorted(code for code in PendingCode if f"`{code}`" not in GUIDE) == []
+
+
+def test_every_reason_of_an_end_has_a_row_that_says_what_to_do():
+    table = GUIDE.partition("### Why a job ended")[2].partition("\n### ")[0]
+    rows = [re.findall(r"[a-z_]+", line.split("|")[1]) for line in table.splitlines() if line.startswith("| ")]
+    of_items = {EndReason.ITEM_FAILED, EndReason.ITEM_TIMEOUT}  # not of a job: in the row of items_failed
+    assert sorted(set(EndReason) - of_items - {word for row in rows for word in row}) == []
