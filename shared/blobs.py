@@ -17,7 +17,6 @@ from shared.channels import BLOB_ABORT, BLOB_CHUNK, BLOB_COMMIT, BLOB_OPEN, BLOB
 from shared.clock import monotonic
 from shared.errors import WherryError
 from shared.ids import new_id
-from shared.job import BlobRef
 from shared.model import Message
 from shared.requests.blobs import (
     CHUNK_BYTES,
@@ -224,11 +223,6 @@ async def _patiently(call: Callable[[float], Awaitable[T]], patience_s: float, t
                 raise
         await asyncio.sleep(pause_s)
         pause_s, most_s = min(2 * pause_s, _PAUSE_MAX_S), timeout_s
-
-
-def blob_of(body: bytes) -> BlobRef:
-    """Return the reference that *body* will have once it is stored."""
-    return BlobRef(sha256=hashlib.sha256(body).hexdigest(), size=len(body))
 
 
 def _piece_end(start: int, end: int | None) -> int:

@@ -467,18 +467,6 @@ class Bus:
         """
         return (await self.write([wire.entry(record)], record.channel.stream or "", deadline_s))[0]
 
-    async def record_batch(self, records: Sequence[Record], *, deadline_s: float | None = 15) -> list[Stored]:
-        """Keep all of *records* (of one stream, at most `BATCH_MAX`) or none: one atomic batch.
-
-        Raises:
-            Conflict: an expectation does not hold; nothing was stored. Expectations are compared with the stream as it
-                was before the batch.
-            Unavailable: as with `record`.
-        """
-        if not records:
-            return []
-        return await self.write([wire.entry(one) for one in records], records[0].channel.stream or "", deadline_s)
-
     async def record_grouped(self, record: Record) -> Stored:
         """Keep *record* together with whatever else waits at this moment: one fsync for all of them.
 
@@ -525,11 +513,6 @@ class Bus:
         if ttl_s is not None:
             sent[wire.TTL] = f"{max(1, round(ttl_s))}s"
         return (await self.write([Entry(subject, body, sent)], _family(subject), deadline_s))[0].seq
-
-    async def put_batch(self, items: Sequence[tuple[str, bytes]], *, deadline_s: float | None = 15) -> int:
-        """Keep all (subject, body) of *items* (at most `BATCH_MAX`) or none; return the last one's sequence."""
-        entries = [Entry(subject, body, {wire.MSG_ID: new_id("w")}) for subject, body in items]
-        return (await self.write(entries, _family(items[0][0]), deadline_s))[-1].seq
 
     async def write(
         self, entries: Sequence[Entry], stream: str, deadline_s: float | None = 15, *, suspect: bool = False
@@ -781,11 +764,6 @@ class Bus:
         """
         info = await self.api(f"STREAM.INFO.{stream}", {})
         return int(info["state"]["last_seq"])
-
-    async def purge(self, stream: str, subject: str, *, before_seq: int | None = None) -> int:
-        """Remove the messages under *subject* (those below *before_seq*, if given); return how many."""
-        wanted: dict[str, Any] = {"filter": subject} | ({"seq": before_seq} if before_seq else {})
-        return int((await self.api(f"STREAM.PURGE.{stream}", wanted)).get("purged", 0))
 
     async def api(self, call: str, body: Mapping[str, Any], *, retry_s: float = 10) -> dict[str, Any]:
         """Ask JetStream's own API, e.g. ``STREAM.INFO.<stream>``, and return its answer.

@@ -57,7 +57,7 @@ LOOKS_UP: Mapping[Service, tuple[str, ...]] = {
 FOLLOWS: Mapping[Service, tuple[str, ...]] = {Service.SCHEDULER: (JOBS, FLEET)}
 #: What a service keeps in streams of its own; no other reads it, so the channel table does not have it.
 KEEPS: Mapping[Service, tuple[str, ...]] = {
-    Service.SCHEDULER: ("wherry.snapshot.>", "wherry.leader.>", f"$JS.API.STREAM.PURGE.{SNAPSHOT}"),
+    Service.SCHEDULER: ("wherry.snapshot.>", "wherry.leader.>"),
 }
 #: Who may take a subject only as one of a queue group, and so never in place of the one that answers.
 ONLY_IN_QUEUE: Mapping[tuple[str, Service], str] = {(HEARTBEAT.name, Service.STORAGE): "storage"}

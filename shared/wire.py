@@ -108,10 +108,6 @@ class Received(Generic[M]):
         """Ask for the message again, after *delay_s* seconds if given."""
         await self._settle(b"-NAK" if delay_s is None else b'-NAK {"delay": %d}' % int(delay_s * 1e9))
 
-    async def term(self, reason: str) -> None:
-        """Say that it will never be done; the server does not deliver it again."""
-        await self._settle(b"+TERM " + reason.encode())
-
     async def in_progress(self) -> None:
         """Ask for the whole ack wait once more."""
         await self._settle(b"+WPI")
@@ -126,8 +122,6 @@ class Received(Generic[M]):
 class Delivery:
     """What the server says about a message that a consumer delivered."""
 
-    stream: str
-    consumer: str
     num_delivered: int
     seq: int
     consumer_seq: int
@@ -171,11 +165,9 @@ def parse_ack(reply: str) -> Delivery | None:
     tokens = reply.split(".")
     if len(tokens) < 9 or tokens[:2] != ["$JS", "ACK"]:
         return None
-    stream, consumer, delivered, seq, consumer_seq, nanoseconds, pending = (
-        tokens[2:9] if len(tokens) == 9 else tokens[4:11]
-    )
+    delivered, seq, consumer_seq, nanoseconds, pending = tokens[4:9] if len(tokens) == 9 else tokens[6:11]
     when = datetime.fromtimestamp(int(nanoseconds) / 1e9, UTC)
-    return Delivery(stream, consumer, int(delivered), int(seq), int(consumer_seq), when, int(pending))
+    return Delivery(int(delivered), int(seq), int(consumer_seq), when, int(pending))
 
 
 def parse_headers(raw: bytes) -> dict[str, str]:

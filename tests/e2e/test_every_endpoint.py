@@ -252,7 +252,7 @@ class Things:
 
         async def spoil() -> None:
             async with Bus.connect(settings, Service.STORAGE, purpose="test") as bus:
-                await bus.put_batch([("wherry.delivery.u1.jbroken.requested", b"no delivery")])
+                await bus.put("wherry.delivery.u1.jbroken.requested", b"no delivery")
 
         asyncio.run(spoil())
         listed = "/dead-letters?reader=notifier"

@@ -12,10 +12,11 @@ from typing import Any
 import gridfs
 import pytest
 
-from shared.blobs import BlobClient, blob_of
+from shared.blobs import BlobClient
 from shared.bus import Bus
 from shared.channels import BLOB_CHUNK, BLOB_OPEN, Service
 from shared.errors import WherryError
+from shared.job import BlobRef
 from shared.requests.blobs import CHUNK_BYTES, WINDOW_CHUNKS, BlobRead, BlobScope, UploadOpen
 from shared.spec import JobSpec
 
@@ -26,6 +27,10 @@ SIZES = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 2
 
 def data_of(size: int) -> bytes:
     return random.Random(size).randbytes(size)
+
+
+def blob_of(data: bytes) -> BlobRef:
+    return BlobRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
 async def pieces(data: bytes, size: int = 300_000) -> AsyncIterator[bytes]:

@@ -91,8 +91,8 @@ async def test_the_scheduler_follows_leases_snapshots_and_looks_up(connect):
         assert await scheduler.stream_last_seq(JOBS) == 3
         lease = await scheduler.put("wherry.leader.scheduler", b"me", expect_seq=0, ttl_s=10)
         assert await scheduler.get_last(LEADER, "wherry.leader.scheduler") == (lease, b"me")
-        await scheduler.put_batch([("wherry.snapshot.scheduler.0", b"a"), ("wherry.snapshot.scheduler.1", b"b")])
-        assert await scheduler.purge(SNAPSHOT, "wherry.snapshot.scheduler.0") == 1
+        piece = await scheduler.put("wherry.snapshot.scheduler.0", b"a")
+        assert await scheduler.get_last(SNAPSHOT, "wherry.snapshot.scheduler.0") == (piece, b"a")
 
 
 @pytest.mark.parametrize(

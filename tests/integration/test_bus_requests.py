@@ -9,13 +9,14 @@ import pytest
 from infra.bootstrap import bootstrap
 from shared import channels
 from shared.bus import Bus, Raw, Record
-from shared.channels import Service
+from shared.channels import JOBS, Service
 from shared.clock import utc_now
 from shared.errors import Forbidden, NotFound, Unavailable, WherryError
 from shared.events import CancelRequested
 from shared.model import Empty, Message
 from shared.requests.accounts import Principal, TokenQuery
 from shared.settings import ServiceSettings
+from shared.wire import entry
 
 ACCOUNTS = """
 authorization {
@@ -206,7 +207,7 @@ async def test_one_forbidden_entry_fails_its_batch_at_once(walled):
     async with Bus.connect(settings(walled, "some"), Service.GATEWAY) as bus:
         async with asyncio.timeout(1):
             with pytest.raises(Forbidden):
-                await bus.record_batch([request(bus, "o1"), request(bus, "o2"), request(bus, "o1")])
+                await bus.write([entry(request(bus, owner)) for owner in ("o1", "o2", "o1")], JOBS)
         assert await bus.stream_last_seq("WHERRY_JOBS") == 0
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from infra.bootstrap import bootstrap
 from shared import bus as bus_module
-from shared import channels
-from shared.bus import Bus, Record, job_filter
+from shared import channels, wire
+from shared.bus import Bus, Record, Stored, job_filter
 from shared.channels import JOBS, LEADER, SNAPSHOT, Service
 from shared.clock import utc_now
 from shared.errors import Conflict, Unavailable, WherryError
@@ -29,6 +29,11 @@ def request(bus: Bus, job: str, expect: int | None = None) -> Record:
     event = bus.event(channels.CANCEL_REQUESTED, data, subject=job)
     mark = None if expect is None else (f"wherry.request.*.{job}.>", expect)
     return Record(channels.CANCEL_REQUESTED, {"owner": "o1", "job_id": job}, event, mark)
+
+
+async def together(bus: Bus, records: list[Record]) -> list[Stored]:
+    """Keep all of *records* or none, as what waits at the same moment is kept."""
+    return await bus.write([wire.entry(one) for one in records], JOBS)
 
 
 async def ids_on(bus: Bus, stream: str = JOBS) -> list[str]:
@@ -101,7 +106,7 @@ async def test_ones_own_lost_write_is_found_even_when_somebody_wrote_after_it(bu
 
     async def slow_second_try(entries, *args, suspect):
         if suspect and entries[0].headers["Nats-Msg-Id"] == record.event.id:
-            await whole([bus_module.wire.entry(later)], *args, suspect=False)
+            await whole([wire.entry(later)], *args, suspect=False)
             monkeypatch.setattr(bus, "_try_write", whole)
         return await whole(entries, *args, suspect=suspect)
 
@@ -122,7 +127,7 @@ async def test_a_lost_answer_does_not_hide_that_somebody_else_had_written_first(
 async def test_a_batch_is_stored_as_a_whole_and_says_where(bus):
     await bus.record(request(bus, "j0"))
     records = [request(bus, f"j{i}", expect=0) for i in range(1, 6)]
-    stored = await bus.record_batch(records)
+    stored = await together(bus, records)
     assert [place.seq for place in stored] == [2, 3, 4, 5, 6]
     assert (await ids_on(bus))[1:] == [record.event.id for record in records]
 
@@ -130,7 +135,7 @@ async def test_a_batch_is_stored_as_a_whole_and_says_where(bus):
 async def test_one_stale_entry_keeps_the_whole_batch_out(bus):
     await bus.record(request(bus, "j3"))
     with pytest.raises(Conflict):
-        await bus.record_batch([request(bus, f"j{i}", expect=0) for i in range(5)])
+        await together(bus, [request(bus, f"j{i}", expect=0) for i in range(5)])
     assert len(await ids_on(bus)) == 1
 
 
@@ -138,7 +143,7 @@ async def test_a_batch_whose_answer_was_lost_is_stored_once_and_found(bus, monke
     await bus.record(request(bus, "j0"))
     lost = LostAnswers(bus)
     records = [request(bus, f"j{i}", expect=0) for i in range(1, 4)] + [request(bus, "j9")]
-    stored = await bus.record_batch(records)
+    stored = await together(bus, records)
     assert lost.dropped == 1
     assert [(place.seq, place.duplicate) for place in stored] == [(2, True), (3, True), (4, True), (5, True)]
     assert (await ids_on(bus))[1:] == [record.event.id for record in records]
@@ -155,7 +160,7 @@ async def test_a_batch_that_never_arrived_whole_is_sent_again(bus, monkeypatch):
 
     monkeypatch.setattr(bus, "send", loses_the_second)
     records = [request(bus, f"j{i}", expect=0) for i in range(3)]
-    stored = await bus.record_batch(records)
+    stored = await together(bus, records)
     assert [place.seq for place in stored] == [1, 2, 3]
     assert await ids_on(bus) == [record.event.id for record in records]
 
@@ -294,13 +299,6 @@ async def test_a_lease_is_won_once_renewed_by_its_holder_and_gone_after_its_time
         while await bus.get_last(LEADER, "wherry.leader.scheduler"):
             await asyncio.sleep(0.1)
     assert await bus.put("wherry.leader.scheduler", b"b", expect_seq=0, ttl_s=1) > renewed
-
-
-async def test_snapshot_pieces_arrive_together_and_can_be_purged(bus):
-    last = await bus.put_batch([(f"wherry.snapshot.7.{i}", b"piece %d" % i) for i in range(5)])
-    assert await bus.get_last(SNAPSHOT, "wherry.snapshot.7.4") == (last, b"piece 4")
-    assert await bus.purge(SNAPSHOT, "wherry.snapshot.7.>") == 5
-    assert await bus.get_last(SNAPSHOT, "wherry.snapshot.7.4") is None
 
 
 def test_a_jobs_filter_has_its_owner_free_and_all_its_events():

@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from client.wherry import AsyncClient, Client, SourceError, WherryError
-from shared.blobs import BlobClient, blob_of
+from shared.blobs import BlobClient
 from shared.bus import Bus
 from shared.channels import OUTPUT, Service
 from shared.events import MetricPoint, OutputBatch, Progress
-from shared.job import Failure, GangMember, OutputsRef
+from shared.job import BlobRef, Failure, GangMember, OutputsRef
 from shared.manifest import Entry, Manifest
 from shared.permissions import node_user
 from shared.requests.blobs import BlobScope
@@ -59,20 +59,16 @@ async def left(node: Bus, scheduler: Scheduler, job_id: str, stderr: bytes = b""
     await scheduler.run(job_id)
     scope = BlobScope(job_id=job_id, attempt=1)
 
-    async def one(content: bytes) -> AsyncIterator[bytes]:
-        yield content
+    async def store(content: bytes) -> BlobRef:
+        async def whole() -> AsyncIterator[bytes]:
+            yield content
 
-    entries = []
-    for name, content in files.items():
-        await blobs.upload(one(content), scope)
-        entries.append(Entry(path=name, blob=blob_of(content)))
-    if stderr:
-        await blobs.upload(one(stderr), scope)
-    manifest = Manifest(
-        job_id=job_id, attempt=1, entries=tuple(entries), stderr=blob_of(stderr) if stderr else None
-    ).to_bytes()
-    await blobs.upload(one(manifest), scope)
-    return OutputsRef(manifest=blob_of(manifest), files=len(files), bytes=sum(map(len, files.values())))
+        return (await blobs.upload(whole(), scope)).blob
+
+    entries = [Entry(path=name, blob=await store(content)) for name, content in files.items()]
+    said = await store(stderr) if stderr else None
+    manifest = Manifest(job_id=job_id, attempt=1, entries=tuple(entries), stderr=said).to_bytes()
+    return OutputsRef(manifest=await store(manifest), files=len(files), bytes=sum(map(len, files.values())))
 
 
 async def test_a_training_is_a_job_with_its_modules_as_source_and_its_data_as_input(anna: httpx.Client) -> None:

@@ -120,7 +120,7 @@ async def test_a_hot_standby_leads_within_twenty_seconds_and_has_read_a_long_log
         event = stack.gateway.event(channels.JOB_CREATED, JobChanged(job=job), subject=job.id, **params)
         records.append(Record(channels.JOB_CREATED, params, event))
     for begin in range(0, len(records), 500):
-        await stack.operator.record_batch(records[begin : begin + 500])
+        await asyncio.gather(*(stack.operator.record_grouped(one) for one in records[begin : begin + 500]))
     standby = await stack.scheduler(**as_set)
     async with asyncio.timeout(PATIENCE_S):
         while b"caught_up" not in standby.log.read_bytes():
@@ -286,7 +286,7 @@ async def test_a_thousand_broken_entries_stop_nobody_and_each_is_kept_once(stack
     await stack.until(job_id, lambda job: job.state is JobState.RUNNING)
     subject = f"wherry.attempt.n1.{job_id}.finished"
     for _ in range(2):
-        await stack.operator.put_batch([(subject, b"no event %d" % n) for n in range(500)])
+        await asyncio.gather(*(stack.operator.put(subject, b"no event %d" % n, deadline_s=15) for n in range(500)))
     began = time.monotonic()
     await agent.report(job_id, succeeded())
     await stack.until(job_id, lambda job: job.is_terminal)

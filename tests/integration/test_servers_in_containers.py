@@ -34,6 +34,7 @@ from shared.permissions import accounts_config
 from shared.requests.blobs import CHUNK_BYTES, BlobRead, BlobScope
 from shared.requests.jobs import EventQuery, JobQuery, JobView
 from shared.states import JobState
+from shared.wire import entry
 from tests.integration.conftest import NODES, PASSWORDS, StorageProcess, running
 
 # The first test may have to build the images.
@@ -179,10 +180,10 @@ async def test_a_blob_goes_in_and_comes_out(stack: StorageProcess, gateway: Bus)
 
 async def test_one_stale_entry_keeps_a_whole_batch_out(stack: StorageProcess) -> None:
     async with stack.bus(Service.SCHEDULER) as scheduler:
-        stored = await scheduler.record_batch([first_event(scheduler, stack.job(name)) for name in ("j1", "j2")])
+        stored = await scheduler.write([entry(first_event(scheduler, stack.job(name))) for name in ("j1", "j2")], JOBS)
         assert [place.seq for place in stored] == [1, 2]
         with pytest.raises(Conflict):
-            await scheduler.record_batch([first_event(scheduler, stack.job(name)) for name in ("j3", "j2")])
+            await scheduler.write([entry(first_event(scheduler, stack.job(name))) for name in ("j3", "j2")], JOBS)
         assert await scheduler.stream_last_seq(JOBS) == 2
 
 

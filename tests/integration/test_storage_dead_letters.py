@@ -46,8 +46,9 @@ async def test_a_thousand_broken_events_stop_nobody_and_are_kept(storage: Storag
         Bus.connect(storage.settings(OPERATOR), Service.STORAGE, purpose="test") as operator,
     ):
         for begin in (0, 500):
-            items = [(f"wherry.job.u1.jbroken{n}.running", b"broken %d" % n) for n in range(begin, begin + 500)]
-            await operator.put_batch(items)
+            numbers = range(begin, begin + 500)
+            subject = "wherry.job.u1.jbroken{}.running"
+            await asyncio.gather(*(operator.put(subject.format(n), b"broken %d" % n, deadline_s=15) for n in numbers))
         began = time.monotonic()
         await storage.record(storage.job("j1"), "running")
         assert (await listed(bus, "j1")).state is JobState.RUNNING

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from services.storage.adapters.job_store import JobStore
 from shared import channels as c
 from shared.blobs import BlobClient
 from shared.bus import Bus, Record
@@ -41,7 +42,7 @@ async def gateway(storage: Any) -> AsyncIterator[Bus]:
 
 async def soon(question: Callable[[], Awaitable[Any]], is_so: Callable[[Any], bool]) -> Any:
     """Ask until the answer is as expected: what is not promised to be seen at once."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not is_so(answer := await question()):
             await asyncio.sleep(0.05)
     return answer
@@ -135,7 +136,7 @@ async def test_a_job_whose_events_have_expired_is_still_known(storage: Any, gate
     seq = await storage.record(storage.job(), "running")
     await soon(lambda: gateway.ask(c.COUNTS, Empty()), lambda counts: counts.jobs == {"running": 1})
     async with Bus.connect(storage.settings("operator"), Service.STORAGE) as operator:
-        await operator.purge(c.JOBS, "wherry.job.*.j1.>")
+        await operator.api(f"STREAM.PURGE.{c.JOBS}", {"filter": "wherry.job.*.j1.>"})
     view = await gateway.ask(c.JOB_GET, JobQuery(job_id="j1"))
     assert (view.job.id, view.seq) == ("j1", seq)
 
@@ -155,7 +156,8 @@ def lines(first: int, last: int) -> OutputBatch:
 async def say(storage: Any, node_id: str, *batches: OutputBatch, job_id: str = "j1", attempt: str = "1") -> None:
     async with storage.bus(Service.NODE_AGENT, node_id) as bus:
         for batch in batches:
-            await bus.publish(c.OUTPUT, batch, node_id=node_id, job_id=job_id, attempt=attempt)
+            subject = c.OUTPUT.subject(node_id=node_id, job_id=job_id, attempt=attempt)
+            await bus.put(subject, batch.to_bytes())
 
 
 async def test_lines_come_once_each_and_only_from_the_attempts_own_node(storage: Any, gateway: Bus) -> None:
@@ -239,6 +241,33 @@ async def test_metrics_come_in_order_and_a_repeated_batch_counts_once(storage: A
     view = lambda: gateway.ask(c.JOB_GET, JobQuery(job_id="j1"))  # noqa: E731
     await soon(view, lambda view: view.progress is not None)  # so everything before it is kept as well
     assert await ask() == points
+
+
+async def test_whoever_sees_a_jobs_end_sees_all_that_it_has_said(
+    storage: Any, gateway: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = JobStore.write_output
+
+    async def slow(*args: Any) -> None:
+        await asyncio.sleep(0.7)
+        await whole(*args)
+
+    monkeypatch.setattr(JobStore, "write_output", slow)
+    job: Job = storage.job()
+    await storage.record(job, "running")
+    half, loss = Progress(fraction=0.5, at=NOW), MetricPoint(name="loss", value=0.1, step=1, at=NOW)
+    await say(storage, "n1", lines(1, 3))
+    await storage.record(job.model_copy(update={"state": JobState.SUCCEEDED, "ended_at": utc_now()}), "succeeded")
+    assert len((await gateway.ask(c.JOB_LOGS, LogQuery(job_id="j1"))).lines) == 3
+    await say(storage, "n1", OutputBatch(metrics=(loss,)))
+    assert (await gateway.ask(c.JOB_METRICS, MetricQuery(job_id="j1"))).points == (loss,)
+    await say(storage, "n1", OutputBatch(progress=half))
+    assert (await gateway.ask(c.JOB_GET, JobQuery(job_id="j1"))).progress == half
+    # Another process has written all that, and this one finds it written.
+    await storage.stop()
+    await storage.start()
+    await storage.ready()
+    assert len((await gateway.ask(c.JOB_LOGS, LogQuery(job_id="j1"))).lines) == 3
 
 
 # --- outputs -----------------------------------------------------------------------------------------------------
@@ -422,6 +451,6 @@ async def test_a_new_limit_reaches_a_gateway_as_a_principal_that_is_asked_for_ag
     await gateway.listen(c.TOKEN_REVOKED, revoked.put_nowait)
     event = gateway.event(c.QUOTA_SET, QuotaSet(quota=Quota(queued=4), by="admin", at=NOW), subject=owner)
     await gateway.record(Record(c.QUOTA_SET, {"owner": owner}, event))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await revoked.get()).data.user_id == owner
     assert (await gateway.ask(c.VERIFY, TokenQuery(token=session.token))).queued_max == 4
