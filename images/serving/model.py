@@ -13,6 +13,7 @@ import numpy as np
 FORMAT, KERAS = "wherry-numpy-mlp/1", "keras"
 DESCRIPTION, ARRAYS = "model.json", "model.npz"
 _BYTES_MAX = 1024 * 1024  # of a description
+_NAMED_MAX = 10  # models, where there are too many
 
 
 class NoModelError(Exception):
@@ -74,21 +75,32 @@ class Model:
 
 
 def find(places: Iterable[Path]) -> Model:
-    """Return the model that is in one of *places*, or in a folder within.
+    """Return the model that is in one of *places*, or in a folder within: the one that lies highest.
 
     Raises:
-        NoModelError: there is none, or it cannot be read.
+        NoModelError: there is none, or it cannot be read; or several lie equally high.
     """
     looked = list(places)
     for place in looked:
         for pattern in (DESCRIPTION, "*.keras"):
-            found = sorted(place.rglob(pattern), key=lambda path: (len(path.parts), path)) if place.is_dir() else []
-            if found:
-                return _opened(found[0])
+            if found := _highest(place, pattern):
+                return _opened(found)
     where = " or ".join(str(place) for place in looked)
     raise NoModelError(
         f"there is no model: no {DESCRIPTION} in {where}. A model is a zip with {DESCRIPTION} and {ARRAYS}, or *.keras"
     )
+
+
+def _highest(place: Path, pattern: str) -> Path | None:
+    found = sorted(place.rglob(pattern), key=lambda path: (len(path.parts), path)) if place.is_dir() else []
+    equal = [path for path in found if len(path.parts) == len(found[0].parts)]
+    if len(equal) > 1:
+        named = ", ".join(str(path.relative_to(place)) for path in equal[:_NAMED_MAX])
+        more = f" and {len(equal) - _NAMED_MAX} more" if len(equal) > _NAMED_MAX else ""
+        raise NoModelError(
+            f"there are {len(equal)} models in {place}: {named}{more}. Leave the one that is to be served"
+        )
+    return found[0] if found else None
 
 
 def _opened(path: Path) -> Model:

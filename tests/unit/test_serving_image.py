@@ -188,6 +188,23 @@ def test_without_a_model_that_fits_it_says_so_and_ends_with_3(
     assert words in said
 
 
+def test_of_several_models_none_is_served_silently(tmp_path: Path) -> None:
+    for folder in ("digits", "letters"):
+        save_model(tmp_path / folder)
+    with start(tmp_path, stderr=subprocess.PIPE) as program:
+        _, said = program.communicate(timeout=60)
+    assert program.returncode == 3
+    assert f"there are 2 models in {tmp_path}: digits/model.json, letters/model.json" in said
+
+
+def test_the_model_that_lies_highest_is_served(tmp_path: Path) -> None:
+    save_model(tmp_path / "final", classes=["a"])
+    save_model(tmp_path / "final" / "before", activation="tanh")
+    with start(tmp_path, stderr=subprocess.PIPE) as program:
+        _, said = program.communicate(timeout=60)
+    assert "9 outputs and 1 classes" in said  # that is: the first was opened
+
+
 def test_what_keras_has_saved_is_found_without_a_description(tmp_path: Path) -> None:
     (tmp_path / "digits.keras").touch()
     with start(tmp_path, stderr=subprocess.PIPE) as program:
