@@ -118,11 +118,12 @@ def run(environ: Mapping[str, str]) -> None:
     }
     with _nothing_ends_early():
         algorithm = importlib.import_module("algorithm")
-        if cluster is not None and cluster.serves and hasattr(algorithm, "serve"):
-            _done(algorithm.serve, call(algorithm.serve, available))
-            return
-        if not callable(getattr(algorithm, "train", None)):
-            raise ContractError("algorithm.py has no function `train`")
+    if cluster is not None and cluster.serves and hasattr(algorithm, "serve"):
+        _done(algorithm.serve, call(algorithm.serve, available))
+        return
+    if not callable(getattr(algorithm, "train", None)):
+        raise ContractError("algorithm.py has no function `train`")
+    with _nothing_ends_early():
         prepare = getattr(importlib.import_module("preprocessing"), "prepare", None)
         data = available["dataset"] if prepare is None else call(prepare, available)
     _keep(_done(algorithm.train, call(algorithm.train, {"data": data, **available})), outputs)
@@ -153,7 +154,7 @@ def _done(function: Callable[..., Any], result: Any) -> Any:
 def _keep(result: Any, outputs: Path) -> None:
     if not isinstance(result, dict):
         return
-    metrics = {str(name): _plain(value) for name, value in result.items()}
+    metrics: Dict[str, Any] = _plain(result)  # noqa: UP006 - old images too
     for (name, value), given in zip(metrics.items(), result.values()):  # noqa: B905 - old images too
         if _is_number(value):
             print(f"::metric {name}={value}")  # noqa: T201 - for whoever watches
@@ -173,6 +174,8 @@ def _plain(value: Any) -> Any:
         value = value.numpy()
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -182,6 +182,16 @@ def test_what_train_measures_may_be_arrays_and_no_numbers(training: Training) ->
     assert done.stdout.splitlines() == ["::metric a=0.5", "::metric loss=nan"]
 
 
+def test_what_train_measures_may_be_objects_of_numbers_by_numbers(training: Training) -> None:
+    done = training.run(
+        algorithm="import numpy as np\ndef train():\n"
+        "    return {'by_class': {np.int64(3): {'recall': np.float32(0.5)}, (0, 1): 2}}"
+    )
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((training.outputs / "metrics.json").read_text())
+    assert kept == {"by_class": {"3": {"recall": 0.5}, "(0, 1)": 2}}
+
+
 def tf_config(kind: str, index: int) -> str:
     cluster = {"worker": ["worker-0:2222", "[fd00::2]:2223"], "ps": ["ps-0:2222"]}
     return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
@@ -212,6 +222,11 @@ def test_a_parameter_server_serves_and_prepares_nothing(training: Training) -> N
     assert training.run(tf_config=tf_config("worker", 0), **modules).stdout.splitlines() == [
         "prepare", "train 1 worker True"
     ]  # fmt: skip
+
+
+def test_a_parameter_server_may_end_itself_when_all_is_done(training: Training) -> None:
+    done = training.run(algorithm="import sys\ndef serve():\n    sys.exit()", tf_config=tf_config("ps", 0))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_lists_of_numbers_are_metrics_of_steps(training: Training) -> None:
