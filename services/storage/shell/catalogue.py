@@ -97,7 +97,7 @@ class Catalogue:
 
         Raises:
             WherryError: ``name_taken``; ``invalid``; ``not_found``: there is no such image, artifact or request;
-                ``registry_failed``, ``registry_refused``, ``unavailable``: its registry cannot be read;
+                ``registry_failed``, ``registry_refused``: its registry cannot be read;
                 ``too_many_versions``.
         """
         document = await self._store.get(put.name)

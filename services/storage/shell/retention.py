@@ -1,7 +1,7 @@
 """Removing what is kept no longer: by itself once a day, and when an administrator asks."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from prometheus_client import Counter
@@ -155,7 +155,8 @@ class _Pass:
         services: list[str] = []
         async for job in self._store.unfinished():
             self._needed |= r.needed_by(job)
-            services += [job.id] if job.spec.kind == "service" else []
+            if job.spec.kind == "service":
+                services.append(job.id)
         await self._jobs()
         await self._replicas(services)
         await self._artifacts()
@@ -187,7 +188,7 @@ class _Pass:
                 await self._judge(batch, due)
                 batch = []
         await self._judge(batch, due)
-        for item in await self._step("jobs", due):
+        for item in await self._step("jobs", due, await self._store.hidden("jobs")):
             members = [one for one, _, _ in await self._store.members(item.id)]
             self._going_jobs |= {item.id, *members}
             if not self._dry:
@@ -215,24 +216,17 @@ class _Pass:
 
     async def _replicas(self, services: list[str]) -> None:
         """Hide, then remove, replicas that ended long ago: their service may go on for years, and so would they."""
+        due, hidden = dict[str, RetentionItem](), dict[str, datetime]()
         async for job, seq, hidden_at in self._store.ended_members(services):
+            if hidden_at is not None:
+                hidden[job.id] = hidden_at
             why = r.why_replica(job.ended_at or job.updated_at, seq, self._policy, self._first_seq, self._now)
-            if why is None or job.id in self._needed:
-                if hidden_at is not None and not self._dry:
-                    await self._store.show("jobs", [job.id])
-                continue
-            item = _item("jobs", job, job.outputs.bytes if job.outputs else 0, why)
-            goes = self._now - (hidden_at or self._now) >= self._policy.grace
-            if goes:
-                self._report.remove(item)
-            elif hidden_at is None:
-                self._report.hide(item)
-            if goes or self._dry:
-                self._going_jobs.add(job.id)
-            if goes and not self._dry:
-                await self._store.remove_job(job.id)
-            elif hidden_at is None and not self._dry:
-                await self._store.hide("jobs", [job.id], self._now)
+            if why and job.id not in self._needed:
+                due[job.id] = _item("jobs", job, job.outputs.bytes if job.outputs else 0, why)
+        for item in await self._step("jobs", due, hidden):
+            self._going_jobs.add(item.id)
+            if not self._dry:
+                await self._store.remove_job(item.id)
 
     async def _logs(self, item: RetentionItem) -> None:
         self._report.remove(item)
@@ -254,17 +248,18 @@ class _Pass:
                 due[one["_id"]] = RetentionItem(
                     kind="artifacts", id=one["_id"], owner_id=one["owner_id"], bytes=one["size"], reason=why
                 )
-        for item in await self._step("artifacts", due):
+        for item in await self._step("artifacts", due, await self._store.hidden("artifacts")):
             self._going_artifacts.add(item.id)
             if not self._dry:
                 await self._removes.remove(item.id)
 
-    async def _step(self, kind: Literal["jobs", "artifacts"], due: dict[str, RetentionItem]) -> list[RetentionItem]:
-        """Hide what is newly due, show what no longer is, and return what has been hidden for the grace.
+    async def _step(
+        self, kind: Literal["jobs", "artifacts"], due: dict[str, RetentionItem], hidden: dict[str, datetime]
+    ) -> list[RetentionItem]:
+        """Hide what is newly due, show what of *hidden* no longer is, and return what has been hidden for the grace.
 
         On a dry run what would be hidden is returned too: its bytes are what will be won.
         """
-        hidden = await self._store.hidden(kind)
         ripe = {one for one, since in hidden.items() if one in due and self._now - since >= self._policy.grace}
         fresh = due.keys() - hidden.keys()
         at_once = fresh if not self._policy.grace else set[str]()
