@@ -34,6 +34,7 @@ from services.storage.routes.snapshots import snapshot_answers, snapshot_routes
 from services.storage.routes.table import QUEUE, serve
 from services.storage.settings import StorageSettings
 from services.storage.shell.accounts import Accounts
+from services.storage.shell.arrivals import Arrivals
 from services.storage.shell.artifacts import Artifacts
 from services.storage.shell.catalogue import Catalogue
 from services.storage.shell.datasets import Datasets
@@ -105,7 +106,7 @@ class Storage:
         self._blob_bus = blob_bus
         gridfs, upload_store, job_store = GridFs(mongo), UploadStore(mongo), JobStore(mongo)
         fleet_store, people_store = FleetStore(mongo), PeopleStore(mongo)
-        mark = ProjectionMark()
+        mark, output_mark = ProjectionMark(), ProjectionMark()
         jobs = Jobs(bus, job_store, mark)
         self._uploads = Uploads(gridfs, upload_store)
         self._upload_expiry = timedelta(hours=settings.upload_expiry_h)
@@ -131,7 +132,7 @@ class Storage:
             self._datasets.with_artifact, self._fetches.with_artifact, self._items.with_artifact,
             self._catalogue.with_artifact,
         ]  # fmt: skip
-        self._questions = JobRoutes(jobs, job_store, outputs)
+        self._questions = JobRoutes(jobs, job_store, outputs, Arrivals(bus, output_mark))
         quotas = Quotas(bus, people_store, fleet_store, jobs, job_store)
         self._fleet = FleetRoutes(mongo, fleet_store, job_store, quotas)
         self._letters = LetterRoutes(bus, fleet_store)
@@ -139,7 +140,7 @@ class Storage:
         self._snapshots = Snapshots(bus, SnapshotStore(mongo), jobs, outputs)
         retention_store = RetentionStore(mongo)
         self._retention = Retention(bus, retention_store, jobs, self._artifacts, settings.retention)
-        self._projection = Projection(bus, job_store, item_store, fleet_store, mark)
+        self._projection = Projection(bus, job_store, item_store, fleet_store, mark, output_mark)
         self._heartbeats = Heartbeats(fleet_store)
 
     async def run(self) -> None:

@@ -10,6 +10,7 @@ from services.storage.core import outputs as o
 from services.storage.core import queries as q
 from services.storage.core.projections import attempt_key, microseconds
 from services.storage.routes.table import Route, route
+from services.storage.shell.arrivals import Arrivals
 from services.storage.shell.jobs import Jobs
 from services.storage.shell.outputs import Outputs
 from shared import channels as c
@@ -34,8 +35,9 @@ from shared.requests.outputs import OutputPage, OutputQuery
 class JobRoutes:
     """Answers about jobs. Whether the asker may see them is the gateway's to check."""
 
-    def __init__(self, jobs: Jobs, store: JobStore, outputs: Outputs) -> None:
+    def __init__(self, jobs: Jobs, store: JobStore, outputs: Outputs, arrivals: Arrivals) -> None:
         self._jobs = jobs
+        self._arrivals = arrivals
         self._store = store
         self._outputs = outputs
 
@@ -52,10 +54,11 @@ class JobRoutes:
         ]
 
     async def get(self, query: JobQuery) -> JobView:
-        """Return one job, not older than the log."""
+        """Return one job, not older than the log; of one that has just ended with what it said last of its progress."""
         found = await self._jobs.get(query.job_id, query.min_seq)
         if query.settled:
             found = await self._jobs.settled(query.job_id)
+        await self._arrivals.catch_up_fresh(found.job)
         return (await self._views([found]))[0]
 
     async def list(self, query: JobListQuery) -> JobList:
@@ -76,12 +79,13 @@ class JobRoutes:
         return EventPage(events=tuple(found[: q.fitting(len(one.to_bytes()) for one in found)]))
 
     async def logs(self, query: LogQuery) -> LogPage:
-        """Return lines of an attempt, as far as they have come in."""
+        """Return lines of an attempt, as far as they have come in; of an ended job all that the stream has."""
         job = (await self._jobs.get(query.job_id)).job
         attempt = job.attempt if query.attempt is None else query.attempt
         key = await self._key(job, attempt)
         if key is None:
             return LogPage(attempt=attempt)
+        await self._arrivals.catch_up(job, attempt)
         since_us = microseconds(query.since) if query.since else None
         wanted = q.logs_filter(key, query, since_us)
         limit = q.bounded(query.limit, q.LINES_MOST)
@@ -93,10 +97,11 @@ class JobRoutes:
         return LogPage(attempt=attempt, lines=tuple(lines), more=more)
 
     async def metrics(self, query: MetricQuery) -> MetricPage:
-        """Return what an attempt measured."""
+        """Return what an attempt measured; of an ended job all that the stream has."""
         job = (await self._jobs.get(query.job_id, query.min_seq)).job
         attempt = job.attempt if query.attempt is None else query.attempt
         key = await self._key(job, attempt)
+        await self._arrivals.catch_up(job, attempt)
         points = await self._store.points(key) if key else []
         return await asyncio.to_thread(metrics.page, attempt, points, query.names, query.most)
 

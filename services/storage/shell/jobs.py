@@ -13,7 +13,7 @@ from shared.events import JobChanged
 from shared.ids import TOKEN
 
 #: How long a question waits for what the log already has.
-WAIT_S = 2.0
+WAIT_S = 5.0
 _LOOK_AGAIN_S = 0.05
 #: How long a question waits for the scheduler to take in the items that were given before it; and jobs of which is
 #: remembered that this was in vain.
@@ -25,7 +25,7 @@ ALL_JOBS = "wherry.job.>"
 
 
 class ProjectionMark:
-    """Up to which stream sequence this process has projected, for those who wait for it."""
+    """Up to which sequence of a stream is projected, as far as this process knows, for those who wait for it."""
 
     def __init__(self) -> None:
         self.seq = 0

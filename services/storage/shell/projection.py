@@ -12,6 +12,7 @@ from services.storage.adapters.job_store import JobStore
 from services.storage.adapters.mongo import UNWRITABLE, PyMongoError
 from services.storage.core import fleet as f
 from services.storage.core import projections as p
+from services.storage.shell.arrivals import CONSUMER
 from services.storage.shell.jobs import ProjectionMark
 from shared import observe
 from shared.bus import Bus, Received
@@ -44,12 +45,21 @@ log = observe.logger("storage.projection")
 class Projection:
     """The streams, each a loop of its own."""
 
-    def __init__(self, bus: Bus, store: JobStore, items: ItemStore, fleet: FleetStore, mark: ProjectionMark) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        store: JobStore,
+        items: ItemStore,
+        fleet: FleetStore,
+        mark: ProjectionMark,
+        output_mark: ProjectionMark,
+    ) -> None:
         self._bus = bus
         self._store = store
         self._items = items
         self._fleet = fleet
         self._mark = mark
+        self._output_mark = output_mark
         self._letters = DeadLetters(bus)
         self._writes: dict[str, Write] = {}  # by stream
 
@@ -70,7 +80,7 @@ class Projection:
 
     async def follow_output(self) -> None:
         """Keep lines, progress and metrics, for ever."""
-        await self._follow(LOGS, "storage-log", self._write_output)
+        await self._follow(LOGS, CONSUMER, self._write_output)
 
     async def follow_deliveries(self) -> None:
         """Keep notifications and their tries, for ever."""
@@ -122,6 +132,7 @@ class Projection:
             [document for key, batch in keyed if (document := p.metric_document(key, batch))],
             [p.progress_upsert(key, batch.progress) for key, batch in keyed if batch.progress],
         )
+        self._output_mark.move(max(one.seq for one in messages))
 
     async def _write_deliveries(self, messages: Messages) -> None:
         requested = {
