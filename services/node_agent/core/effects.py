@@ -36,13 +36,6 @@ class SaveEpoch:
 
 
 @dataclass(frozen=True, slots=True)
-class NoteLease:
-    """Note the lease for an agent after this one. A note that a power cut takes is no loss: the programs go with it."""
-
-    lease: Lease
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """Tell the scheduler, for as long as it takes. The id is the same whoever sends it again."""
 
@@ -55,6 +48,13 @@ class Report:
         """Return the report's id, without the node's part."""
         phase = f"-{self.data.phase}" if isinstance(self.data, AttemptStarting) else ""
         return f"{self.key.job_id}-{self.key.attempt}-{self.name.value}{phase}"
+
+
+@dataclass(frozen=True, slots=True)
+class NoteLease:
+    """Note the lease for an agent after this one. A note that a power cut takes is no loss: the programs go with it."""
+
+    lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,6 @@ class HeartbeatNow:
 
 
 Effect = (
-    Save | Drop | SaveEpoch | NoteLease | Report | Prepare | Start | StartNoMore | Follow | Attend | Stop | Abort
+    Save | Drop | SaveEpoch | Report | NoteLease | Prepare | Start | StartNoMore | Follow | Attend | Stop | Abort
     | Collect | Clear | HeartbeatNow
 )  # fmt: skip
