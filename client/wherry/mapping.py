@@ -66,6 +66,7 @@ class ImageCounts(models.Answer):
     waiting: int = 0
     filtered: int = 0
     failed: int = 0
+    cancelled: int = 0  # the workload ended before they had a result
 
 
 class FailedImage(models.Answer):

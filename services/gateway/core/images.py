@@ -163,16 +163,18 @@ def counts(job: Job) -> ImageCounts:
     """Return how many images a workload has."""
     if job.items is None:
         return ImageCounts(total=0, waiting=0, filtered=0, failed=0)
+    left = job.items.total - job.items.ended
+    waiting, cancelled = (0, left) if job.is_terminal else (left, 0)
     return ImageCounts(
-        total=job.items.total, waiting=job.items.total - job.items.ended,
-        filtered=job.items.succeeded, failed=job.items.failed,
+        total=job.items.total, waiting=waiting, filtered=job.items.succeeded, failed=job.items.failed,
+        cancelled=cancelled,
     )  # fmt: skip
 
 
 def running_jobs(job: Job) -> int:
     """Return how many containers of a workload work on images. One that has none left is kept for the next image."""
     workers = sum(one.state is JobState.RUNNING for one in job.members)
-    return 0 if job.is_terminal else min(workers, counts(job).waiting)
+    return min(workers, counts(job).waiting)
 
 
 def status(job: Job) -> WorkloadStatus:

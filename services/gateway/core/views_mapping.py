@@ -91,12 +91,13 @@ class NewWorkload(BaseModel):
 
 
 class ImageCounts(BaseModel):
-    """Images of a workload, in numbers. `waiting` ones have no result yet."""
+    """Images of a workload, in numbers. `waiting` ones have no result yet, `cancelled` ones will never have one."""
 
     total: int
     waiting: int
     filtered: int
     failed: int
+    cancelled: int = 0
 
 
 class FailedImage(BaseModel):

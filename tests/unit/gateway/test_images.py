@@ -79,6 +79,13 @@ def test_a_workload_is_scheduling_running_or_completed(job: Job, word: str, runn
     assert (images.status(job), images.running_jobs(job)) == (word, running)
 
 
+def test_images_that_a_workload_had_no_result_of_when_it_ended_wait_no_more():
+    told = ItemCounts(total=4, succeeded=2, failed=1)
+    going, ended = images.counts(workload(items=told)), images.counts(workload(JobState.CANCELLED, told))
+    assert (going.waiting, going.cancelled) == (1, 0)
+    assert (ended.waiting, ended.cancelled) == (0, 1)
+
+
 def test_an_unknown_filter_is_refused_with_those_that_there_are():
     with pytest.raises(WherryError, match="grayscale, blur"):
         images.check_filter("sepia", ("grayscale", "blur"))
