@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -194,8 +195,9 @@ def page(results: dict[str, Any]) -> str:
     """Return the text of serving.md."""
 
     def middle(clients: int, way: str, figure: str) -> float:
-        found = sorted(one[figure] for one in results["rows"] if (one["clients"], one["way"]) == (clients, way))
-        return float(found[len(found) // 2])
+        return statistics.median(
+            one[figure] for one in results["rows"] if (one["clients"], one["way"]) == (clients, way)
+        )
 
     rows = (
         f"| {clients} | {way} | {middle(clients, way, 'p50_ms'):.1f} ms | {middle(clients, way, 'p99_ms'):.1f} ms |"
