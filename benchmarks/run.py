@@ -192,7 +192,7 @@ write (`sync_interval: always`). Medians of {samples} samples after one that war
   the clock stops when storage shows all as succeeded.
 * *first output*: `sh -c "echo hello"` in a 2 MB image, hardened container with its own volumes, against `docker run --rm` of the same; by the engine's time stamp of the
   line, and as received over SSE.
-* *artifacts*: {size_mb} MB of random bytes through HTTP, gateway, NATS and storage, SHA-256 at both ends, beside pymongo's GridFS bucket straight to the same mongod with the
+* *artifacts*: {size_mib} MiB of random bytes through HTTP, gateway, NATS and storage, SHA-256 at both ends, beside pymongo's GridFS bucket straight to the same mongod with the
   same write concern; {pairs} pairs, the two sides in turn. The medians of the ratios inside each pair (least to greatest) are what counts: five processes share {cpus} cores
   with whatever else the machine does, and a plain read or write has two.
 """
@@ -244,7 +244,7 @@ def page(results: dict[str, Any], samples: int) -> str:
         samples=samples,
         rows="\n".join(rows),
         nodes=nodes,
-        size_mb=large.get("bytes", 0) // MIB,
+        size_mib=large.get("bytes", 0) // MIB,
         pairs=large.get("pairs", 0),
         cpus=os.cpu_count(),
     )
@@ -268,7 +268,7 @@ def blob_rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         figures = f"{s['per_s']:,.0f} a second beside {s['raw_per_s']:,.0f}"
         yield "artifacts of 4 KiB, 64 clients, beside plain GridFS", ">= 2.5", f"{ratio(s, 'small')}; {figures}"
     if s := found.get("memory"):
-        peaks = ", ".join(f"{name} {mib:.0f} MiB" for name, mib in s["peak_mib"].items())
+        peaks = ", ".join(f"{name} {mib * MIB / 1e6:.0f} MB" for name, mib in s["peak_mib"].items())
         yield f"resident memory at most, {s['bytes'] // MIB:,} MiB up and down", "< 150 MB each", peaks
 
 
