@@ -43,9 +43,12 @@ _IMAGE: dict[str, Any] = {
     }
 }  # fmt: skip
 
-#: Whatever the program answers.
-_PROGRAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "What the program answers, also with any other status.", "content": {"*/*": {}}}
+#: Of routes that answer whatever the program does.
+_PROGRAM: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {
+        200: {"description": "What the program answers, also with any other status.", "content": {"*/*": {}}}
+    },
 }
 _PUBLIC = {"security": []}
 
@@ -137,27 +140,15 @@ async def quick(request: Request, gateway: Door, principal: Caller) -> Response:
         return answer(await asking.quick(gateway, principal, order, image))
 
 
-@router.get(
-    "/deployments/{deployment}/v1/{path:path}", operation_id="deployment_v1_get",
-    response_class=Response, responses=_PROGRAM,
-)  # fmt: skip
-@router.post(
-    "/deployments/{deployment}/v1/{path:path}", operation_id="deployment_v1_post",
-    response_class=Response, responses=_PROGRAM,
-)  # fmt: skip
+@router.get("/deployments/{deployment}/v1/{path:path}", operation_id="deployment_v1_get", **_PROGRAM)
+@router.post("/deployments/{deployment}/v1/{path:path}", operation_id="deployment_v1_post", **_PROGRAM)
 async def tensorflow(deployment: str, path: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Ask a deployment in the REST form of TensorFlow Serving; what is sent and answered passes untouched."""
     return await _passed(request, gateway, principal, await shell.find(gateway, principal, deployment), f"/v1/{path}")
 
 
-@router.get(
-    "/deployments/{deployment}/v2/{path:path}", operation_id="deployment_v2_get",
-    response_class=Response, responses=_PROGRAM,
-)  # fmt: skip
-@router.post(
-    "/deployments/{deployment}/v2/{path:path}", operation_id="deployment_v2_post",
-    response_class=Response, responses=_PROGRAM,
-)  # fmt: skip
+@router.get("/deployments/{deployment}/v2/{path:path}", operation_id="deployment_v2_get", **_PROGRAM)
+@router.post("/deployments/{deployment}/v2/{path:path}", operation_id="deployment_v2_post", **_PROGRAM)
 async def inference(deployment: str, path: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Ask a deployment by the Open Inference Protocol; what is sent and answered passes untouched."""
     return await _passed(request, gateway, principal, await shell.find(gateway, principal, deployment), f"/v2/{path}")
@@ -182,9 +173,9 @@ async def ready(gateway: Door) -> Response:
     return Response(b'{"ready":%s}' % (b"true" if is_ready else b"false"), 200 if is_ready else 503, media_type=JSON)
 
 
-@v2.get("/models/{model}", operation_id="model_metadata", response_class=Response, responses=_PROGRAM)
-@v2.get("/models/{model}/{path:path}", operation_id="model_get", response_class=Response, responses=_PROGRAM)
-@v2.post("/models/{model}/{path:path}", operation_id="model_post", response_class=Response, responses=_PROGRAM)
+@v2.get("/models/{model}", operation_id="model_metadata", **_PROGRAM)
+@v2.get("/models/{model}/{path:path}", operation_id="model_get", **_PROGRAM)
+@v2.post("/models/{model}/{path:path}", operation_id="model_post", **_PROGRAM)
 async def model(model: str, request: Request, gateway: Door, principal: Caller, path: str = "") -> Response:
     """Pass a request on to the deployment that has the model's name: metadata, `ready`, `infer`."""
     job = await shell.find(gateway, principal, model)

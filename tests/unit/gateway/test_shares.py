@@ -85,15 +85,16 @@ async def test_slow_requests_of_one_owner_leave_room_for_others() -> None:
     assert [type(one) for one in ended].count(type(None)) >= 4
 
 
+async def take(places: FairPlaces) -> None:
+    async with places.taken("a"):
+        pass
+
+
 async def test_who_stops_waiting_keeps_nothing_and_hinders_nobody() -> None:
     places = FairPlaces(1, 10, "requests")
 
-    async def one() -> None:
-        async with places.taken("a"):
-            pass
-
     async with places.taken("a"):
-        first, second = asyncio.create_task(one()), asyncio.create_task(one())
+        first, second = asyncio.create_task(take(places)), asyncio.create_task(take(places))
         await asyncio.sleep(0)
         first.cancel()
         # The place comes free at the very moment at which the first is cancelled.
@@ -107,12 +108,8 @@ async def test_who_stops_waiting_keeps_nothing_and_hinders_nobody() -> None:
 async def test_a_place_that_was_given_to_who_is_cancelled_before_it_wakes_goes_on_to_the_next() -> None:
     places = FairPlaces(1, 10, "requests")
 
-    async def one() -> None:
-        async with places.taken("a"):
-            pass
-
     async with places.taken("a"):
-        first, second = asyncio.create_task(one()), asyncio.create_task(one())
+        first, second = asyncio.create_task(take(places)), asyncio.create_task(take(places))
         await asyncio.sleep(0)
     first.cancel()
     async with asyncio.timeout(1):
