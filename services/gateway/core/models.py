@@ -280,6 +280,21 @@ def document(model: Model, version: ModelVersion) -> ModelDocument:
     )  # fmt: skip
 
 
+def checked_document(model: Model, version: ModelVersion) -> ModelDocument:
+    """Return the same, and among the remarks of *version* whether its schema cannot be used.
+
+    What an image's label says is kept as it is, and nobody has looked at it before. It takes milliseconds: lists go
+    without.
+    """
+    shown = document(model, version)
+    fault = None if version.params is None else p.schema_fault(version.params)
+    if fault is not None:
+        for one in shown.versions:
+            if one.version == version.version:
+                one.remarks.append(f"its parameters are described by no JSON Schema, so that it cannot be run: {fault}")
+    return shown
+
+
 def sync_document(run: SyncRun) -> SyncDocument:
     """Return how far a run is."""
     return SyncDocument.model_validate(run.model_dump())

@@ -33,7 +33,7 @@ async def release(request: Request, gateway: Door, principal: Caller) -> Respons
     """Make a model, or its next version: of an image, of a file that is stored, or of what a training left."""
     stored = await models.release(gateway, principal, await json_of(request, m.NewModel))
     version = next(one for one in stored.model.versions if one.version == stored.version)
-    document = m.ModelStoredDocument(**dict(m.document(stored.model, version)), is_new=stored.is_new)
+    document = m.ModelStoredDocument(**dict(m.checked_document(stored.model, version)), is_new=stored.is_new)
     headers = {"Location": f"/v1/models/{document.name}@{document.version}"}
     return answer(document, 201 if stored.is_new else 200, headers=headers)
 
@@ -87,7 +87,7 @@ async def show(ref: str, gateway: Door, principal: Caller) -> Response:
     """Show a model as of `name` (its newest version) or `name@version`, with all its versions."""
     del principal
     model, version = await models.find(gateway, ref)
-    return answer(m.document(model, version))
+    return answer(m.checked_document(model, version))
 
 
 @router.patch("/{name}", response_model=m.ModelDocument, openapi_extra=json_body(m.ModelChanges))
