@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+WRITTEN = ("docs", "benchmarks", "examples", "infra", "images")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in WRITTEN for path in ROOT.glob(f"{folder}/**/*.md"))])
 FOLDERS = (
     ".ci",
     "benchmarks",
@@ -26,6 +27,7 @@ _FILE = re.compile(r"(?<![\w./{}<>$:-])((?:[\w.-]+/)*[\w.*-]+\.(?:py|sh|yml|toml
 _UNDER = re.compile(rf"(?<![\w./{{}}<>$:-])((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*[\w*])")
 _TEST = re.compile(r"\btest_\w+")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)")
+_PLACE = re.compile(r"\]\(([^)#\s]*)#([\w-]+)\)")
 
 
 def paths() -> list[str]:
@@ -52,6 +54,18 @@ def test_what_a_document_names_is_there(document: Path):
     tests = {name for name in _TEST.findall(text) if name not in PATHS}
     links = {link for link in _LINK.findall(text) if "://" not in link and not (document.parent / link).exists()}
     assert sorted(files | under | tests | links) == []
+
+
+def headings(document: Path) -> set[str]:
+    """Return the anchors that the headings of a document have where it is shown."""
+    found = re.findall(r"^#+ (.+)$", document.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_place_that_a_document_leads_to_is_a_heading(document: Path):
+    places = [(link, at) for link, at in _PLACE.findall(document.read_text("utf-8")) if "://" not in link]
+    assert [at for link, at in places if at not in headings(document.parent / link if link else document)] == []
 
 
 def test_every_make_target_of_the_documents_exists():
