@@ -212,6 +212,10 @@ def test_an_image_that_only_nodes_have_is_believed_with_what_is_given(anna: http
     made = anna.post("/models", json=wish)
     assert made.status_code == 201, made.text
     assert (made.json()["image"], made.json()["params"]) == ("wherry/filters:latest", SCHEMA)
+    again = anna.post("/models", json={"name": "local", "image": "wherry/filters:2", "read": False}).json()
+    assert (again["version"], again["params"]) == (2, SCHEMA), "what is left out stays as it was"
+    bare = anna.post("/models", json={"name": "local", "image": "wherry/filters:2", "read": False, "params": {}}).json()
+    assert (bare["version"], bare["params"]) == (3, {})
     assert faults(anna.post("/models", json=wish | {"params": {"type": "objct"}}))["params"].startswith(
         "This is no JSON"
     )
@@ -350,7 +354,7 @@ async def told(stack: GatewayStack, count: int) -> list[DeliveryRequested]:
 
     async with stack.bus(Service.NOTIFIER, "notifier") as bus:
         await bus.serve(TELL, tell, queue="notifier")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             await enough.wait()
         await asyncio.sleep(0.2)  # the answer is on its way
     return sorted(found.values(), key=lambda one: one.target)

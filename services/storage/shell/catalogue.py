@@ -160,8 +160,12 @@ class Catalogue:
 
     async def _release(self, put: ModelPut, facts: r.ImageFacts | None) -> tuple[ModelVersion, str | None]:
         """Return what is released, not numbered yet, and the digest of its files where it is files."""
+        params = put.params
+        if params is None and (put.artifact_id is not None or not put.read):  # nothing else says what they are
+            newest = await self._store.version(put.name, None)
+            params = None if newest is None else c.version_of(newest).params
         given = ModelVersion(
-            version=0, description=put.description or "", params=put.params, lineage=put.lineage,
+            version=0, description=put.description or "", params=params, lineage=put.lineage,
             created_by=put.owner_name, created_at=utc_now(),
         )  # fmt: skip
         if put.artifact_id is not None:
