@@ -12,7 +12,7 @@ from shared.errors import WherryError
 PIECE = b"x" * 65536
 
 
-class Program:
+class Endless:
     """A program whose answers never end, and how much of one was taken from it."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Program:
 
 
 @asynccontextmanager
-async def asked(program: Program) -> AsyncGenerator[ContainerHttp]:
+async def replica(program: "Endless | Forgetful") -> AsyncGenerator[ContainerHttp]:
     server = await asyncio.start_server(program.answer, "127.0.0.1")
     http = ContainerHttp("127.0.0.1", server.sockets[0].getsockname()[1], 2)
     try:
@@ -44,15 +44,15 @@ async def asked(program: Program) -> AsyncGenerator[ContainerHttp]:
 
 
 async def test_of_an_answer_that_says_a_program_is_well_nobody_reads_the_body():
-    program = Program()
-    async with asked(program) as http:
+    program = Endless()
+    async with replica(program) as http:
         # Read to its end, it would take all memory until the time is up, and then be no sign of health.
         assert not await http.is_well("/healthz", 30)
     assert program.given < 64 * 1024 * 1024
 
 
 async def test_room_for_an_answer_is_asked_for_while_it_comes():
-    program = Program()
+    program = Endless()
     sizes: list[int] = []
 
     def judge(size: int) -> None:
@@ -60,7 +60,7 @@ async def test_room_for_an_answer_is_asked_for_while_it_comes():
         if size > 10 * len(PIECE):
             raise WherryError("replica_busy", "full")
 
-    async with asked(program) as http:
+    async with replica(program) as http:
         with pytest.raises(WherryError, match="full"):
             await http.ask("GET", "/", (), b"", 30, judge)
     assert sizes == sorted(sizes)
@@ -93,17 +93,6 @@ class Breaking(Forgetful):
         await reader.readuntil(b"\r\n\r\n")
         self.got += 1
         writer.close()
-
-
-@asynccontextmanager
-async def replica(program: Forgetful) -> AsyncGenerator[ContainerHttp]:
-    server = await asyncio.start_server(program.answer, "127.0.0.1")
-    http = ContainerHttp("127.0.0.1", server.sockets[0].getsockname()[1], 2)
-    try:
-        yield http
-    finally:
-        await http.close()
-        server.close()
 
 
 async def put(http: ContainerHttp, *, repeatable: bool) -> bytes:
