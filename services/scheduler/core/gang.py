@@ -181,10 +181,15 @@ def _has_failed(member: GangMember) -> bool:
     return member.state in JOB_TERMINAL and member.state is not JobState.SUCCEEDED
 
 
+def _served(gang: Job) -> list[GangMember]:
+    """Return the members but for those that serve the others: what these do is what the gang is for."""
+    roles = gang.spec.gang.roles if gang.spec.gang else {}
+    return [one for one in gang.members if not roles[one.role].serves]
+
+
 def _is_served(gang: Job) -> bool:
     """Return whether all members have succeeded but for those that serve them."""
-    roles = gang.spec.gang.roles if gang.spec.gang else {}
-    return all(one.state is JobState.SUCCEEDED for one in gang.members if not roles[one.role].serves)
+    return all(one.state is JobState.SUCCEEDED for one in _served(gang))
 
 
 def _is_late(gang: Job, now: datetime) -> bool:
@@ -194,9 +199,9 @@ def _is_late(gang: Job, now: datetime) -> bool:
 
 def _over(gang: Job, now: datetime, limits: Limits) -> lifecycle.Change:
     if _is_served(gang):
-        # What a gang leaves is what its first member leaves; the others' outputs are under their own ids.
+        # What a gang leaves is what the first of them leaves; the others' outputs are under their own ids.
         change = lifecycle.end(gang.model_copy(update={"tries": gang.tries + 1}), JobState.SUCCEEDED, None, now)
-        job = change.job.model_copy(update={"outputs": gang.members[0].outputs})
+        job = change.job.model_copy(update={"outputs": _served(gang)[0].outputs})
         return lifecycle.Change(job, change.name)
     cause = min((one for one in gang.members if _is_cause(one)), key=_is_fault_of_job, default=None)
     failure = _failure(gang, cause)

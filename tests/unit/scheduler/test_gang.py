@@ -15,7 +15,7 @@ from services.scheduler.core.fleet.state import State
 from services.scheduler.core.limits import Limits
 from services.scheduler.core.replay import Replay
 from shared.fleet import Quota, Usage
-from shared.job import Job
+from shared.job import BlobRef, Job, OutputsRef
 from shared.spec import GIB, JobSpec
 from shared.states import JOB_TERMINAL, AttemptState, EndReason, JobState, PendingCode
 
@@ -666,6 +666,15 @@ def test_members_that_serve_are_stopped_once_the_others_have_succeeded_and_all_i
     report(world, make, 0, make.finished(state=ended, reason=EndReason.EXIT_CODE))
     job = world.job("g1")
     assert (job.state, job.error, job.remarks, job.tries) == (JobState.SUCCEEDED, None, (), 1)
+
+
+def test_what_a_gang_leaves_is_what_the_first_member_leaves_that_serves_nobody(world: Any, make: SimpleNamespace):
+    start_served(world, make)
+    left = {c: OutputsRef(manifest=BlobRef(sha256=c * 64, size=1), files=1, bytes=1) for c in "abc"}
+    report(world, make, 1, make.finished(outputs=left["b"]))
+    report(world, make, 2, make.finished(outputs=left["c"]))
+    report(world, make, 0, make.finished(state=AttemptState.CANCELLED, outputs=left["a"]))
+    assert world.job("g1").outputs == left["b"]
 
 
 def test_a_member_that_serves_and_fails_while_it_is_needed_ends_all(world: Any, make: SimpleNamespace):
