@@ -40,8 +40,8 @@ class Registry(Outward):
         """Give the names of all repositories.
 
         Raises:
-            WherryError: ``registry_failed``: it does not list them, or gives no sense.
-            Unavailable: it does not answer.
+            WherryError: ``registry_failed``: it does not answer, does not list them, or gives no sense;
+                ``registry_refused``: it may not be asked.
         """
         async with aclosing(
             self._listed(host, f"/v2/_catalog?n={_PAGE}", "registry:catalog:*", "repositories")
