@@ -1,7 +1,7 @@
 """TensorFlow with its weights on parameter servers: a chief tells the workers what to compute.
 
-    wherry train --image … --preprocessing preprocessing.py --algorithm keras_servers.py --dataset digits \
-        --distributed chief=1,ps=1,workers=2
+    wherry train --image … --preprocessing ../quickstart-network/preprocessing.py --algorithm keras_servers.py \
+        --dataset digits --distributed chief=1,ps=1,workers=2
 
 Workers and servers run `serve` until the chief, which alone runs `train`, is done; then wherry stops them.
 """

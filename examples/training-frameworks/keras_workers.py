@@ -1,7 +1,7 @@
 """TensorFlow on several machines that are equal: each worker has a part of every batch, and all have the same weights.
 
-    wherry train --image … --preprocessing preprocessing.py --algorithm keras_workers.py --dataset digits \
-        --distributed ps=0,workers=2
+    wherry train --image … --preprocessing ../quickstart-network/preprocessing.py --algorithm keras_workers.py \
+        --dataset digits --distributed ps=0,workers=2
 
 TensorFlow finds the others by `TF_CONFIG`, which is set. The steps are written out, because `fit` of Keras 3 does not
 know this strategy (that of Keras 2, the package tf-keras, does).

@@ -1,7 +1,7 @@
 """PyTorch on several machines: each worker has a part of every batch, and gloo adds up the gradients.
 
-    wherry train --image … --preprocessing preprocessing.py --algorithm torch_workers.py --dataset digits \
-        --distributed ps=0,workers=2
+    wherry train --image … --preprocessing ../quickstart-network/preprocessing.py --algorithm torch_workers.py \
+        --dataset digits --distributed ps=0,workers=2
 
 PyTorch finds the others by `MASTER_ADDR`, `MASTER_PORT`, `RANK` and `WORLD_SIZE`, which are set.
 """

@@ -51,7 +51,7 @@ class User:
 
     def train(self, algorithm: Path, image: str, **more: Any) -> dict[str, Any]:
         """Train with *algorithm*, and return the training as it has ended, with the fractions that were seen."""
-        fields = {"algorithm": algorithm.read_text(), "preprocessing": (FRAMEWORKS / "preprocessing.py").read_text()}
+        fields = {"algorithm": algorithm.read_text(), "preprocessing": (QUICK_START / "preprocessing.py").read_text()}
         body = {"image": image, "resources": SMALL, **fields, **more}
         training_id, seen, end = self.post("/trainings", 202, json=body)["training_id"], [], time.monotonic() + 900
         while (shown := self.get(f"/trainings/{training_id}").json())["status"] not in FINAL:
