@@ -53,13 +53,19 @@ class _Replica:
 
 @dataclass(slots=True, eq=False)
 class _Exchange:
-    """One request: what has come of its body, then what is left of its answer. `parts` by their offset."""
+    """One request: what has come of its body, then what is left of its answer.
+
+    Attributes:
+        parts: of the body, by their offset.
+        is_asked: the program may have got it.
+    """
 
     job_id: str
     touched_at: float
     parts: dict[int, bytes] = field(default_factory=dict[int, bytes])
     reserved: int = 0
     work: asyncio.Task[Answered] | None = None
+    is_asked: bool = False
     took_s: float = 0.0
 
 
@@ -249,9 +255,12 @@ class Serving:
         exchange.touched_at = monotonic()
         try:
             answered = exchange.work.result()
-        except (WherryError, asyncio.CancelledError) as error:
+        except WherryError:
             self._forget(request_id)
-            raise _lost() if isinstance(error, asyncio.CancelledError) else error from None
+            raise
+        except asyncio.CancelledError:  # by `leave`
+            self._forget(request_id)
+            raise (_lost() if exchange.is_asked else _gone()) from None
         piece = answered.body[offset : offset + CHUNK_BYTES]
         if len(answered.body) <= CHUNK_BYTES:  # what is longer is dropped by the gateway, when it has all of it
             self._forget(request_id)
@@ -266,7 +275,7 @@ class Serving:
     async def _ask(self, replica: _Replica, exchange: _Exchange, step: ServeStep, body: bytes) -> Answered:
         async with self._inside(replica):
             assert replica.http is not None  # noqa: S101 - the door is open only with it
-            began = monotonic()
+            began, exchange.is_asked = monotonic(), True
             answered = await replica.http.ask(
                 step.method, step.path, step.headers, body, step.timeout_s, partial(self._hold, exchange, step),
                 repeatable=step.repeatable,

@@ -60,7 +60,7 @@ class Node:
 def held() -> Held:
     order = Order(
         job_id=KEY.job_id, owner_id="u1", attempt=KEY.attempt, seq=1, parent="jp",
-        spec=JobSpec(image="i", command="serve"), service=Service(port=80),
+        spec=JobSpec(image="i", command="serve"), service=Service(port=80, concurrency=1),
     )  # fmt: skip
     return Held(order=order, since=datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -88,12 +88,18 @@ async def test_a_request_to_a_replica_that_is_gone_is_lost_at_once_and_not_when_
                 asked = asyncio.create_task(node.step())
                 while not node.serving.counted(BEAT).in_flight:
                     await asyncio.sleep(0)
+                waiting = asyncio.create_task(node.step(request_id="q2"))
+                for _ in range(10):  # turns of the loop, until it is in the queue for the one place
+                    await asyncio.sleep(0)
                 node.serving.leave(KEY)
                 with pytest.raises(WherryError) as lost:
                     await asked  # else it is answered after seconds that it is still at work
-            assert lost.value.code == "replica_lost"
+                assert lost.value.code == "replica_lost"
+                with pytest.raises(WherryError) as never_sent:
+                    await waiting
+                assert never_sent.value.code == "replica_gone", "another replica may have it, whatever it is"
             with pytest.raises(WherryError) as gone:
-                await node.step(request_id="q2")
+                await node.step(request_id="q3")
             assert gone.value.code == "replica_gone"
         finally:
             running.cancel()
