@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.proxy import Proxy
 
-SOON_S, NEVER_S = 5.0, 0.3
+SOON_S, NEVER_S = 60.0, 0.3
 
 
 @dataclass
@@ -139,11 +139,11 @@ async def test_down_alone_is_held_while_up_goes_on(line: Line) -> None:
 async def test_a_delay_is_kept_in_each_direction_and_does_not_narrow_the_line(line: Line) -> None:
     line.network.delay(0.2)
     began = asyncio.get_running_loop().time()
-    for part in range(20):
+    for part in range(100):
         line.writer.write(bytes([part]) * 1000)
         await asyncio.sleep(0.01)
-    assert await line.hears(20_000) == b"".join(bytes([part]) * 1000 for part in range(20))
-    assert 0.4 <= asyncio.get_running_loop().time() - began < 3
+    assert await line.hears(100_000) == b"".join(bytes([part]) * 1000 for part in range(100))
+    assert 0.4 <= asyncio.get_running_loop().time() - began < 100 * 0.2, "one after the other"
 
 
 async def test_flapping_cuts_again_and_again_and_ends_whole(line: Line) -> None:

@@ -47,7 +47,7 @@ def docker(*words: str) -> str:
     return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def until(condition: Callable[[], Any], what: str, timeout: float = 120) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout: float = 240) -> Any:
     """Poll an outside system until *condition* gives something true, and return that.
 
     Raises:
@@ -109,7 +109,7 @@ class Stack:
         login = httpx.post(f"{base}/login", auth=(credentials["user"], credentials["password"]), timeout=60)
         login.raise_for_status()
         http = httpx.Client(
-            base_url=base, headers={"Authorization": f"Bearer {login.json()['token']}"}, timeout=httpx.Timeout(60)
+            base_url=base, headers={"Authorization": f"Bearer {login.json()['token']}"}, timeout=httpx.Timeout(90)
         )
         return cls(home, port, runtime, image, full, http)
 
@@ -151,7 +151,7 @@ class Stack:
         for agent in self.agents.values():
             agent.terminate()
         for agent in self.agents.values():
-            agent.wait(30)
+            agent.wait(90)
         stack_id = json.loads((self.home / "run.json").read_text())["stack_id"]
         subprocess.run([sys.executable, "-m", "infra.local", "down"], cwd=ROOT, env=self.env, check=True)
         if docker_answers():  # the inputs that its node kept
@@ -218,7 +218,7 @@ class Stack:
         assert answer.status_code in {200, 503}, answer.text
         return answer.json() if answer.status_code == 200 else {"state": "unknown"}
 
-    def wait_state(self, job_id: str, *states: str, timeout: float = 180) -> dict[str, Any]:
+    def wait_state(self, job_id: str, *states: str, timeout: float = 240) -> dict[str, Any]:
         """Wait until the job is in one of *states*; a final state that was not asked for fails at once."""
         wanted = set(states)
 
@@ -240,7 +240,7 @@ class Stack:
                 said.append(f"{path}: {self.http.get(path).text}")
         return "\n".join(said)
 
-    def wait_end(self, job_id: str, timeout: float = 180) -> dict[str, Any]:
+    def wait_end(self, job_id: str, timeout: float = 240) -> dict[str, Any]:
         return self.wait_state(job_id, *ENDS, timeout=timeout)
 
     def output(self, job_id: str, path: str) -> bytes:
@@ -252,3 +252,24 @@ class Stack:
         answer = self.http.get(f"/jobs/{job_id}/events", headers={"Accept": "application/json"})
         assert answer.status_code == 200, answer.text
         return answer.json()["events"]
+
+
+def wherry(stack: Stack, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command as the administrator does at a shell of 200 columns, logged in."""
+    token = str(stack.http.headers["authorization"]).removeprefix("Bearer ")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WHERRY_")}
+    env |= {"WHERRY_URL": f"http://127.0.0.1:{stack.port}", "WHERRY_TOKEN": token, "COLUMNS": "200"}
+    env["XDG_CONFIG_HOME"] = str(stack.home / "shell")
+    command = [sys.executable, "-m", "client.wherry", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
+
+
+def wherry_json(stack: Stack, *words: str | Path) -> Any:
+    """Return the JSON that the command says.
+
+    Raises:
+        AssertionError: it failed.
+    """
+    done = wherry(stack, "--json", *words)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

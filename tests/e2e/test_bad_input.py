@@ -70,7 +70,7 @@ def test_an_image_that_does_not_exist_is_a_typed_error(stack: Stack) -> None:
     if stack.runtime != "docker":
         pytest.skip("images need a Docker engine")
     spec = {**stack.spec("true"), "image": "localhost:1/nothing/here:1", "timeouts": {"pull": 3}}  # no second try
-    job = stack.wait_end(stack.submit(spec), timeout=120)
+    job = stack.wait_end(stack.submit(spec), timeout=240)
     assert job["state"] == "failed"
     assert job["error"]["reason"] in {"image_not_found", "image_pull_failed"}
     assert "localhost:1/nothing/here:1" in job["error"]["message"]
@@ -78,7 +78,7 @@ def test_an_image_that_does_not_exist_is_a_typed_error(stack: Stack) -> None:
 
 def test_a_job_larger_than_every_node_waits_and_says_why(stack: Stack) -> None:
     job_id = stack.submit(stack.spec("true", resources={"cpus": 4000, "gpus": 3}))
-    until(lambda: stack.job(job_id).get("pending"), "pending reasons", 30)
+    until(lambda: stack.job(job_id).get("pending"), "pending reasons")
     job = stack.job(job_id)
     assert job["state"] == "queued"
     assert {reason["code"] for reason in job["pending"]} >= {"cpus"}

@@ -1,28 +1,13 @@
 """Data brought along: datasets, artifacts, files from the web and what other jobs left, through the front door."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.stack import ROOT, Stack, zip_of
+from tests.e2e.stack import Stack, wherry_json, zip_of
 from tests.integration.gateway_stack import new_id
 from tests.integration.web_server import Web
 
 LOOK = 'cd "$WHERRY_INPUTS" && '
-
-
-def wherry(stack: Stack, folder: Path, *args: str) -> Any:
-    """Run the command as a user does; return its JSON."""
-    token = str(stack.http.headers["authorization"]).removeprefix("Bearer ")
-    env = {key: value for key, value in os.environ.items() if not key.startswith("WHERRY_")}
-    env |= {"WHERRY_URL": f"http://127.0.0.1:{stack.port}", "WHERRY_TOKEN": token, "XDG_CONFIG_HOME": str(folder)}
-    command = [sys.executable, "-m", "client.wherry", "--json", *args]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def printed(stack: Stack, command: str, inputs: dict[str, Any]) -> str:
@@ -38,11 +23,11 @@ def test_a_folder_becomes_a_dataset_that_jobs_read_file_by_file(stack: Stack, tm
     (folder / "deep").mkdir(parents=True)
     (folder / "a.txt").write_text("one\n")
     (folder / "deep" / "b.txt").write_text("two\n")
-    made = wherry(stack, tmp_path, "datasets", "put", name, str(folder), "--description", "Two lines", "--shared")
+    made = wherry_json(stack, "datasets", "put", name, str(folder), "--description", "Two lines", "--shared")
     assert (made["version"], made["visibility"], made["is_new"]) == (1, "shared", True)
-    again = wherry(stack, tmp_path, "datasets", "put", name, str(folder))
+    again = wherry_json(stack, "datasets", "put", name, str(folder))
     assert (again["version"], again["is_new"], again["visibility"]) == (1, False, "shared")
-    [listed] = wherry(stack, tmp_path, "datasets", "list", "two", name)["datasets"]
+    [listed] = wherry_json(stack, "datasets", "list", "two", name)["datasets"]
     assert listed["sha256"] == made["sha256"]
 
     inputs = {"data": f"dataset:{name}", "raw": {"source": f"dataset:{name}@1", "unpack": False}}
@@ -50,14 +35,14 @@ def test_a_folder_becomes_a_dataset_that_jobs_read_file_by_file(stack: Stack, tm
     assert said == ["one", "two", str(made["size"])]
 
     (folder / "a.txt").write_text("three\n")
-    assert wherry(stack, tmp_path, "datasets", "put", name, str(folder))["version"] == 2
+    assert wherry_json(stack, "datasets", "put", name, str(folder))["version"] == 2
     assert printed(stack, "cat old/a.txt new/a.txt", {"old": f"dataset:{name}@1", "new": f"dataset:{name}"}) == (
         "one\nthree\n"
     )
     target = tmp_path / "back.zip"
-    assert wherry(stack, tmp_path, "datasets", "get", f"{name}@1", "-o", str(target))["sha256"] == made["sha256"]
+    assert wherry_json(stack, "datasets", "get", f"{name}@1", "-o", str(target))["sha256"] == made["sha256"]
     assert target.stat().st_size == made["size"]
-    wherry(stack, tmp_path, "datasets", "rm", name)
+    wherry_json(stack, "datasets", "rm", name)
     assert stack.http.get(f"/datasets/{name}").status_code == 404
 
 
@@ -85,6 +70,6 @@ def test_what_a_job_left_becomes_a_dataset_for_the_next(stack: Stack, tmp_path: 
     name = new_id("set")
     first = stack.submit(stack.spec('mkdir "$WHERRY_OUTPUTS/model" && echo weights > "$WHERRY_OUTPUTS/model/w.bin"'))
     assert stack.wait_end(first)["state"] == "succeeded"
-    made = wherry(stack, tmp_path, "datasets", "put", name, f"job:{first}/model/w.bin")
+    made = wherry_json(stack, "datasets", "put", name, f"job:{first}/model/w.bin")
     assert (made["version"], made["size"]) == (1, 8)
     assert printed(stack, "cat w", {"w": f"dataset:{name}"}) == "weights\n"

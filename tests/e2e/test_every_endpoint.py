@@ -129,7 +129,7 @@ class Things:
         items = [{"artifact": self.artifact, "name": "hi.txt"}, {"artifact": bad, "name": "bad.txt"}]
         job_id = self.job(CAPITALS, kind="map", map={"open": True, "parallelism": 1, "items": items})
         done = {"total": 2, "succeeded": 1, "failed": 1, "closed": False}
-        until(lambda: self.stack.job(job_id)["items"] == done, "the items are worked on", 90)
+        until(lambda: self.stack.job(job_id)["items"] == done, "the items are worked on")
         return job_id
 
     @cached_property
@@ -162,7 +162,7 @@ class Things:
             assert self.image
             return self.stack.http.get(f"/workloads/{self.workload}").json()["filtered_images"]
 
-        return until(done, "the image is filtered", 120)[0]
+        return until(done, "the image is filtered")[0]
 
     @cached_property
     def training(self) -> str:
@@ -179,7 +179,7 @@ class Things:
         }  # fmt: skip
         made = self.ask("POST /v1/deployments", json=wish).json()["deployment_id"]
         self.ends.append(lambda: self.stack.http.delete(f"/deployments/{made}"))
-        until(lambda: self.stack.http.get("/deployments/sums").json()["status"] == "running", "a replica runs", 90)
+        until(lambda: self.stack.http.get("/deployments/sums").json()["status"] == "running", "a replica runs")
         return made
 
     @cached_property
@@ -729,7 +729,7 @@ def retry_items(user: User, things: Things) -> None:
     told = user.ask("POST /v1/jobs/{job_id}/items/retry", things.map_job, json=sent, status=202).json()
     assert told["job_id"] == things.map_job
     show = "GET /v1/jobs/{job_id}/items/{item_id}"
-    until(lambda: user.ask(show, things.map_job, things.items[1]).json()["tries"] == 2, "it is tried again", 90)
+    until(lambda: user.ask(show, things.map_job, things.items[1]).json()["tries"] == 2, "it is tried again")
     user.ask("POST /v1/jobs/{job_id}/items/retry", things.ended, status=409)
 
 
@@ -815,7 +815,7 @@ def rerun_a_workload(user: User, things: Things) -> None:
     form: dict[str, Any] = {"data": {"workload_id": spoilt}, "files": {"data": ("cut.png", held.getvalue()[:-60])}}
     user.ask("POST /v1/images", **form)
     show = "GET /v1/workloads/{workload_id}"
-    until(lambda: user.ask(show, spoilt).json()["failed_images"], "the image has failed", 120)
+    until(lambda: user.ask(show, spoilt).json()["failed_images"], "the image has failed")
     assert user.ask(operation, spoilt, status=202).json()["workload_id"] == spoilt
 
 
@@ -977,7 +977,7 @@ def scale_a_deployment(user: User, things: Things) -> None:
 def take_a_deployment_away(user: User, things: Things) -> None:
     operation, show = "DELETE /v1/deployments/{deployment}", "GET /v1/deployments/{deployment}"
     assert user.ask(operation, things.deployment, status=202).json()["name"] == "sums"
-    until(lambda: user.ask(show, things.deployment).json()["status"] == "removed", "it is gone", 90)
+    until(lambda: user.ask(show, things.deployment).json()["status"] == "removed", "it is gone")
     assert user.ask(operation, things.deployment).json()["status"] == "removed"
 
 

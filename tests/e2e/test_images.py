@@ -14,8 +14,7 @@ import pytest
 import requests
 from PIL import Image, ImageFilter
 
-from tests.e2e.stack import Stack, until
-from tests.e2e.test_map_jobs import wherry
+from tests.e2e.stack import Stack, until, wherry
 
 FILTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
     "grayscale": lambda picture: picture.convert("L"),
@@ -50,7 +49,7 @@ class Seed:
         self.url = f"http://127.0.0.1:{stack.port}"
         credentials = json.loads((stack.home / "credentials.json").read_text())
         self.auth = (credentials["user"], credentials["password"])
-        answer = requests.post(f"{self.url}/login", auth=self.auth, timeout=30)
+        answer = requests.post(f"{self.url}/login", auth=self.auth, timeout=90)
         answer.raise_for_status()
         self.token = answer.json()["token"]
         self.headers = {"Authorization": f"Bearer {self.token}"}
@@ -66,7 +65,7 @@ class Seed:
         answer.raise_for_status()
         return answer.json()["image_id"]
 
-    def completed(self, workload_id: str, timeout: float = 180) -> dict[str, Any]:
+    def completed(self, workload_id: str, timeout: float = 240) -> dict[str, Any]:
         def reached() -> dict[str, Any] | None:
             found = self.get(f"/workloads/{workload_id}").json()
             return found if found["status"] == "completed" else None

@@ -17,6 +17,8 @@ def test_a_running_job_s_outputs_are_seen_and_brought_marked_as_partial(stack: S
 
     def seen() -> dict[str, object] | None:
         listed = stack.http.get(where, params={"live": "true"})
+        if listed.status_code == 503:  # its node is slow to answer
+            return None
         assert listed.status_code == 200, listed.text
         assert listed.headers["Wherry-Partial"] == "true"
         found = listed.json()

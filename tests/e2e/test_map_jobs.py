@@ -1,25 +1,15 @@
 """Map jobs as users work with them: the command line, many files, one that fails, and only that one again."""
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.stack import ROOT, Stack, until, zip_of
+from tests.e2e.stack import Stack, until, wherry, zip_of
 
 #: Makes capitals of a file; one that says "bad" fails.
 CAPITALS = 'grep -q bad "$WHERRY_IN" && { echo "it is bad" >&2; exit 3; }; tr a-z A-Z < "$WHERRY_IN" > "$WHERRY_OUT"'
-
-
-def wherry(stack: Stack, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    token = stack.http.headers["Authorization"].removeprefix("Bearer ")
-    env = {**os.environ, "WHERRY_URL": f"http://127.0.0.1:{stack.port}", "WHERRY_TOKEN": token, "COLUMNS": "200"}
-    command = [sys.executable, "-m", "client.wherry", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=180, check=False)
 
 
 def small(stack: Stack, folder: Path) -> Path:
@@ -46,8 +36,8 @@ def test_a_command_runs_over_files_and_what_failed_runs_again_alone(stack: Stack
     assert [(one["number"], one["name"], one["error"]["reason"]) for one in listed] == [(8, "file7.txt", "item_failed")]
     assert stack.job(job_id)["error"]["reason"] == "items_failed"
 
-    answer = stack.http.get(f"/jobs/{job_id}/logs", headers={"Accept": "application/json"}).json()
-    [said] = answer["lines"]
+    where, as_json = f"/jobs/{job_id}/logs", {"Accept": "application/json"}  # its workers may end after it
+    [said] = until(lambda: stack.http.get(where, headers=as_json).json()["lines"], "a line")
     assert (said["text"], said["member"][:7], said["stream"]) == ("it is bad", "worker-", "stderr")
     assert said["item"] == listed[0]["item_id"]
     followed = wherry(stack, "logs", "-f", job_id)
@@ -68,7 +58,7 @@ def test_a_dataset_is_mapped_and_its_results_are_there_while_it_goes_on(stack: S
     spec = json.loads(small(stack, tmp_path).read_text())
     spec |= {"kind": "map", "command": CAPITALS}
     job_id = stack.submit(spec | {"map": {"over": f"dataset:{name}", "pattern": "*.txt", "open": True}})
-    until(lambda: (stack.job(job_id).get("items") or {}).get("succeeded") == 2, "both files are done", 120)
+    until(lambda: (stack.job(job_id).get("items") or {}).get("succeeded") == 2, "both files are done")
     answer = stack.http.get(f"/jobs/{job_id}/outputs")
     assert answer.headers["wherry-partial"] == "true"
     with zipfile.ZipFile(BytesIO(answer.content)) as archive:

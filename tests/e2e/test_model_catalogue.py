@@ -1,30 +1,19 @@
 """Seed 004 as its people work: an expert builds and releases a model, a user runs it, an administrator judges it."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.stack import ROOT, Stack, docker, until
+from tests.e2e.stack import Stack, docker, until, wherry
 from tests.integration.registry_server import RegistryServer
 
 pytestmark = pytest.mark.docker
 
 BASE = "wherry/python-base:latest"
-
-
-def wherry(stack: Stack, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does."""
-    token = str(stack.http.headers["authorization"]).removeprefix("Bearer ")
-    env = {key: value for key, value in os.environ.items() if not key.startswith("WHERRY_")}
-    env |= {"WHERRY_URL": f"http://127.0.0.1:{stack.port}", "WHERRY_TOKEN": token, "XDG_CONFIG_HOME": str(stack.home)}
-    command = [sys.executable, "-m", "client.wherry", *args]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -200,14 +189,14 @@ def test_a_model_whose_image_serves_is_deployed_asked_and_changed_to_its_next_ve
         changed = wherry(stack, "deployments", "update", "sizes", "--model", "scaler@2")
         assert changed.returncode == 0, changed.stderr
         seen = [asked()]
-        until(lambda: seen.append(asked()) or seen[-1] == ["99", "97"], "the next version answers", 120)
+        until(lambda: seen.append(asked()) or seen[-1] == ["99", "97"], "the next version answers")
         assert {tuple(one) for one in seen} <= {("-2", "-6"), ("99", "97")}
         shown = json.loads(wherry(stack, "--json", "deployments", "show", "sizes").stdout)
         assert (shown["model"], shown["revision"]) == ("scaler@2", 1)
         assert shown["image"].startswith(f"{registry.host}/team/scaler@sha256:")
     finally:
         wherry(stack, "undeploy", "sizes")
-        until(lambda: stack.http.get("/deployments/sizes").status_code == 404, "it is gone", 60)
+        until(lambda: stack.http.get("/deployments/sizes").status_code == 404, "it is gone")
         pulled = ["docker", "image", "ls", "--quiet", "--filter", f"reference={registry.host}/team/scaler"]
         found = subprocess.run(pulled, capture_output=True, text=True, check=True).stdout.split()
         subprocess.run(["docker", "image", "rm", "--force", *found], capture_output=True, check=False)

@@ -53,7 +53,7 @@ def fleet(engines: Engines) -> Iterator[Stack]:
     settings = {
         "WHERRY_RUNTIMES": "process",
         "WHERRY_STORAGE_METRICS_PORT": str(free_port()),
-        "WHERRY_SCHEDULER_NODE_LEASE_S": "8",
+        "WHERRY_SCHEDULER_NODE_LEASE_S": "12",
         "WHERRY_SCHEDULER_HEARTBEAT_INTERVAL_S": "0.5",
         "WHERRY_SCHEDULER_BACKOFF_FAILURE_S": "0.5",
     }
@@ -176,7 +176,7 @@ def test_a_link_that_is_cut_ends_all_and_says_why_and_another_round_runs_on_what
     lost = job["members"][0]["node"]
     [engine] = [one for one in engines if one.name == lost]
     with engine.away():
-        until(lambda: fleet.job(gang_id).get("attempts"), "the first round is over", 90)
+        until(lambda: fleet.job(gang_id).get("attempts"), "the first round is over")
         told = fleet.job(gang_id)
         assert told["attempts"][0]["error"]["reason"] == "node_lost"
         assert told["attempts"][0]["error"]["message"].startswith("member ps-0: ")
@@ -186,8 +186,8 @@ def test_a_link_that_is_cut_ends_all_and_says_why_and_another_round_runs_on_what
         until(lambda: "I am ps-1" in log_of(fleet, again["members"][-1]), f"{worker} reaches both")
     fleet.http.post(f"/jobs/{gang_id}/cancel").raise_for_status()
     assert fleet.wait_end(gang_id)["state"] == "cancelled"
-    until(lambda: fleet.node(lost)["condition"] == "online", "the node is back", 120)
-    until(lambda: not engine.docker("ps", "-q"), "what ran there is gone", 120)
+    until(lambda: fleet.node(lost)["condition"] == "online", "the node is back")
+    until(lambda: not engine.docker("ps", "-q"), "what ran there is gone")
 
 
 @pytest.fixture(scope="module")
@@ -249,10 +249,10 @@ def test_a_training_that_loses_a_machine_begins_anew_on_the_others_and_says_so(
     assert impatient != long["helpers"]  # the others fail of the cut before the machine is given up
     training_id, lost = under_way(user, long | {"helpers": impatient}, fleet, engines)
     with lost.away():
-        until(lambda: fleet.job(training_id).get("attempts"), "the first round is over", 90)
+        until(lambda: fleet.job(training_id).get("attempts"), "the first round is over")
         first = fleet.job(training_id)["attempts"][0]
         assert (first["error"]["reason"], first["error"]["message"][:15]) == ("node_lost", "member worker-1"), first
-        done = user.poll(training_id, lambda shown: shown["status"] in FINAL, 200)
+        done = user.poll(training_id, lambda shown: shown["status"] in FINAL)
     assert done["status"] == "completed", done
     assert lost.name not in {member["node"] for member in done["members"]}
     assert f"round 1 is over: {first['error']['message']}; all begin anew" in done["remarks"]
@@ -284,7 +284,7 @@ def test_an_agent_that_is_killed_while_its_member_trains_finds_it_again(
     fleet.agents[there.name].wait()
     fleet.join(there, **AGENT)
     assert there.docker("ps", "-q", "--no-trunc") == before != ""
-    done = user.poll(training_id, lambda shown: shown["status"] in FINAL, 200)
+    done = user.poll(training_id, lambda shown: shown["status"] in FINAL)
     assert (done["status"], fleet.job(training_id)["attempts"]) == ("completed", []), done
     is_back(fleet, there)
 
@@ -307,6 +307,7 @@ def test_trainings_at_the_same_time_on_the_same_machines_do_not_get_into_each_ot
 
 def is_back(fleet: Stack, engine: Engine) -> None:
     """Wait until a machine is with the others again, and has nothing of what it ran."""
-    until(lambda: fleet.node(engine.name)["condition"] == "online", "the node is back", 120)
-    until(lambda: not engine.docker("ps", "-aq"), "what ran there is gone", 120)
-    assert not [one for one in engine.docker("network", "ls", "--format", "{{.Name}}").split() if "wherry" in one]
+    until(lambda: fleet.node(engine.name)["condition"] == "online", "the node is back")
+    until(lambda: not engine.docker("ps", "-aq"), "what ran there is gone")
+    names = ("network", "ls", "--format", "{{.Name}}")
+    until(lambda: not [one for one in engine.docker(*names).split() if "wherry" in one], "so are its networks")

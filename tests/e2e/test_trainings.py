@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,8 +13,7 @@ import numpy as np
 import pytest
 import requests
 
-from tests.e2e.stack import ROOT, Stack, docker, until
-from tests.e2e.test_datasets import wherry
+from tests.e2e.stack import ROOT, Stack, docker, until, wherry, wherry_json
 from tests.integration.gateway_stack import new_id
 
 #: The image is built first where it is not there.
@@ -45,7 +42,7 @@ class User:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def poll(self, training_id: str, wanted: Callable[[dict[str, Any]], Any], limit_s: float = 100) -> dict[str, Any]:
+    def poll(self, training_id: str, wanted: Callable[[dict[str, Any]], Any], limit_s: float = 280) -> dict[str, Any]:
         """Return what is shown as soon as *wanted* is true of it."""
         end = time.monotonic() + limit_s
         while not wanted(shown := self.show(training_id)):
@@ -150,7 +147,8 @@ def train(outputs):
     shown = user.ended(training_id)
     assert (shown["status"], shown["download_url"]) == ("terminated", None)
     until(lambda: training_id not in held(), "its node has it no more")
-    assert not docker("ps", "-q", "--filter", f"label=wherry.job={training_id}")
+    own = f"label=wherry.job={training_id}"
+    until(lambda: not docker("ps", "-q", "--filter", own), "its container is gone")
     answer = user.session.delete(f"{user.url}/trainings/{training_id}", timeout=60)
     assert (answer.status_code, answer.json()["status"]) == (202, "terminated")
 
@@ -244,23 +242,14 @@ def test_the_command_trains_follows_and_brings_the_model(user: User, stack: Stac
     (tmp_path / "rest.json").write_text(json.dumps({"resources": SMALL}))
     name, model = new_id("cli"), tmp_path / "model"
     options = ["--dataset", digits, "--param", "epochs=4", "--spec", str(tmp_path / "rest.json"), "--name", name]
-    done = subprocess.run(
-        [sys.executable, "-m", "client.wherry", "train", *files, *options, "--follow", "-o", str(model)],
-        cwd=ROOT, env=command_env(stack, tmp_path), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = wherry(stack, "train", *files, *options, "--follow", "-o", model)
     assert done.returncode == 0, done.stderr
     assert "images to learn from" in done.stdout
     assert {"model.npz", "model.json", "metrics.json"} <= {file.name for file in model.iterdir()}
-    [listed] = wherry(stack, tmp_path, "trainings", "list", "--name", name)["trainings"]
+    [listed] = wherry_json(stack, "trainings", "list", "--name", name)["trainings"]
     assert listed["status"] == "completed"
-    shown = wherry(stack, tmp_path, "trainings", "show", listed["training_id"])
+    shown = wherry_json(stack, "trainings", "show", listed["training_id"])
     assert (shown["params"], shown["metrics"]["workers"]) == ({"epochs": 4}, 1)
-
-
-def command_env(stack: Stack, folder: Path) -> dict[str, str]:
-    token = str(stack.http.headers["authorization"]).removeprefix("Bearer ")
-    env = {key: value for key, value in os.environ.items() if not key.startswith("WHERRY_")}
-    return env | {"WHERRY_URL": f"http://127.0.0.1:{stack.port}", "WHERRY_TOKEN": token, "XDG_CONFIG_HOME": str(folder)}
 
 
 def test_a_container_without_a_gpu_says_so(user: User, stack: Stack) -> None:

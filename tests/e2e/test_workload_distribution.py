@@ -15,8 +15,7 @@ import requests
 
 from shared.permissions import node_user
 from tests.e2e.conftest import EDGE
-from tests.e2e.stack import ROOT, Stack, until
-from tests.e2e.test_model_catalogue import wherry
+from tests.e2e.stack import ROOT, Stack, until, wherry
 
 EXAMPLE = ROOT / "examples" / "linear-regression"
 

@@ -62,6 +62,7 @@ class Head:
 
     stack: Any
     bus: Bus  # as the scheduler
+    ears: Bus
     gateway: BlobClient
     want: dict[str, Assignment] = field(default_factory=dict)
     beats: list[Heartbeat] = field(default_factory=list)
@@ -94,8 +95,18 @@ class Head:
             for message in batch:
                 _, _, node, job_id, name = message.subject.split(".")
                 assert node == "n1"
+                if name == "finished":
+                    await self.catch_up()
                 self.reports.append((job_id, name, json.loads(message.body)["data"]))
             await self.tell()
+
+    async def catch_up(self) -> None:
+        """Return once all output is heard that was sent until now: it comes another way than reports do."""
+        mark = new_id("j")
+        while mark not in self.lines:
+            await self.ears.publish(OUTPUT, OutputBatch(), node_id="n1", job_id=mark, attempt="1")
+            with contextlib.suppress(TimeoutError):
+                await self.until(lambda: mark in self.lines, 5)
 
     async def hear(self, message: Any) -> None:
         job_id = message.params["job_id"]
@@ -232,7 +243,7 @@ async def head_of(storage: Any) -> AsyncIterator[Head]:
         Bus.connect(storage.settings(OPERATOR), Service.STORAGE, purpose="ears") as ears,
     ):
         blobs = BlobClient(gateway, "gateway", "g1")
-        head = Head(storage, bus, blobs)
+        head = Head(storage, bus, ears, blobs)
         await bus.serve(HEARTBEAT, head.answer, queue=None)
         await ears.listen(OUTPUT, head.hear)
         watching = asyncio.create_task(head.watch())

@@ -103,7 +103,7 @@ class StorageStack:
 
     async def ready(self) -> None:
         async with self.bus(Service.GATEWAY, "g1") as bus:
-            await bus.ask(PING, Empty(), retry_s=60)
+            await bus.ask(PING, Empty(), retry_s=150)
 
     async def stop(self) -> None:
         assert self.task

@@ -125,7 +125,7 @@ class GatewayStack:
             return None
         process.send_signal(signum)
         try:
-            return process.wait(20)
+            return process.wait(90)
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait(5)

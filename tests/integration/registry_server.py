@@ -51,7 +51,7 @@ class RegistryServer:
         config.write_text(CONFIG.format(root=self.folder / "data", port=self.port, auth=auth))
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log)
-        give_up_at = time.monotonic() + 30
+        give_up_at = time.monotonic() + 120
         while not self._answers():
             assert self._process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < give_up_at
@@ -61,11 +61,11 @@ class RegistryServer:
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(20)
+            self._process.wait(90)
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"http://{self.host}/v2/", timeout=2).status_code in (200, 401)
+            return httpx.get(f"http://{self.host}/v2/", timeout=10).status_code in (200, 401)
         except httpx.TransportError:
             return False
 
@@ -78,7 +78,7 @@ class RegistryServer:
         auth: tuple[str, str] | None = None,
     ) -> str:  # fmt: skip
         """Push an image and return its digest."""
-        with httpx.Client(base_url=f"http://{self.host}/v2/{repository}", auth=auth, timeout=30) as http:
+        with httpx.Client(base_url=f"http://{self.host}/v2/{repository}", auth=auth, timeout=90) as http:
             pushed = [_blob(http, _layer(f"{repository} {tag} {number}")) for number in range(layers)]
             config: dict[str, Any] = {
                 "architecture": "amd64", "os": "linux", "config": {"Labels": labels, "Cmd": ["true"]},

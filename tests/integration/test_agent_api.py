@@ -98,7 +98,7 @@ async def test_a_program_fetches_its_source_and_input_unpacks_them_itself_and_po
     source = await head.upload(zip_of({"lib/words.txt": "from the source"}))
     numbers = await given(head, zip_of({"a.txt": "1", "deep/b.txt": "20"}))
     spec = program(SEED, source=source, params={"factor": 3}, inputs={"numbers": numbers}, **runtime)
-    order, finished = await head.run(**spec, timeout_s=60)
+    order, finished = await head.run(**spec, timeout_s=120)
     text = head.text(order.job_id)
     assert finished["state"] == "succeeded", text
     assert text[0] == """post 201 b'{"path": "all/of", "files": 2}'"""
@@ -169,7 +169,7 @@ async def test_nothing_else_is_reached_and_no_other_token_opens_the_door(head: H
         code = f"import socket; socket.create_connection(('{bridge}', {port}), 3)"
         docker("run", "--rm", PYTHON, "python3", "-c", code)  # it is there for others
         env = {"HOST_ADDRESS": bridge, "HOST_PORT": str(port), "STOLEN": token, "OTHER": "172.17.0.2"}
-        order, finished = await head.run(**program(WALLS, image=PYTHON, env=env), timeout_s=90)
+        order, finished = await head.run(**program(WALLS, image=PYTHON, env=env), timeout_s=120)
     text = head.text(order.job_id)
     assert finished["state"] == "succeeded", text
     assert text == [
@@ -230,7 +230,7 @@ async def test_mistakes_have_their_answers_and_leave_what_is_there_as_it_is(
     head: Head, agent: AgentProcess, runtime: dict[str, Any]
 ) -> None:
     small = {"resources": SMALL | {"disk": "2MiB"}}
-    order, finished = await head.run(**program(MISTAKES, **small, **runtime), timeout_s=90)
+    order, finished = await head.run(**program(MISTAKES, **small, **runtime), timeout_s=120)
     text = head.text(order.job_id)
     assert finished["state"] == "succeeded", text
     assert text == [

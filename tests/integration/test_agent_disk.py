@@ -45,7 +45,7 @@ dd if=/dev/zero of=%s bs=1024 count=3072 2>/dev/null; echo filled; sleep 100 & w
 async def test_a_program_that_writes_more_than_its_disk_is_stopped_and_what_fits_of_its_outputs_is_kept(
     head: Head, agent: AgentProcess, runtime: dict[str, Any], where: str
 ) -> None:
-    order, finished = await head.run(60, command=FILL % where, resources={"disk": 2 * MIB}, **runtime)
+    order, finished = await head.run(command=FILL % where, resources={"disk": 2 * MIB}, **runtime)
     assert (finished["state"], finished["error"]["reason"]) == ("failed", "disk"), finished
     assert re.search(r"has written [234]\.\d MiB and was promised 2\.0 MiB", finished["error"]["message"]), finished
     manifest = await head.manifest(finished)
@@ -62,7 +62,7 @@ async def test_a_program_within_its_disk_is_left_alone_and_a_file_of_two_names_c
     command = """
     cd "$WHERRY_OUTPUTS"; dd if=/dev/zero of=one bs=1024 count=1536 2>/dev/null; ln one two; sleep 2
     """
-    order, finished = await head.run(60, command=command, resources={"disk": 2 * MIB}, **runtime)
+    order, finished = await head.run(command=command, resources={"disk": 2 * MIB}, **runtime)
     assert finished["state"] == "succeeded", finished
     manifest = await head.manifest(finished)
     assert sorted(entry.path for entry in manifest.entries) == ["one", "two"]
@@ -75,7 +75,7 @@ async def test_a_cap_for_outputs_of_its_own_leaves_out_what_is_beyond_it_and_the
     await agent.stop()
     await agent.start(WHERRY_OUTPUTS_BYTES_MAX=str(MIB))
     command = 'cd "$WHERRY_OUTPUTS"; dd if=/dev/zero of=large bs=1024 count=1025 2>/dev/null; echo x > small'
-    order, finished = await head.run(60, command=command, resources={"disk": 8 * MIB}, **runtime)
+    order, finished = await head.run(command=command, resources={"disk": 8 * MIB}, **runtime)
     assert finished["state"] == "succeeded", finished
     manifest = await head.manifest(finished)
     assert [entry.path for entry in manifest.entries] == ["small"]

@@ -145,7 +145,7 @@ async def test_a_second_job_finds_what_the_first_had_brought_without_taking_its_
         assert finished["state"] == "succeeded", finished
         await head.forget(order, agent)
     assert agent.log().count("input_brought") == 1
-    [held] = await head.until(lambda: head.beats[-1].inputs, 20)
+    [held] = await head.until(lambda: head.beats[-1].inputs)
     assert held.bytes == 2_000_005
 
 
@@ -190,8 +190,8 @@ async def test_what_a_killed_agent_was_filling_is_removed_and_what_it_kept_stays
     order, finished = await head.run(**spec)
     assert finished["state"] == "succeeded", finished
     assert agent.log().count("input_brought") == 1
-    await head.until(lambda: agent.log().count("input_left_over") == 2, 20)
-    await head.until(lambda: not broken.exists(), 20)
+    await head.until(lambda: agent.log().count("input_left_over") == 2)
+    await head.until(lambda: not broken.exists())
 
 
 async def test_a_node_reads_inputs_of_what_it_runs_and_nothing_beside_them(head: Head, agent: AgentProcess) -> None:

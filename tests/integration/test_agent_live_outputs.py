@@ -77,7 +77,7 @@ async def begin(head: Head, command: str, **spec: Any) -> Order:
     """Start a job and return once it prints "up"."""
     order = await head.place(command=f"{command.strip()}; echo up; sleep 600 & wait", **spec)
     await head.say(order, "start")
-    await head.until(lambda: "up" in head.text(order.job_id), 60)
+    await head.until(lambda: "up" in head.text(order.job_id))
     await record(head, order, JobState.RUNNING)
     return order
 
@@ -92,6 +92,7 @@ async def look(door: Bus, order: Order, path: str | None = None, bytes_max: int 
             found = await door.ask(SNAPSHOT_GET, SnapshotQuery(snapshot_id=snapshot_id, job_id=order.job_id))
             if found.taken_at is not None:
                 return snapshot_id, found
+            await asyncio.sleep(0.02)
 
 
 WRITES = """
@@ -130,7 +131,7 @@ async def test_outputs_are_seen_while_the_program_runs_all_of_them_or_what_is_be
             await look(door, order, missing)
 
     await head.say(order, "stop", grace_s=1.0)
-    finished = await head.until(lambda: head.told(order.job_id, "finished"), 60)
+    finished = await head.until(lambda: head.told(order.job_id, "finished"))
     assert "large" in {entry.path for entry in (await head.manifest(finished)).entries}, "looking took nothing away"
     with pytest.raises(WherryError) as caught:
         await look(door, order)

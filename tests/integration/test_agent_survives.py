@@ -41,7 +41,7 @@ async def agent(head: Head, tmp_path: Path) -> AsyncIterator[AgentProcess]:
 
 async def check(head: Head, job_id: str, count: int, end: str = "succeeded") -> None:
     """The program ran once, and every line came: in the log, and in the batches under its number."""
-    finished = await head.until(lambda: head.told(job_id, "finished"), 60)
+    finished = await head.until(lambda: head.told(job_id, "finished"))
     assert finished["state"] == end, finished
     assert len([1 for job, name, _ in head.reports if (job, name) == (job_id, "finished")]) == 1
     manifest = await head.manifest(finished)
@@ -155,8 +155,8 @@ async def test_what_is_ours_and_in_no_journal_is_removed_and_what_is_not_ours_st
     docker("volume", "create", *stray, f"{name}-outputs")
     docker("create", "--name", f"{name}-of-another-node", *other, IMAGE, "true")
     await agent.start(WHERRY_STRAY_AGE_S="0")
-    async with asyncio.timeout(15):
-        while set(agent.left_behind()) != {f"{name}-of-another-node"}:
+    async with asyncio.timeout(90):
+        while set(await asyncio.to_thread(agent.left_behind)) != {f"{name}-of-another-node"}:
             await asyncio.sleep(0.1)
 
 
@@ -185,7 +185,7 @@ async def test_reports_and_results_survive_a_broker_that_restarts(head: Head, ag
     head.stack.nats.kill()
     await asyncio.sleep(1)
     head.stack.nats.start()
-    finished = await head.until(lambda: head.told(order.job_id, "finished"), 60)
+    finished = await head.until(lambda: head.told(order.job_id, "finished"))
     assert finished["state"] == "succeeded"
     manifest = await head.manifest(finished)
     assert manifest.stdout

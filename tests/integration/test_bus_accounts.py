@@ -81,7 +81,7 @@ async def test_the_scheduler_follows_leases_snapshots_and_looks_up(connect):
             await gateway.record(cancel(gateway, f"j{i}"))
         stream = scheduler.follow(JOBS, ["wherry.job.>", "wherry.attempt.>", "wherry.request.>"], start_seq=1)
         seqs: list[int] = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             async for messages in stream:
                 seqs += [message.seq for message in messages]
                 if not messages:
@@ -105,7 +105,7 @@ async def test_the_scheduler_follows_leases_snapshots_and_looks_up(connect):
 async def test_storage_and_notifier_consume_and_settle(connect, user, service, stream, durable):
     async with connect("operator", Service.BROKER) as operator:
         await operator.put("wherry.delivery.o.j.requested", b"{}")
-    async with connect(user, service) as bus, asyncio.timeout(5):
+    async with connect(user, service) as bus, asyncio.timeout(60):
         async for [message] in bus.consume(stream, durable):
             await message.ack_sync()
             break

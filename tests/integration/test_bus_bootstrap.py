@@ -139,7 +139,7 @@ async def test_a_service_does_not_start_on_a_consumer_that_passes_messages_over(
 async def test_a_service_ends_with_75_and_a_sentence_where_the_streams_are_missing(nats_server, service):
     env = {**os.environ, "WHERRY_NATS_URL": nats_server.url, "WHERRY_NATS_USER": "", "WHERRY_NATS_PASSWORD": ""}
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", f"services.{service}", env=env, stderr=-1)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         _, said = await process.communicate()
     assert process.returncode == 75, said
     assert b"stream WHERRY_JOBS is missing" in said

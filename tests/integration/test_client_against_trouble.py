@@ -155,7 +155,7 @@ def trouble(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trouble]:
 
 @pytest.fixture
 def client(trouble: Trouble) -> Iterator[Client]:
-    with Client(trouble.url, "t", patience_s=8) as client:
+    with Client(trouble.url, "t", patience_s=30) as client:
         yield client
 
 
@@ -230,10 +230,15 @@ def test_a_log_as_it_is_comes_line_by_line(client: Client):
 
 
 def test_waiting_hears_of_the_end(client: Client, trouble: Trouble):
-    timer = threading.Timer(0.3, setattr, (trouble, "state", "succeeded"))
-    timer.start()
-    assert client.wait("j1", 10).state == "succeeded"
-    timer.join()
+    def end_once_it_listens() -> None:
+        while not trouble.headers_of("GET", "/v1/jobs/j1/events"):
+            time.sleep(0.01)
+        trouble.state = "succeeded"
+
+    ending = threading.Thread(target=end_once_it_listens)
+    ending.start()
+    assert client.wait("j1", 60).state == "succeeded"
+    ending.join()
     assert len(trouble.headers_of("GET", "/v1/jobs/j1")) == 2, "told by the stream, not by asking"
 
 
@@ -241,7 +246,7 @@ def test_waiting_asks_where_no_stream_is_to_be_had(client: Client, trouble: Trou
     trouble.no_streams = True
     timer = threading.Timer(0.3, setattr, (trouble, "state", "failed"))
     timer.start()
-    assert client.wait("j1", 10).state == "failed"
+    assert client.wait("j1", 60).state == "failed"
     timer.join()
 
 
@@ -299,7 +304,7 @@ def test_an_artifact_goes_on_where_it_was(client: Client, trouble: Trouble, tmp_
 
 async def test_the_asynchronous_client_does_the_same(trouble: Trouble, folder: Path, tmp_path: Path):
     trouble.refuse, trouble.cut_after = [503], [3]
-    async with AsyncClient(trouble.url, "t", patience_s=8) as client:
+    async with AsyncClient(trouble.url, "t", patience_s=30) as client:
         assert (await client.submit({"image": "x"}, folder)).job_id == "j1"
         items = [item async for item in client.follow("j1")]
         assert [item.text for item in items if isinstance(item, LogLine)] == [f"line {n}" for n in range(1, 11)]
@@ -308,7 +313,7 @@ async def test_the_asynchronous_client_does_the_same(trouble: Trouble, folder: P
         files = await client.download("j1", tmp_path / "o")
         assert files[0].read_bytes() == BODY
         asyncio.get_running_loop().call_later(0.2, setattr, trouble, "state", "succeeded")
-        assert (await client.wait("j1", 10)).state == "succeeded"
+        assert (await client.wait("j1", 60)).state == "succeeded"
         with pytest.raises(WherryError, match="no output"):
             await client.download("j1", tmp_path, "x")
     assert trouble.received[-1] > 1000

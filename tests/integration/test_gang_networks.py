@@ -78,7 +78,7 @@ async def start(runtime: Runtime, order: Order) -> tuple[Key, str]:
 async def said(runtime: Runtime, key: Key, handle: str) -> str:
     """Return all that a program prints until it ends."""
     chunks: list[Chunk] = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         await runtime.follow(key, handle, None, chunks.append).wait()
         while await runtime.outcome(key, handle) is None:
             await asyncio.sleep(0.01)

@@ -54,7 +54,7 @@ def second(stack: GatewayStack, anna: httpx.Client) -> Iterator[httpx.Client]:
 
     try:
         until(is_ready, "the second gateway is ready")
-        with httpx.Client(base_url=f"{url}/v1", headers=anna.headers, timeout=30) as client:
+        with httpx.Client(base_url=f"{url}/v1", headers=anna.headers, timeout=90) as client:
             yield client
     finally:
         stack.stop(OTHER)
@@ -118,7 +118,7 @@ def test_a_repeat_under_a_key_gets_the_same_deployment_and_nobody_else_does(
 
 def begun(stack: GatewayStack, client: httpx.Client, deployment: str) -> socket.socket:
     """Return a connection on which a prediction of `LARGE` bytes is announced, of which one has come."""
-    one = socket.create_connection(("127.0.0.1", stack.port), timeout=30)
+    one = socket.create_connection(("127.0.0.1", stack.port), timeout=90)
     head = (
         f"POST /v1/deployments/{deployment}/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         f"Authorization: {client.headers['Authorization']}\r\nContent-Length: {LARGE}\r\n\r\n"
@@ -149,7 +149,7 @@ def test_bodies_are_read_when_there_is_room_for_them_and_one_owners_leave_room_f
         for client in (anna, bert)
     )
     with begun(stack, anna, mine) as one, begun(stack, anna, mine) as other, begun(stack, bert, his) as anothers:
-        (refused, *more), _, _ = select.select([one, other], [], [], 30)
+        (refused, *more), _, _ = select.select([one, other], [], [], 90)
         assert not more
         said = answered(refused)
         assert said.startswith(b"http/1.1 503 ")
@@ -199,7 +199,8 @@ async def fail_a_replica(stack: GatewayStack, deployment: str, words: str) -> st
         await bus.record(Record(JOB_CHANGED, params, placed))
         await scheduler.run(replica.id)
         line = LogLine(n=1, t=utc_now(), s="e", x=words)
-        await node.publish(OUTPUT, OutputBatch(lines=(line,)), node_id=NODE, job_id=replica.id, attempt="1")
+        said = OUTPUT.subject(node_id=NODE, job_id=replica.id, attempt="1")
+        await node.put(said, OutputBatch(lines=(line,)).to_bytes())
         error = Failure(reason=EndReason.EXIT_CODE, message="The program ended with exit code 3.")
         await scheduler.end(replica.id, "failed", error=error)
         return replica.id

@@ -30,7 +30,7 @@ OCTETS = "application/offset+octet-stream"
 
 @pytest.fixture(scope="module")
 def stack(folder: Path) -> Iterator[GatewayStack]:
-    with GatewayStack(folder, WHERRY_UPLOAD_IDLE_S="3", WHERRY_UPLOAD_BYTES_MAX=str(2**40)) as running:
+    with GatewayStack(folder, WHERRY_UPLOAD_IDLE_S="8", WHERRY_UPLOAD_BYTES_MAX=str(2**40)) as running:
         yield running
 
 
@@ -288,7 +288,7 @@ def test_the_client_sends_a_large_file_to_its_end_whatever_breaks(
             border[0] = next(reached, len(data))
             disturb(stack, next(kills, ""))
 
-    with Client(stack.url, token, patience_s=60) as client:
+    with Client(stack.url, token, patience_s=120) as client:
         stored = client.put_artifact(file, progress=progress)
         assert next(kills, None) is None, "all kills were done while bytes were on their way"
         assert (stored.sha256, stored.size) == (hashlib.sha256(data).hexdigest(), len(data))
@@ -330,17 +330,22 @@ def test_the_command_goes_on_where_an_earlier_one_was_ended(stack: GatewayStack,
     env["WHERRY_TOKEN"] = anna.headers["authorization"][7:]
     command = [sys.executable, "-m", "client.wherry", "--json", "artifacts", "put", str(file)]
 
-    def begun() -> str | None:
+    def noted() -> str | None:
         notes = list((home / ".config/wherry/uploads").glob("*.json"))
-        path = f"/uploads/{json.loads(notes[0].read_text())['upload']}" if notes else None
-        return path if path and offset_of(anna, path) > 0 else None
+        text = notes[0].read_text() if notes else ""
+        return f"/uploads/{json.loads(text)['upload']}" if text else None
 
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL) as first:
-        path = until(begun, "the upload has begun")
+        path = until(noted, "the upload has begun")
+        first.send_signal(signal.SIGSTOP)  # from here it goes on a moment at a time: it must not come to its end
+        while offset_of(anna, path) == 0:
+            first.send_signal(signal.SIGCONT)
+            time.sleep(0.02)
+            first.send_signal(signal.SIGSTOP)
         first.kill()
     came = until(lambda: offset_at_rest(anna, path), "the upload is at rest")
     assert came < len(data), "it was ended in the middle"
-    second = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=True, timeout=60)
+    second = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=True, timeout=180)
     stored = json.loads(second.stdout)
     assert stored["sha256"] == hashlib.sha256(data).hexdigest()
     assert anna.get(path).json()["artifact_id"] == stored["artifact_id"], "the same upload"

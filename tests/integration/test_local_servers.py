@@ -83,6 +83,7 @@ def test_mongod_comes_back_under_another_port_when_its_own_is_taken(tmp_path: Pa
         client["test"]["things"].insert_one({})
     first.stop()
     with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         thief.bind(("127.0.0.1", first.port))
         thief.listen()
         with MongoServer(tmp_path, cache_gb=0.25, oplog_mb=64) as second:

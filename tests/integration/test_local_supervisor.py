@@ -34,7 +34,7 @@ def started(program: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def until(condition: Callable[[], object], seconds: float = 10) -> None:
+def until(condition: Callable[[], object], seconds: float = 90) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it did not happen"
@@ -77,7 +77,7 @@ def test_the_wait_doubles_to_five_seconds_and_begins_anew_after_a_long_run():
 
 def test_ending_is_by_force_where_asking_does_not_help():
     polite, stubborn = started("import time; print('up', flush=True); time.sleep(60)"), started(IGNORES_TERM)
-    end([polite, stubborn], 0.5)
+    end([polite, stubborn], 3)
     assert (polite.returncode, stubborn.returncode) == (-signal.SIGTERM, -signal.SIGKILL)
 
 
@@ -123,7 +123,7 @@ def sinks(tmp_path: Path) -> Iterator[tuple[int, int]]:
     until(lambda: not is_free(smtp) and not is_free(http))
     yield smtp, http
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(90) == 0
 
 
 def test_mail_and_webhooks_are_kept_as_they_came(sinks: tuple[int, int], tmp_path: Path):
@@ -133,7 +133,7 @@ def test_mail_and_webhooks_are_kept_as_they_came(sinks: tuple[int, int], tmp_pat
     request = urllib.request.Request(
         f"http://127.0.0.1:{http}/hook", data='{"a": "ü"}'.encode(), headers={"Webhook-Id": "d1"}
     )
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.status == 200
     assert "Subject: It ended" in next(tmp_path.glob("*.eml")).read_text()
     kept = json.loads(next(tmp_path.glob("*.json")).read_text())

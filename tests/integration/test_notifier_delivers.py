@@ -166,7 +166,7 @@ class World:
 
     async def tried(self) -> DeliveryTried:
         """Return the next try for one of this test's jobs: retries of an earlier test's may still come."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while (tried := await self.tries.get()).job_id not in self.jobs:
                 pass
         return tried
@@ -198,7 +198,7 @@ async def world(broker: NatsServer) -> AsyncIterator[World]:
         "WHERRY_MAIL_FROM": "wherry@example.org",
         "WHERRY_WEBHOOK_ALLOW": f"127.0.0.1:{receiver.port}",
         "WHERRY_PUBLIC_URL": "https://wherry.example.org",
-        "WHERRY_WEBHOOK_TIMEOUT_S": "30",  # a held call must not fail by itself on a busy machine
+        "WHERRY_WEBHOOK_TIMEOUT_S": "150",  # a held call must not fail by itself on a busy machine
     }
 
     refusals: list[str] = []
@@ -235,9 +235,9 @@ async def test_email_and_webhook_of_an_end_arrive_once_each_and_the_signature_ve
     event = await world.end_job(
         {"email": "ann@example.org"}, {"webhook": {"url": world.receiver.url("/ok")}}, state=JobState.FAILED
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         path, headers, body = await world.receiver.calls.get()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         mail = await world.mailbox.mails.get()
     tries = {(tried.state, tried.tries) for tried in (await world.tried(), await world.tried())}
     assert tries == {("delivered", 1)}
@@ -257,13 +257,13 @@ async def test_email_and_webhook_of_an_end_arrive_once_each_and_the_signature_ve
 async def test_a_receiver_that_fails_gets_the_same_message_again_under_the_same_id(world: World):
     world.receiver.answers["/flaky"] = [500]
     await world.end_job({"webhook": {"url": world.receiver.url("/flaky")}})
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         _, first, body = await world.receiver.calls.get()
     told = await world.tried()
     assert (told.state, told.tries) == ("retrying", 1)
     assert told.next_at is not None
     assert 5 <= (told.next_at - told.at).total_seconds() <= 6
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         _, second, again = await world.receiver.calls.get()
     assert first["webhook-id"] == second["webhook-id"] == told.delivery_id
     assert body == again
@@ -281,8 +281,8 @@ async def test_what_is_no_jobs_end_is_told_once_however_often_storage_asks_for_i
     )  # fmt: skip
     world.jobs.add(request.job_id)
     for _ in range(2):
-        await world.storage.ask(TELL, request)
-    async with asyncio.timeout(20):
+        await world.storage.ask(TELL, request, retry_s=120)
+    async with asyncio.timeout(120):
         mail = await world.mailbox.mails.get()
     assert (mail["To"], mail["Subject"]) == ("expert@example.org", "[wherry] A better model is wanted")
     assert "Please." in mail.get_content()
@@ -292,13 +292,13 @@ async def test_what_is_no_jobs_end_is_told_once_however_often_storage_asks_for_i
     unknown = request.model_copy(update={"kind": "pigeon"})
     await world.start()
     with pytest.raises(WherryError, match="pigeon"):
-        await world.storage.ask(TELL, unknown)
+        await world.storage.ask(TELL, unknown, retry_s=120)
 
 
 async def test_storage_that_cannot_give_the_secret_costs_the_receiver_none_of_its_tries(world: World):
     world.refusals += ["not now"] * 3
     await world.end_job({"webhook": {"url": world.receiver.url("/patient")}})
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         assert (await world.receiver.calls.get())[0] == "/patient"
     done = await world.tried()
     assert (done.state, done.tries) == ("delivered", 1)
@@ -334,7 +334,7 @@ async def test_a_slow_receiver_does_not_hold_up_the_others(world: World):
     slow = {"webhook": {"url": world.receiver.url("/slow")}}
     await asyncio.gather(*(world.end_job(slow) for _ in range(WAITING_PER_HOST + 50)))
     await world.end_job({"email": "ann@example.org"})
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         mail = await world.mailbox.mails.get()
     assert mail["To"] == "ann@example.org"
     assert not world.receiver.holding.is_set()
@@ -361,12 +361,12 @@ async def test_what_was_under_way_when_the_notifier_died_is_delivered_by_the_nex
     assert world.process
     await world.end_job({"webhook": {"url": world.receiver.url("/ok")}})
     await world.tried()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await world.receiver.calls.get()
     await world.stop(signal.SIGKILL)
     event = await world.end_job({"webhook": {"url": world.receiver.url("/ok")}})
     await world.start()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         _, _, body = await world.receiver.calls.get()
     assert json.loads(body)["id"] == event.id
     assert (await world.tried()).state == "delivered"
@@ -386,7 +386,7 @@ async def test_what_cannot_be_read_becomes_a_dead_letter_and_a_replayed_end_is_t
         await stream.publish("wherry.delivery.u1.jbroken.requested", b"no delivery")
         await world.end_job({"webhook": {"url": world.receiver.url("/after")}})
         assert (await world.tried()).state == "delivered"  # nobody waited
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             kept = [await letters.get() for _ in range(101)]
         assert {(one.stream, one.reader) for one in kept} == {
             ("WHERRY_JOBS", "notifier"),

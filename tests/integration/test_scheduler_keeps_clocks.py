@@ -57,7 +57,7 @@ async def test_a_cancel_goes_on_to_the_jobs_that_wait(stack: Stack) -> None:
 
 
 async def test_a_node_that_keeps_no_limit_is_told_to_stop_and_then_given_up(stack: Stack) -> None:
-    await stack.scheduler(WHERRY_SCHEDULER_CLOCK_SLACK_S="1", WHERRY_SCHEDULER_OBEY_S="3")
+    await stack.scheduler(WHERRY_SCHEDULER_CLOCK_SLACK_S="1", WHERRY_SCHEDULER_OBEY_S="8")
     agent = await stack.agent()
     await agent.beat()
     job_id = await stack.submit(timeouts={"run": 1})

@@ -41,8 +41,11 @@ async def wish(stack: Stack, node: str, verb: str, **fields: Any) -> int:
 async def records(stack: Stack, node: str = "n1") -> list[tuple[NodeRecord, int]]:
     """Everything that the log of the fleet holds about a node, with the epoch that wrote it."""
     subject = channels.NODE_CHANGED.subject(node_id=node)
+    found: list[tuple[NodeRecord, int]] = []
     async for messages in stack.operator.follow(channels.FLEET, [subject], start_seq=1):
-        return [(message.data.node, message.data.epoch) for message in messages if message.data is not None]
+        if not messages:
+            return found
+        found += [(message.data.node, message.data.epoch) for message in messages if message.data is not None]
     raise AssertionError
 
 

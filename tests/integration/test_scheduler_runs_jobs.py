@@ -50,7 +50,7 @@ class SchedulerProcess:
             "WHERRY_NATS_URL": self.url,
             "WHERRY_NATS_USER": "scheduler",
             "WHERRY_NATS_PASSWORD": PASSWORDS["scheduler"],
-            "WHERRY_SCHEDULER_LEADER_LEASE_S": "1.5",
+            "WHERRY_SCHEDULER_LEADER_LEASE_S": "4",
             "WHERRY_SCHEDULER_LEADER_RENEW_S": "0.3",
             "WHERRY_SCHEDULER_SNAPSHOT_INTERVAL_S": "0.2",
             **self.extra,

@@ -156,7 +156,7 @@ def first_event(scheduler: Bus, job: Job) -> Record:
 
 async def answer(gateway: Bus, job_id: str) -> JobView:
     """Ask for a job until its server is back: till then storage says that it is unavailable."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             with suppress(Unavailable):
                 return await gateway.ask(channels.JOB_GET, JobQuery(job_id=job_id))

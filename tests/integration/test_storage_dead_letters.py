@@ -24,14 +24,14 @@ from tests.integration.conftest import StorageStack
 
 async def letters(stack: StorageStack, count: int) -> list[dict[str, Any]]:
     """Return storage's dead letters, waiting until there are *count*."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while len(found := list(stack.database["dead_letters"].find())) < count:
             await asyncio.sleep(0.1)
     return found
 
 
 async def listed(bus: Bus, job_id: str) -> Job:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while True:
             page = await bus.ask(channels.JOB_LIST, JobListQuery(limit=500))
             for view in page.jobs:
@@ -52,13 +52,15 @@ async def test_a_thousand_broken_events_stop_nobody_and_are_kept(storage: Storag
         began = time.monotonic()
         await storage.record(storage.job("j1"), "running")
         assert (await listed(bus, "j1")).state is JobState.RUNNING
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         kept = await letters(storage, 1000)
         assert {one["reader"] for one in kept} == {"storage"}
         letter = DeadLetter.from_bytes(kept[0]["letter"].encode())
         assert letter.id == f"WHERRY_JOBS.{letter.seq}.storage"
         assert base64.b64decode(letter.body).startswith(b"broken")
-        assert (await operator.api("CONSUMER.INFO.WHERRY_JOBS.storage", {}))["num_ack_pending"] == 0
+        async with asyncio.timeout(90):
+            while (await operator.api("CONSUMER.INFO.WHERRY_JOBS.storage", {}))["num_ack_pending"]:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_replayed_event_is_projected_at_its_place_and_a_broken_one_comes_back(storage: StorageStack) -> None:
@@ -86,7 +88,7 @@ async def test_a_replayed_event_is_projected_at_its_place_and_a_broken_one_comes
         assert kept["_id"] == f"WHERRY_JOBS.{seq + 7}.storage"
         await replay(seq - 1, made.to_bytes())  # older than what is known: changes nothing
         await replay(seq + 7, made.to_bytes())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while (document := storage.database["jobs"].find_one({"_id": "j1"})) is None or document["seq"] <= seq:
                 await asyncio.sleep(0.05)
         assert document["seq"] == seq + 7

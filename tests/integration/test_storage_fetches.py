@@ -26,7 +26,7 @@ from tests.integration.conftest import NOW, StorageProcess, StorageStack, runnin
 from tests.integration.web_server import Web
 
 BODY = os.urandom(3 * 1024 * 1024 + 7)
-SETTINGS = {"WHERRY_FETCH_BYTES_MAX": str(8 * 1024 * 1024), "WHERRY_FETCH_IDLE_S": "1"}
+SETTINGS = {"WHERRY_FETCH_BYTES_MAX": str(8 * 1024 * 1024), "WHERRY_FETCH_IDLE_S": "30"}
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ async def record(storage: StorageStack, given: Any, job_id: str = "j1", **fields
     await storage.record(job, "running")
 
 
-async def listed(storage: StorageStack, job_id: str = "j1", *, node: str = "n1", patience_s: float = 30) -> Entry:
+async def listed(storage: StorageStack, job_id: str = "j1", *, node: str = "n1", patience_s: float = 90) -> Entry:
     async with storage.bus(Service.NODE_AGENT, node) as bus:
         page = await BlobClient(bus, "node", node).input_page(
             InputQuery(job_id=job_id, input="data"), patience_s=patience_s
@@ -145,10 +145,6 @@ async def test_a_node_gets_only_inputs_of_jobs_that_it_runs(storage: StorageStac
 
 async def test_while_it_is_fetched_the_answer_tells_how_far_it_is(storage: StorageStack, web: Web):
     web.gated.add("/data/train.csv")
-    storage.extra["WHERRY_FETCH_IDLE_S"] = "30"
-    await storage.stop()
-    await storage.start()
-    await storage.ready()
     await record(storage, web.url("/data/train.csv"))
     said = ""
     while f" {len(BODY) // 2} bytes so far" not in said:
@@ -258,6 +254,10 @@ async def test_a_place_that_nobody_named_is_never_dialled(storage: StorageStack)
 
 
 async def test_too_large_too_long_and_too_slow_bodies_end_with_a_reason(storage: StorageStack, web: Web):
+    storage.extra["WHERRY_FETCH_IDLE_S"] = "1"
+    await storage.stop()
+    await storage.start()
+    await storage.ready()
     web.files["/large"] = b"x" * (8 * 1024 * 1024 + 1)
     web.endless.add("/endless")
     web.silent.add("/data/train.csv")
@@ -274,8 +274,8 @@ async def test_too_large_too_long_and_too_slow_bodies_end_with_a_reason(storage:
 
 
 async def test_what_nobody_waits_for_is_given_up(storage: StorageStack, web: Web, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fetches, "ABANDON_S", 0.3)
-    monkeypatch.setattr(fetches, "RENEW_S", 0.1)
+    monkeypatch.setattr(fetches, "ABANDON_S", 1.0)
+    monkeypatch.setattr(fetches, "RENEW_S", 0.2)
     web.gated.add("/data/train.csv")
     await record(storage, web.url("/data/train.csv"))
     with pytest.raises(WherryError):
@@ -296,7 +296,6 @@ async def test_a_killed_storage_begins_again_when_it_is_back(
     tmp_path: Path,
 ):
     stack = stack_of(StorageProcess, web, nats_with_accounts, mongo_server, mongo_database, tmp_path)
-    stack.extra["WHERRY_FETCH_IDLE_S"] = "30"
     assert isinstance(stack, StorageProcess)
     web.gated.add("/data/train.csv")
     async with running(stack):

@@ -62,7 +62,7 @@ class Run:
 
 def ended(*processes: subprocess.Popen[str]) -> list[tuple[int, str, str]]:
     with ThreadPoolExecutor() as pool:
-        said = list(pool.map(lambda one: one.communicate(timeout=100), processes))
+        said = list(pool.map(lambda one: one.communicate(timeout=250), processes))
     return [(one.returncode, *texts) for one, texts in zip(processes, said, strict=True)]
 
 

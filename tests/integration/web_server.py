@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -90,7 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[start : len(body) // 2])
             (web.gate if path in web.gated else web.over).wait(SILENCE_S)
             start = max(start, len(body) // 2)
-        self.wfile.write(body[start:stop])
+        with suppress(OSError):  # who asked may have had enough
+            self.wfile.write(body[start:stop])
         self.close_connection = stop is not None
 
     def _endless(self) -> None:
