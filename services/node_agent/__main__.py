@@ -272,7 +272,7 @@ def trouble_with_controller(settings: AgentSettings, error: Exception) -> str:
     """Return what to say of a controller that could not be asked, and what to do about it."""
     if isinstance(error, Forbidden):
         wanted = f"WHERRY_NATS_USER=node-{settings.node} and, from the operator, WHERRY_NATS_PASSWORD"
-        return f"refuses {settings.nats_user or 'nobody'}: set {wanted}"
+        return f"refuses {settings.nats_user or 'whoever does not say who it is'}: set {wanted}"
     why = f": {error}" if str(error) else ""
     return f"does not answer{why}. --controller HOST:PORT is the address of its NATS server, not of its gateway"
 

@@ -258,7 +258,7 @@ class Serving:
         except WherryError:
             self._forget(request_id)
             raise
-        except asyncio.CancelledError:  # by `leave`
+        except asyncio.CancelledError:  # its replica has left, or the gateway dropped it
             self._forget(request_id)
             raise (_lost() if exchange.is_asked else _gone()) from None
         piece = answered.body[offset : offset + CHUNK_BYTES]

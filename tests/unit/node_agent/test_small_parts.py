@@ -170,6 +170,8 @@ def test_a_controller_that_refuses_a_node_says_which_credential_it_wants() -> No
     said = trouble_with_controller(settings, Forbidden("The broker refuses it."))
     assert said.startswith("refuses watcher: set WHERRY_NATS_USER=node-edge-1 and")
     assert "WHERRY_NATS_PASSWORD" in said
+    nobody = settings.model_copy(update={"nats_user": None})
+    assert trouble_with_controller(nobody, Forbidden("The broker refuses it.")).startswith("refuses whoever")
 
 
 def test_of_a_controller_that_does_not_answer_it_is_said_which_address_is_meant() -> None:
