@@ -60,10 +60,10 @@ async def test_a_driver_that_hangs_costs_its_time_limit_and_is_named_and_the_car
 
     class Driver:
         def look(self) -> GpuUse:
-            hangs.wait(10)
+            hangs.wait(60)
             return GpuUse((GPU,))
 
-    gpus = PatientGpus(cast("NvmlGpus", Driver()), limit_s=0.1)
+    gpus = PatientGpus(cast("NvmlGpus", Driver()), limit_s=0.5)
     assert await gpus.read() == (GPU,)
     assert not gpus.problem
     hangs.clear()
@@ -71,11 +71,11 @@ async def test_a_driver_that_hangs_costs_its_time_limit_and_is_named_and_the_car
     for _ in range(5):
         began = time.monotonic()
         assert await gpus.read() == (GPU,)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert "not answered" in gpus.problem
     assert threading.active_count() <= threads + 1, "one thread waits, however often it is asked"
     hangs.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while gpus.problem:
             await gpus.read()
     gpus._gpus = cast("Any", SimpleNamespace(close=lambda: None))  # pyright: ignore[reportPrivateUsage]
@@ -117,7 +117,7 @@ async def test_a_program_that_sigkill_does_not_end_is_told_of(tmp_path: Path, mo
     attempts, held = attempts_on(runtime, tmp_path, posted)
     attempts.act(e.Follow(held))
     attempts.act(e.Stop(held, 0.1))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not posted:
             await asyncio.sleep(0.02)
     assert posted == [f.Unkillable(KEY)]
@@ -132,10 +132,12 @@ async def test_a_fence_kills_though_a_longer_stop_is_under_way(tmp_path: Path, m
     attempts, held = attempts_on(runtime, tmp_path, [])
     attempts.act(e.Follow(held))
     attempts.act(e.Stop(held, 600))
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        while not runtime.signals:
+            await asyncio.sleep(0.02)
     assert runtime.signals == ["SIGTERM"]
     attempts.act(e.Stop(held, 0))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while "SIGKILL" not in runtime.signals:
             await asyncio.sleep(0.02)
     await attempts.close()
@@ -204,12 +206,12 @@ async def test_an_engine_that_goes_away_is_named_and_what_nobody_knows_is_remove
         assert watch.problems == {"docker": ""}
         assert len(watch.images) == 500
         assert engine.cleared == [], "it has its time"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not engine.cleared:
                 await asyncio.sleep(0.02)
         assert set(engine.cleared) == {OTHER}
         engine.is_away = True
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while watch.facts:
                 await asyncio.sleep(0.02)
         assert watch.problems == {"docker": "gone"}
@@ -224,7 +226,7 @@ async def test_the_first_heartbeat_does_not_wait_for_an_engine_that_hangs() -> N
     engine.flows.clear()
     watch = Watch([cast("Any", engine)], 60, set, lambda _: None, lambda: None)
     running = asyncio.create_task(watch.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await watch.until_asked(0.1)
     assert not watch.facts
     running.cancel()

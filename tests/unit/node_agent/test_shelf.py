@@ -363,7 +363,7 @@ async def test_an_input_that_a_program_of_the_last_agent_uses_keeps_no_other_fro
 
     monkeypatch.setattr(bench.runtime, "drop_input", unless_used)
     bench.inputs = bench.opened()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await bench.stage(bench.order("jc", c=ARTIFACT))
     assert used in bench.volumes
     assert used in {one.volume for one in bench.book.load()}

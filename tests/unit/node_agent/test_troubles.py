@@ -201,7 +201,7 @@ async def followed(runtime: Program, folder: Path) -> list[f.Fact]:
     spec = JobSpec(runtime="process", command="true")
     order = Order(job_id="j1", owner_id="u1", attempt=1, spec=spec, seq=1)
     attempts.act(e.Follow(Held(order=order, phase=Phase.RUNNING, since=AT)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not posted:
             await asyncio.sleep(0.02)
     await attempts.close()
@@ -265,7 +265,7 @@ async def prepared(runtime: Registry, folder: Path, pull_s: float = 30) -> tuple
     attempts = Attempts(doing)
     spec = JobSpec(image="repo:1", timeouts=Timeouts(pull=pull_s))
     attempts.act(e.Prepare(Order(job_id="j1", owner_id="u1", attempt=1, spec=spec, seq=1)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not any(isinstance(fact, f.Failed | f.Staged) for fact in posted):
             await asyncio.sleep(0.01)
     await attempts.close()
@@ -330,7 +330,7 @@ async def test_a_start_that_got_no_answer_is_not_repeated_once_nobody_wants_it(t
     attempts.act(e.Start(held))
     await engine.was_asked.wait()
     attempts.act(e.StartNoMore(KEY))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not posted:
             await asyncio.sleep(0.01)
     await attempts.close()
@@ -364,7 +364,7 @@ async def test_a_start_that_an_agent_before_has_asked_for_is_not_repeated(
     posted: list[f.Fact] = []
     attempts, held = on(engine, tmp_path, posted, Phase.STARTING)
     attempts.act(e.Start(held, again=True))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(posted) < 2:
             await asyncio.sleep(0.01)
     await attempts.close()
@@ -395,7 +395,7 @@ async def test_a_program_that_has_ended_is_not_unkillable_while_its_output_is_re
     attempts, held = on(Chatty(), tmp_path, posted, Phase.RUNNING)
     attempts.act(e.Follow(held))
     attempts.act(e.Stop(held, 0.0))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not posted:
             await asyncio.sleep(0.02)
     await attempts.close()
@@ -444,7 +444,7 @@ async def test_a_report_goes_out_though_the_journal_fails_once(tmp_path: Path, m
         + b"}"
     )
     outbox.add(Outgoing("r1", KEY, AttemptEventName.RUNNING, body))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not delivered:
             await asyncio.sleep(0.01)
     assert delivered == ["r1"]

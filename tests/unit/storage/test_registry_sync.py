@@ -62,7 +62,7 @@ class Catalogue:
 async def run_of(*names: str) -> SyncRun:
     sync = RegistrySync(cast("Any", Store()), cast("Any", Images(*names)), cast("Any", Catalogue()))
     run = await sync.begin(SyncAsk(run_id="r1", registry="images.example:5000", owner_id="u1", owner_name="ann"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while run.ended_at is None:
             run = await sync.get(SyncQuery(run_id="r1"))
     return run
