@@ -1,7 +1,8 @@
 """Sending and reading blobs: bounded chunks as requests to storage, some of them under way, SHA-256 at both ends.
 
 Each chunk is a request of its own, so that it can be repeated when storage restarts, and its answer is the credit for
-the next. Memory stays at about two windows (WINDOW_CHUNKS) for all transfers each way, whatever the blobs' sizes.
+the next. Memory stays at about two windows (WINDOW_CHUNKS) for all transfers each way, whatever the blobs' sizes; but
+a reader keeps what it has asked for until that is taken, so a dozen slow ones that begin one by one hold six windows.
 """
 
 import asyncio
