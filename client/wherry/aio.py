@@ -377,7 +377,7 @@ class AsyncClient:
 
     async def artifacts(self, *, limit: int = 50) -> list[models.ArtifactEntry]:
         """Return what you have stored, newest first."""
-        return await self._driver.run(scripts.artifacts(limit, self._patience_s))
+        return [one async for one in self._driver.iterate(scripts.artifacts(limit, self._patience_s))]
 
     async def delete_artifact(self, artifact_id: str) -> None:
         """Remove an artifact; refused while a job that has not ended needs it."""
@@ -615,7 +615,7 @@ class AsyncClient:
 
     async def nodes(self) -> list[models.Node]:
         """Return every machine of the fleet, by name."""
-        return await self._driver.run(scripts.nodes(self._patience_s))
+        return [one async for one in self._driver.iterate(scripts.nodes(self._patience_s))]
 
     async def node(self, node: str) -> models.Node:
         """Return a machine by its id or name."""
@@ -767,7 +767,7 @@ class AsyncClient:
 
     async def dead_letters(self, *, reader: str | None = None, limit: int = 50) -> list[models.DeadLetter]:
         """Return what services could not take in, newest first (administrators only)."""
-        return await self._driver.run(scripts.dead_letters(reader, limit, self._patience_s))
+        return [one async for one in self._driver.iterate(scripts.dead_letters(reader, limit, self._patience_s))]
 
     async def replay(self, letter_id: str) -> models.DeadLetter:
         """Hand a dead letter to its reader again (administrators only)."""
@@ -779,7 +779,7 @@ class AsyncClient:
 
     async def users(self) -> list[models.User]:
         """Return all users (administrators only)."""
-        return await self._driver.run(scripts.users(self._patience_s))
+        return [one async for one in self._driver.iterate(scripts.users(self._patience_s))]
 
     async def notifications(self, job_id: str) -> list[models.Notification]:
         """Return a job's notifications and how far each got."""

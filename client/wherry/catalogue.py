@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from client.wherry import models, scripts
-from client.wherry.effects import Emit, Pause, Request, Script, Series
+from client.wherry.effects import Pause, Request, Script, Series
 from client.wherry.errors import WherryError
 
 #: Seconds between two looks at a registry that is being read.
@@ -172,21 +172,8 @@ def given(**fields: Any) -> dict[str, Any]:
 
 
 def listed(search: str, limit: int | None, patience_s: float) -> Series[Model]:
-    """Give models by name, page by page."""
-    cursor: str | None = None
-    left = limit
-    while left is None or left > 0:
-        size = scripts.PAGE if left is None else min(scripts.PAGE, left)
-        query: dict[str, str | list[str]] = {
-            key: value for key, value in {"search": search, "limit": str(size), "cursor": cursor}.items() if value
-        }
-        page = yield from scripts.ask(ModelPage, Request("GET", "/models", query=query), patience_s)
-        for one in page.models[:left]:
-            yield Emit(one)
-        left = None if left is None else left - len(page.models)
-        cursor = page.cursor
-        if not cursor or not page.models:
-            return
+    """Give models by name."""
+    return scripts.each(ModelPage, "/models", {"search": search}, lambda page: page.models, limit, patience_s)
 
 
 def sync(order: Mapping[str, Any], patience_s: float) -> Script[Sync]:

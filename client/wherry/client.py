@@ -370,7 +370,7 @@ class Client:
 
     def artifacts(self, *, limit: int = 50) -> list[models.ArtifactEntry]:
         """Return what you have stored, newest first."""
-        return self._driver.run(scripts.artifacts(limit, self._patience_s))
+        return list(self._driver.iterate(scripts.artifacts(limit, self._patience_s)))
 
     def delete_artifact(self, artifact_id: str) -> None:
         """Remove an artifact; refused while a job that has not ended needs it."""
@@ -604,7 +604,7 @@ class Client:
 
     def nodes(self) -> list[models.Node]:
         """Return every machine of the fleet, by name."""
-        return self._driver.run(scripts.nodes(self._patience_s))
+        return list(self._driver.iterate(scripts.nodes(self._patience_s)))
 
     def node(self, node: str) -> models.Node:
         """Return a machine by its id or name."""
@@ -743,7 +743,7 @@ class Client:
 
     def dead_letters(self, *, reader: str | None = None, limit: int = 50) -> list[models.DeadLetter]:
         """Return what services could not take in, newest first (administrators only)."""
-        return self._driver.run(scripts.dead_letters(reader, limit, self._patience_s))
+        return list(self._driver.iterate(scripts.dead_letters(reader, limit, self._patience_s)))
 
     def replay(self, letter_id: str) -> models.DeadLetter:
         """Hand a dead letter to its reader again (administrators only)."""
@@ -755,7 +755,7 @@ class Client:
 
     def users(self) -> list[models.User]:
         """Return all users (administrators only)."""
-        return self._driver.run(scripts.users(self._patience_s))
+        return list(self._driver.iterate(scripts.users(self._patience_s)))
 
     def notifications(self, job_id: str) -> list[models.Notification]:
         """Return a job's notifications and how far each got."""

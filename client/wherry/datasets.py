@@ -1,6 +1,6 @@
 """Datasets: what the server takes and answers, and the operations on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from client.wherry import models, protocol, scripts
-from client.wherry.effects import Body, Emit, Request, Script, Series, Work
+from client.wherry.effects import Request, Script, Series, Work
 from client.wherry.errors import WherryError
-from client.wherry.source import ProgressCallback, folder_body
+from client.wherry.source import ProgressCallback
 from client.wherry.uploads import Note
 
 #: How a source begins that the server has.
@@ -67,21 +67,9 @@ def update(name: str, description: str | None, labels: Sequence[str] | None, *, 
 # --- operations ------------------------------------------------------------------------------------------------------
 
 
-def listed(filters: Mapping[str, str | None], limit: int | None, patience_s: float) -> Series[models.Dataset]:
-    """Give datasets by name, page by page."""
-    cursor: str | None = None
-    left = limit
-    while left is None or left > 0:
-        size = scripts.PAGE if left is None else min(scripts.PAGE, left)
-        given = {**filters, "limit": str(size), "cursor": cursor}
-        query: dict[str, str | list[str]] = {key: value for key, value in given.items() if value}
-        page = yield from scripts.ask(models.DatasetPage, Request("GET", "/datasets", query=query), patience_s)
-        for one in page.datasets[:left]:
-            yield Emit(one)
-        left = None if left is None else left - len(page.datasets)
-        cursor = page.cursor
-        if not cursor or not page.datasets:
-            return
+def listed(filters: scripts.Filters, limit: int | None, patience_s: float) -> Series[models.Dataset]:
+    """Give datasets by name."""
+    return scripts.each(models.DatasetPage, "/datasets", filters, lambda page: page.datasets, limit, patience_s)
 
 
 def put(
@@ -98,13 +86,8 @@ def put(
         what = {"artifact_id": artifact_id} if kind == "artifact" else {"output": source}
         return (yield from _make(wish.json(**what), patience_s))
     path = Path(source)
-    if (yield Work(path.is_dir)):
-        body: Body = yield Work(partial(folder_body, path, progress))
-        request = protocol.put_artifact(body, f"{path.resolve().name or 'data'}.zip")
-        stored = yield from scripts.ask(models.Artifact, request, patience_s)
-    else:
-        note = Note(notes, path, url) if notes and (yield Work(path.is_file)) else None
-        stored = yield from scripts.put_artifact(path, path.name, progress, patience_s, note)
+    note = Note(notes, path, url) if notes and (yield Work(path.is_file)) else None
+    stored = yield from scripts.put_artifact(path, path.name, progress, patience_s, note)
     return (yield from _make(wish.json(artifact_id=stored.artifact_id), patience_s))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from client.wherry import models, protocol, scripts
-from client.wherry.effects import Body, Emit, Request, Script, Series, Work
+from client.wherry.effects import Body, Request, Script, Series, Work
 from client.wherry.errors import SourceError, WherryError
 from client.wherry.source import File, ProgressCallback, form_body, read_file
 
@@ -163,37 +163,14 @@ def rerun_workload(workload_id: str, key: str) -> Request:
 
 
 def items(job_id: str, states: Sequence[str], limit: int | None, patience_s: float) -> Series[Item]:
-    """Give a map job's items in order, page by page."""
-    cursor: str | None = None
-    left = limit
-    while left is None or left > 0:
-        size = _PAGE if left is None else min(_PAGE, left)
-        given = {"state": ",".join(states), "limit": str(size), "cursor": cursor}
-        query: dict[str, str | list[str]] = {key: value for key, value in given.items() if value}
-        page = yield from scripts.ask(ItemPage, Request("GET", _path("jobs", job_id, "items"), query=query), patience_s)
-        for one in page.items[:left]:
-            yield Emit(one)
-        left = None if left is None else left - len(page.items)
-        cursor = page.cursor
-        if not cursor or not page.items:
-            return
+    """Give a map job's items in order."""
+    path, filters = _path("jobs", job_id, "items"), {"state": ",".join(states)}
+    return scripts.each(ItemPage, path, filters, lambda page: page.items, limit, patience_s, _PAGE)
 
 
 def workloads(limit: int | None, patience_s: float) -> Series[Workload]:
-    """Give workloads, newest first, page by page."""
-    cursor: str | None = None
-    left = limit
-    while left is None or left > 0:
-        size = scripts.PAGE if left is None else min(scripts.PAGE, left)
-        given = {"limit": str(size), "cursor": cursor}
-        query: dict[str, str | list[str]] = {key: value for key, value in given.items() if value}
-        page = yield from scripts.ask(WorkloadPage, Request("GET", "/workloads", query=query), patience_s)
-        for one in page.workloads[:left]:
-            yield Emit(one)
-        left = None if left is None else left - len(page.workloads)
-        cursor = page.cursor
-        if not cursor or not page.workloads:
-            return
+    """Give workloads, newest first."""
+    return scripts.each(WorkloadPage, "/workloads", {}, lambda page: page.workloads, limit, patience_s)
 
 
 def put_image(

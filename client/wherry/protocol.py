@@ -170,16 +170,6 @@ def node_metrics(node: str, names: Sequence[str], since: datetime | None, points
     return Request("GET", f"/nodes/{_segment(node)}/metrics", query=query)
 
 
-def nodes(cursor: str | None) -> Request:
-    """Ask for a page of machines."""
-    return Request("GET", "/nodes", query={"limit": "500"} | ({"cursor": cursor} if cursor else {}))
-
-
-def users(cursor: str | None) -> Request:
-    """Ask for a page of users."""
-    return Request("GET", "/users", query={"limit": "500"} | ({"cursor": cursor} if cursor else {}))
-
-
 def node_order(node: str, verb: str, order: Mapping[str, Any]) -> Request:
     """Ask for a machine to be drained, undrained or cordoned, or to bring something."""
     given = {name: value for name, value in order.items() if value is not None}
@@ -202,12 +192,6 @@ def quota(user: str, method: str = "GET", limits: Mapping[str, Any] | None = Non
     return Request(method, f"/users/{_segment(user)}/quota", json=None if limits is None else dict(limits))
 
 
-def dead_letters(reader: str | None, cursor: str | None, limit: int) -> Request:
-    """Ask for a page of dead letters."""
-    given = {"limit": str(limit), "reader": reader, "cursor": cursor}
-    return Request("GET", "/dead-letters", query={name: value for name, value in given.items() if value is not None})
-
-
 def replay(letter_id: str) -> Request:
     """Ask for a dead letter to be handed to its reader again."""
     return Request("POST", f"/dead-letters/{_segment(letter_id)}/replay")
@@ -219,13 +203,11 @@ def submit(spec: Mapping[str, Any], key: str, body: Body | None) -> Request:
     return Request("POST", "/jobs", headers=headers, json=None if body else dict(spec), body=body)
 
 
-def jobs(filters: Mapping[str, str | Sequence[str] | None], cursor: str | None, limit: int) -> Request:
-    """Ask for a page of jobs."""
-    query: dict[str, str | list[str]] = {"limit": str(limit)}
-    for name, value in (*filters.items(), ("cursor", cursor)):
-        if value is not None:
-            query[name] = value if isinstance(value, str) else list(value)
-    return Request("GET", "/jobs", query=query)
+def page(path: str, filters: Mapping[str, str | Sequence[str] | None], cursor: str | None, limit: int) -> Request:
+    """Ask for a page of a list: at most *limit* behind *cursor*. A filter that is empty says nothing."""
+    given = {**filters, "limit": str(limit), "cursor": cursor}
+    query = {name: value if isinstance(value, str) else list(value) for name, value in given.items() if value}
+    return Request("GET", path, query=query)
 
 
 def job(job_id: str, below: str = "") -> Request:
@@ -320,11 +302,6 @@ def artifact(artifact_id: str, start: int) -> Request:
 def put_artifact(body: Body, name: str) -> Request:
     """Store bytes."""
     return Request("PUT", "/artifacts", query={"name": name} if name else {}, body=body)
-
-
-def artifacts(cursor: str | None, limit: int) -> Request:
-    """Ask for a page of artifacts."""
-    return Request("GET", "/artifacts", query={"limit": str(limit)} | ({"cursor": cursor} if cursor else {}))
 
 
 def delete_artifact(artifact_id: str) -> Request:

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from client.wherry import models, outputs, protocol
 from client.wherry.effects import (
@@ -32,6 +32,7 @@ from client.wherry.source import ProgressCallback, file_body, folder_body, submi
 from client.wherry.uploads import RESUME_FROM_BYTES, Note, send_file
 
 T = TypeVar("T")
+P = TypeVar("P", bound="Page")
 
 PAGE = 200
 #: Tries of one file in a row that bring no new byte, after which a download is given up.
@@ -67,6 +68,40 @@ def _opened(request: Request, *, events: bool = False) -> Script[Stream]:
     return stream
 
 
+# --- lists, page by page -------------------------------------------------------------------------------------------
+
+
+class Page(Protocol):
+    """Some of a list; the cursor asks for the next."""
+
+    @property
+    def cursor(self) -> str | None:
+        """Return where the next page begins; None: there is none."""
+        ...
+
+
+Filters: TypeAlias = Mapping[str, str | Sequence[str] | None]
+
+
+def each(
+    kind: type[P], path: str, filters: Filters, items: Callable[[P], Sequence[T]], limit: int | None,
+    patience_s: float, size: int = PAGE,
+) -> Series[T]:  # fmt: skip
+    """Give what the list at *path* has, at most *limit*, with a request for each page of *size*."""
+    cursor: str | None = None
+    left = limit
+    while left is None or left > 0:
+        request = protocol.page(path, filters, cursor, size if left is None else min(size, left))
+        page = yield from ask(kind, request, patience_s)
+        found = items(page)
+        for one in found[:left]:
+            yield Emit(one)
+        left = None if left is None else left - len(found)
+        cursor = page.cursor
+        if not cursor or not found:
+            return
+
+
 # --- jobs ----------------------------------------------------------------------------------------------------------
 
 
@@ -87,57 +122,25 @@ def submit(
     return (yield from ask(models.Submitted, protocol.submit(spec, key, body), patience_s))
 
 
-def jobs(filters: Mapping[str, str | Sequence[str] | None], limit: int | None, patience_s: float) -> Series[models.Job]:
-    """Give jobs, newest first, page by page."""
-    cursor: str | None = None
-    left = limit
-    while left is None or left > 0:
-        size = PAGE if left is None else min(PAGE, left)
-        page = yield from ask(models.JobPage, protocol.jobs(filters, cursor, size), patience_s)
-        for job in page.jobs[:left]:
-            yield Emit(job)
-        left = None if left is None else left - len(page.jobs)
-        cursor = page.cursor
-        if not cursor or not page.jobs:
-            return
+def jobs(filters: Filters, limit: int | None, patience_s: float) -> Series[models.Job]:
+    """Give jobs, newest first."""
+    return each(models.JobPage, "/jobs", filters, lambda page: page.jobs, limit, patience_s)
 
 
-def nodes(patience_s: float) -> Script[list[models.Node]]:
-    """Return every machine, by name."""
-    found: list[models.Node] = []
-    cursor: str | None = None
-    while True:
-        page = yield from ask(models.NodePage, protocol.nodes(cursor), patience_s)
-        found += page.nodes
-        cursor = page.cursor
-        if not cursor or not page.nodes:
-            return found
+def nodes(patience_s: float) -> Series[models.Node]:
+    """Give every machine, by name."""
+    return each(models.NodePage, "/nodes", {}, lambda page: page.nodes, None, patience_s)
 
 
-def users(patience_s: float) -> Script[list[models.User]]:
-    """Return every user, by name."""
-    found: list[models.User] = []
-    cursor: str | None = None
-    while True:
-        page = yield from ask(models.UserPage, protocol.users(cursor), patience_s)
-        found += page.users
-        cursor = page.cursor
-        if not cursor or not page.users:
-            return found
+def users(patience_s: float) -> Series[models.User]:
+    """Give every user, by name."""
+    return each(models.UserPage, "/users", {}, lambda page: page.users, None, patience_s)
 
 
-def dead_letters(reader: str | None, limit: int, patience_s: float) -> Script[list[models.DeadLetter]]:
-    """Return dead letters, newest first, at most *limit* of them."""
-    found: list[models.DeadLetter] = []
-    cursor: str | None = None
-    while len(found) < limit:
-        request = protocol.dead_letters(reader, cursor, min(limit - len(found), PAGE))
-        page = yield from ask(models.DeadLetterPage, request, patience_s)
-        found += page.dead_letters
-        cursor = page.cursor
-        if not cursor or not page.dead_letters:
-            break
-    return found
+def dead_letters(reader: str | None, limit: int, patience_s: float) -> Series[models.DeadLetter]:
+    """Give dead letters, newest first, at most *limit* of them."""
+    filters = {"reader": reader}
+    return each(models.DeadLetterPage, "/dead-letters", filters, lambda page: page.dead_letters, limit, patience_s)
 
 
 def wait(job_id: str, timeout_s: float | None, patience_s: float) -> Script[models.Job]:
@@ -411,7 +414,7 @@ def put_artifact(
     """Store the file at *path*; a large one goes on where it was when a connection breaks. A folder becomes a zip."""
     if (yield Work(path.is_dir)):
         zipped: Body = yield Work(partial(folder_body, path, progress))
-        name = name or path.resolve().name
+        name = (name if name.strip(".") else path.resolve().name) or "data"
         name = name if name.endswith(".zip") else f"{name}.zip"
         return (yield from ask(models.Artifact, protocol.put_artifact(zipped, name), patience_s))
     if (yield Work(partial(_is_large, path))):
@@ -428,18 +431,9 @@ def _is_large(path: Path) -> bool:
     return path.is_file() and path.stat().st_size >= RESUME_FROM_BYTES
 
 
-def artifacts(limit: int, patience_s: float) -> Script[list[models.ArtifactEntry]]:
-    """Return the newest artifacts, at most *limit* of them."""
-    found: list[models.ArtifactEntry] = []
-    cursor: str | None = None
-    while len(found) < limit:
-        request = protocol.artifacts(cursor, min(limit - len(found), PAGE))
-        page = yield from ask(models.ArtifactPage, request, patience_s)
-        found += page.artifacts
-        cursor = page.cursor
-        if not cursor or not page.artifacts:
-            break
-    return found
+def artifacts(limit: int, patience_s: float) -> Series[models.ArtifactEntry]:
+    """Give the newest artifacts, at most *limit* of them."""
+    return each(models.ArtifactPage, "/artifacts", {}, lambda page: page.artifacts, limit, patience_s)
 
 
 def get_artifact(artifact_id: str, target: Path, progress: ProgressCallback | None, patience_s: float) -> Script[str]:

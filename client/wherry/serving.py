@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from client.wherry import models, scripts
-from client.wherry.effects import Emit, Request, Script, Series, Work
+from client.wherry.effects import Request, Script, Series, Work
 from client.wherry.errors import SourceError
 from client.wherry.source import ProgressCallback
 
@@ -129,20 +129,9 @@ def update(
 
 
 def listed(name: str | None, limit: int | None, patience_s: float, *, ended: bool = False) -> Series[Deployment]:
-    """Give deployments, newest first, page by page."""
-    cursor: str | None = None
-    left = limit
-    while left is None or left > 0:
-        size = scripts.PAGE if left is None else min(scripts.PAGE, left)
-        given = {"name": name, "ended": "true" if ended else None, "limit": str(size), "cursor": cursor}
-        query: dict[str, str | list[str]] = {key: value for key, value in given.items() if value}
-        page = yield from scripts.ask(DeploymentPage, Request("GET", "/deployments", query=query), patience_s)
-        for one in page.deployments[:left]:
-            yield Emit(one)
-        left = None if left is None else left - len(page.deployments)
-        cursor = page.cursor
-        if not cursor or not page.deployments:
-            return
+    """Give deployments, newest first."""
+    filters = {"name": name, "ended": "true" if ended else None}
+    return scripts.each(DeploymentPage, "/deployments", filters, lambda page: page.deployments, limit, patience_s)
 
 
 def predict(

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from client.wherry import models, scripts
-from client.wherry.effects import Emit, Request, Script, Series, Work
+from client.wherry.effects import Request, Script, Series, Work
 from client.wherry.errors import SourceError, WherryError
 from client.wherry.source import ProgressCallback
 
@@ -75,20 +75,9 @@ def train(wish: Mapping[str, Any], key: str, patience_s: float) -> Script[Traini
 
 
 def listed(statuses: Sequence[str], name: str | None, limit: int | None, patience_s: float) -> Series[Training]:
-    """Give trainings, newest first, page by page."""
-    cursor: str | None = None
-    left = limit
-    while left is None or left > 0:
-        size = scripts.PAGE if left is None else min(scripts.PAGE, left)
-        given = {"status": ",".join(statuses), "name": name, "limit": str(size), "cursor": cursor}
-        query: dict[str, str | list[str]] = {key: value for key, value in given.items() if value}
-        page = yield from scripts.ask(TrainingPage, Request("GET", "/trainings", query=query), patience_s)
-        for one in page.trainings[:left]:
-            yield Emit(one)
-        left = None if left is None else left - len(page.trainings)
-        cursor = page.cursor
-        if not cursor or not page.trainings:
-            return
+    """Give trainings, newest first."""
+    filters = {"status": ",".join(statuses), "name": name}
+    return scripts.each(TrainingPage, "/trainings", filters, lambda page: page.trainings, limit, patience_s)
 
 
 def download(
