@@ -79,7 +79,7 @@ class JobRoutes:
         return EventPage(events=tuple(found[: q.fitting(len(one.to_bytes()) for one in found)]))
 
     async def logs(self, query: LogQuery) -> LogPage:
-        """Return lines of an attempt, as far as they have come in; of an ended job all that the stream has."""
+        """Return lines of an attempt, as far as they have come in; of one that is over all that the stream has."""
         job = (await self._jobs.get(query.job_id)).job
         attempt = job.attempt if query.attempt is None else query.attempt
         key = await self._key(job, attempt)
@@ -97,7 +97,7 @@ class JobRoutes:
         return LogPage(attempt=attempt, lines=tuple(lines), more=more)
 
     async def metrics(self, query: MetricQuery) -> MetricPage:
-        """Return what an attempt measured; of an ended job all that the stream has."""
+        """Return what an attempt measured; of one that is over all that the stream has."""
         job = (await self._jobs.get(query.job_id, query.min_seq)).job
         attempt = job.attempt if query.attempt is None else query.attempt
         key = await self._key(job, attempt)

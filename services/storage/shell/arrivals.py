@@ -16,7 +16,7 @@ FRESH = timedelta(minutes=1)
 
 
 class Arrivals:
-    """Waits until lines, progress and metrics that the stream has of an ended job are in MongoDB.
+    """Waits until lines, progress and metrics that the stream has of an attempt that is over are in MongoDB.
 
     Args:
         bus: where the stream is.
@@ -28,16 +28,16 @@ class Arrivals:
         self._mark = mark
 
     async def catch_up(self, job: Job, attempt: int | None = None) -> None:
-        """Wait until what was said of an attempt (the last one) of an ended job is written, at most WAIT_S seconds.
+        """Wait until what was said of an attempt (the last one) that is over is written, at most WAIT_S seconds.
 
-        What a job that goes on says is shown as far as it has come in.
+        What one that goes on says is shown as far as it has come in.
 
         Raises:
             Unavailable: NATS does not answer.
         """
-        if not job.is_terminal or not job.attempts:
+        number = job.attempt if attempt is None else attempt
+        if number == job.attempt and not job.is_terminal:
             return
-        number = job.attempts[-1].number if attempt is None else attempt
         last = await self._bus.last(LOGS, OUTPUT.wildcard(job_id=job.id, attempt=str(number)))
         give_up_at = monotonic() + WAIT_S
         while last and self._mark.seq < last.seq and monotonic() < give_up_at:
