@@ -15,6 +15,7 @@ from infra.local.servers import NatsServer
 from services.storage.adapters.gridfs import GridFs
 from services.storage.adapters.job_store import JobStore
 from services.storage.adapters.mongo import Mongo
+from services.storage.adapters.retention_store import RetentionStore
 from services.storage.adapters.upload_store import UploadStore
 from services.storage.core.projections import microseconds
 from services.storage.shell.artifacts import Artifacts
@@ -344,6 +345,20 @@ async def test_one_run_is_at_work_at_a_time_and_its_id_begins_it_once(stack: Sto
     assert await door.ask(RETENTION_RUN, RetentionAsk(run_id="r1")) == first
     with pytest.raises(NotFound):
         await door.ask(RETENTION_GET, RetentionQuery(run_id="r2"))
+
+
+async def test_who_sees_that_a_run_has_ended_may_begin_the_next(
+    stack: StorageStack, door: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = RetentionStore.unlock
+
+    async def slow(*args: Any) -> None:
+        await asyncio.sleep(0.5)
+        await whole(*args)
+
+    monkeypatch.setattr(RetentionStore, "unlock", slow)
+    for _ in range(2):
+        await retain(stack, door, dry_run=True)
 
 
 async def test_bytes_that_are_stored_again_while_they_are_collected_are_there_or_are_asked_for_again(

@@ -122,8 +122,8 @@ class Retention:
             if not run.dry_run:
                 for kind, total in report.removed.items():
                     REMOVED.labels(kind).inc(total.count)
+            await self._store.unlock(run.run_id)  # first: whoever sees that this one has ended may begin the next
             await self._store.keep_run(ended)
-            await self._store.unlock(run.run_id)
 
 
 class _Pass:
