@@ -198,7 +198,7 @@ async def world(broker: NatsServer) -> AsyncIterator[World]:
         "WHERRY_MAIL_FROM": "wherry@example.org",
         "WHERRY_WEBHOOK_ALLOW": f"127.0.0.1:{receiver.port}",
         "WHERRY_PUBLIC_URL": "https://wherry.example.org",
-        "WHERRY_WEBHOOK_TIMEOUT_S": "150",  # a held call must not fail by itself on a busy machine
+        "WHERRY_WEBHOOK_TIMEOUT_S": "30",  # a held call must not fail by itself on a busy machine
     }
 
     refusals: list[str] = []
