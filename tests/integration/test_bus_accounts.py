@@ -6,8 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from infra.bootstrap import bootstrap
-from shared import bus as bus_module
-from shared import channels
+from shared import channels, wire
 from shared.bus import Bus, Record
 from shared.channels import JOBS, LEADER, SNAPSHOT, Service
 from shared.clock import utc_now
@@ -60,11 +59,11 @@ async def test_the_gateway_knows_its_own_write_without_reading_the_stream(connec
     async with connect("gateway", Service.GATEWAY, "g1") as gateway:
         record = cancel(gateway, "j1", expect=0)
         await gateway.record(record)
-        entry = bus_module.wire.entry(record)
+        entry = wire.entry(record)
         [again] = await gateway.write([entry], JOBS, suspect=True)
         assert (again.seq, again.duplicate) == (1, True)
         with pytest.raises(Conflict):
-            await gateway.write([bus_module.wire.entry(cancel(gateway, "j1", expect=0))], JOBS, suspect=True)
+            await gateway.write([wire.entry(cancel(gateway, "j1", expect=0))], JOBS, suspect=True)
 
 
 async def test_an_agent_reports_as_itself_and_as_nobody_else(connect):

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from infra.bootstrap import bootstrap
-from shared import bus as bus_module
 from shared import channels
-from shared.bus import Bus, Received, Record
+from shared.bus import Bus, Received, Record, readers
+from shared.bus.connection import Mailbox
 from shared.channels import JOBS, Service
 from shared.clock import utc_now
 from shared.errors import NotFound
@@ -114,7 +114,7 @@ async def test_following_makes_its_consumer_anew_when_somebody_removes_it(bus):
 
 async def test_a_message_missed_on_the_way_is_read_again_in_its_place(bus, monkeypatch):
     await write(bus, 0, 50)
-    take, seen = bus_module._Mailbox.take, 0
+    take, seen = Mailbox.take, 0
 
     async def lossy(mailbox, message) -> None:
         nonlocal seen
@@ -122,7 +122,7 @@ async def test_a_message_missed_on_the_way_is_read_again_in_its_place(bus, monke
         if seen != 10:  # the tenth is lost between the socket and the reader
             await take(mailbox, message)
 
-    monkeypatch.setattr(bus_module._Mailbox, "take", lossy)
+    monkeypatch.setattr(Mailbox, "take", lossy)
     seqs: list[int] = []
     async with asyncio.timeout(60):
         async for messages in bus.follow(JOBS, ["wherry.request.>"], start_seq=1):
@@ -212,7 +212,7 @@ async def test_consuming_without_its_consumer_asks_rarely_and_goes_on_when_it_is
 
 
 async def test_reading_ends_when_the_stream_or_the_consumer_stays_away(bus, monkeypatch):
-    monkeypatch.setattr(bus_module, "_GONE_S", 1.0)
+    monkeypatch.setattr(readers, "_GONE_S", 1.0)
     followed = bus.follow(JOBS, ["wherry.request.>"], start_seq=1)
     assert await anext(followed) == []
     consumed = asyncio.create_task(taken(bus, 1))

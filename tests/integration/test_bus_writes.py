@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from infra.bootstrap import bootstrap
-from shared import bus as bus_module
 from shared import channels, wire
 from shared.bus import Bus, Record, Stored, job_filter
+from shared.bus.answers import Unanswered
 from shared.channels import JOBS, LEADER, SNAPSHOT, Service
 from shared.clock import utc_now
 from shared.errors import Conflict, Unavailable, WherryError
@@ -57,7 +57,7 @@ class LostAnswers:
             if self.dropped < times:
                 self.dropped += 1
                 call = bus._calls[message.subject.rpartition(".")[2]]
-                call.answer.set_exception(bus_module._NoAnswerError("dropped by the test", sent=True))
+                call.answer.set_exception(Unanswered("dropped by the test", sent=True))
             else:
                 await whole(message)
 
