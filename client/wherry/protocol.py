@@ -23,7 +23,7 @@ STREAM_SILENCE_S = 45.0
 LOOK_S = 150.0
 _RETRYABLE = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 #: What wherry answers when somebody else has failed, and would at once again.
-_FINAL = frozenset({"registry_failed", "model_failed", "answer_too_large"})
+_FINAL = frozenset({"registry_failed", "model_failed", "answer_too_large", "replicas_fail"})
 
 
 # --- answers -----------------------------------------------------------------------------------------------------

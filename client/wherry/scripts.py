@@ -321,12 +321,17 @@ def download(
     What an earlier, broken download left is used. Returns the files that are there now.
 
     Raises:
-        WherryError: there is nothing at *path* (``not_found``), or a path leads out of the folder (``unsafe_path``).
+        WherryError: the job goes on and has left nothing yet (``not_ended``), there is nothing at *path*
+            (``not_found``), or a path leads out of the folder (``unsafe_path``).
         Corrupt: a file arrived damaged twice.
 
     """
     page = yield from listing(job_id, patience_s, live=live, path=path)
     found = outputs.select(list(page.entries), path)
+    if not found and not live:
+        job = yield from ask(models.Job, protocol.job(job_id), patience_s)
+        if not job.is_terminal:
+            raise WherryError("not_ended", f"job {job_id} is {job.state}: what it leaves is there when it has ended")
     if path is not None and not found:
         raise WherryError("not_found", f"job {job_id} has no output {path!r}")
     targets = [(entry, outputs.safe_target(folder, entry.path)) for entry in found]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from client.wherry import Client
-from tests.e2e.stack import Stack, until
+from tests.e2e.stack import Stack, until, wherry
 
 
 def test_a_running_job_s_outputs_are_seen_and_brought_marked_as_partial(stack: Stack, tmp_path: Path) -> None:
@@ -31,6 +31,14 @@ def test_a_running_job_s_outputs_are_seen_and_brought_marked_as_partial(stack: S
     assert stack.http.get(f"{where}/deep/a", params={"live": "true"}).content == b"0123456789"
     assert stack.http.get(f"{where}/none", params={"live": "true"}).status_code == 404
     assert stack.http.get(f"{where}/deep/a", params={"live": "l*"}).status_code == 422
+
+    early = wherry(stack, "get", job_id, "-o", tmp_path / "early")
+    assert early.returncode != 0
+    assert f"job {job_id} is running" in early.stderr
+    assert not (tmp_path / "early").exists()
+    listed = wherry(stack, "outputs", job_id)
+    assert (listed.returncode, listed.stdout) == (0, "")
+    assert "the job goes on" in listed.stderr
 
     with Client(
         f"http://127.0.0.1:{stack.port}", token=stack.http.headers["Authorization"].removeprefix("Bearer ")

@@ -225,7 +225,9 @@ def submit(  # noqa: PLR0913 - each option of the command is one
     ] = None,
     input_: Annotated[
         list[str] | None,
-        typer.Option("--input", help="Another job's output as NAME=job:JOB/PATH, or all of them without /PATH."),
+        typer.Option(
+            "--input", help="NAME=job:JOB/PATH, job:JOB (all), artifact:ID, dataset:NAME or https://HOST/PATH."
+        ),
     ] = None,
     on_disconnect: Annotated[
         str | None, typer.Option(help="keep or stop: what a node that is cut off does with it.")
@@ -448,6 +450,7 @@ def outputs(
             found, skipped = list(page.entries), page.skipped
         else:
             found, skipped = select(client.outputs(job), path), ()
+        is_early = not live and not found and not client.job(job).is_terminal
     if output.json:
         output.document({"job_id": job, "partial": live, "entries": [as_json(one) for one in found]})
         return
@@ -458,6 +461,8 @@ def outputs(
         output.note(plain(remark))
     if live:
         output.note("this is what it has left so far; the job goes on")
+    elif is_early:
+        output.note("the job goes on: what it leaves is kept when it ends; --live lists what it has left so far")
 
 
 @app.command()

@@ -60,6 +60,7 @@ _KNOWN: Mapping[str, tuple[int, str]] = {
     "replica_timeout": (504, "No answer in time"),
     "busy": (503, "Busy"),
     "unavailable": (503, "Not available right now"),
+    "replicas_fail": (503, "Its replicas fail"),
 }
 _CODE_OF_STATUS: Mapping[int, str] = {
     400: "bad_request", 401: "unauthenticated", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",

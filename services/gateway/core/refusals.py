@@ -14,9 +14,9 @@ _FILE = "range_not_satisfiable busy corrupt"
 _ITEM = "conflict not_ready item_failed"
 _ASKED = (
     "not_running replica_lost replica_timeout model_failed answer_too_large model_refused registry_failed "
-    "bad_form not_an_image busy"
+    "bad_form not_an_image busy replicas_fail"
 )
-_PASSED = "not_running replica_lost replica_timeout model_failed answer_too_large too_large busy"
+_PASSED = "not_running replica_lost replica_timeout model_failed answer_too_large too_large busy replicas_fail"
 _TUS = "tus_version bad_request"
 
 #: What may come beside `_usual`.

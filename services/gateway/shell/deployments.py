@@ -164,7 +164,7 @@ async def ask(gateway: Gateway, principal: Principal, job: Job, wish: Wish, held
     try:
         return await gateway.serving.ask(job.id, wish, by=principal.user_id, room=room)
     except WherryError as error:
-        if error.code != "unavailable":
+        if error.code not in ("unavailable", "replicas_fail"):
             raise
         raise await replica_failure.explained(gateway, job.id, error) from None
 

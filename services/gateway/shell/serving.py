@@ -94,9 +94,9 @@ class Serving:
             room: waits until there is room for a large answer, of so many bytes.
 
         Raises:
-            WherryError: ``not_running``: it has ended, or nobody wants replicas of it; ``unavailable``: none runs yet,
-                or they fail before they are ready; ``busy``: all have as many requests as they take; ``replica_lost``,
-                ``replica_timeout``, ``too_large``, ``answer_too_large``.
+            WherryError: ``not_running``: it has ended, or nobody wants replicas of it; ``unavailable``: none runs yet;
+                ``replicas_fail``: nor will one soon, they end before they are ready; ``busy``: all have as many
+                requests as they take; ``replica_lost``, ``replica_timeout``, ``too_large``, ``answer_too_large``.
         """
         async with self._following(job_id) as followed:
             service = followed.job.spec.service
@@ -185,7 +185,9 @@ class Serving:
             if lack is Lack.ASLEEP:
                 await self._wake(followed, by)
             left_s = give_up_at - monotonic()
-            if left_s <= 0 or await self._is_broken(followed.job):
+            if await self._is_broken(followed.job):
+                raise WherryError("replicas_fail", serving.why_waiting(followed.job))
+            if left_s <= 0:
                 raise WherryError("unavailable", serving.why_waiting(followed.job), retryable=True)
             if not await followed.news(min(_LOOK_S, left_s)):
                 await self._look(followed)

@@ -98,7 +98,8 @@ def test_pauses_double_up_to_a_limit_and_heed_the_server():
 
 
 @pytest.mark.parametrize(
-    ("code", "again"), [("registry_failed", False), ("model_failed", False), ("unavailable", True)]
+    ("code", "again"),
+    [("registry_failed", False), ("model_failed", False), ("replicas_fail", False), ("unavailable", True)],
 )
 def test_what_others_have_failed_in_is_said_at_once_and_not_asked_for_again(code: str, *, again: bool):
     error = protocol.problem(502, {}, json.dumps({"code": code, "detail": "It is down."}).encode())
