@@ -19,7 +19,8 @@ from typing import Any
 import httpx
 
 from benchmarks.stack import dump, machine
-from tests.e2e.stack import Stack, free_port, until
+from infra.local.ports import free_port
+from tests.e2e.stack import Stack, until
 from tests.engines import Engines, why_not
 
 HERE = Path(__file__).parent

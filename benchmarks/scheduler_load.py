@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pydantic import SecretStr
 
 from benchmarks.scheduler_page import write
 from benchmarks.stack import BenchStack
+from infra.local.ports import free_port
 from shared import channels, clock
 from shared.bus import Bus, Record, job_filter
 from shared.channels import Service
@@ -105,15 +105,9 @@ def _sum(shown: str, name: str) -> float:
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", shown, re.MULTILINE))
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def run(nodes: int, interval_s: float, jobs_per_s: float, seconds: float) -> dict[str, float]:
     """Start all of it, measure, and stop it."""
-    names, port = [f"sim-{n}" for n in range(nodes)], _free_port()
+    names, port = [f"sim-{n}" for n in range(nodes)], free_port()
     with BenchStack(names) as stack:
         stack.service(
             "scheduler",

@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Self
 
 import httpx
 
+from infra.local.ports import free_port
 from infra.local.servers import MongoServer, NatsServer
 from shared import permissions
 
@@ -34,9 +34,7 @@ class BenchStack:
         self.nats = NatsServer(self.home, permissions.accounts_config(self.passwords, nodes))
         self.mongo = MongoServer(self.home)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
+        self.port = free_port()
 
     def __enter__(self) -> Self:
         self.nats.start()

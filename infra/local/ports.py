@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import socket
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
+#: Below those that Linux gives to outgoing connections (32768 and up).
+_PORTS = (20_000, 32_768)
 
 
 def is_free(port: int) -> bool:
@@ -20,10 +23,15 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free now, and that no outgoing connection is given before it is used.
+
+    Raises:
+        OSError: none was found.
+    """
+    for _ in range(1000):
+        if is_free(port := random.randrange(*_PORTS)):  # noqa: S311 - lest two that look at the same time find the same
+            return port
+    raise OSError(f"no port from {_PORTS[0]} to {_PORTS[1] - 1} of {LOOPBACK} is free")
 
 
 def kept_port(file: Path, name: str) -> int:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from infra.local.ports import free_port
 from tests.conftest import passing_folder
-from tests.e2e.stack import ROOT, Stack, docker_answers, free_port
+from tests.e2e.stack import ROOT, Stack, docker_answers
 from tests.integration.registry_server import RegistryServer
 from tests.integration.web_server import Web
 

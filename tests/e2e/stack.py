@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,18 +17,13 @@ from typing import Any
 
 import httpx
 
+from infra.local.ports import free_port
 from shared.permissions import node_user
 from tests.engines import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("gateway", "scheduler", "storage", "notifier", "node_agent")
 ENDS = {"succeeded", "failed", "cancelled", "timed_out"}
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def docker_answers() -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from infra.local.ports import free_port
 from tests.e2e.conftest import BUSYBOX
-from tests.e2e.stack import ROOT, Stack, free_port, until
+from tests.e2e.stack import ROOT, Stack, until
 from tests.e2e.test_trainings import EXAMPLE, FINAL, User, fields
 from tests.engines import Engine, Engines, why_not
 from tests.integration.agent_stack import busybox

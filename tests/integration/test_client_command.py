@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import stat
 import sys
 import zipfile
@@ -18,6 +17,7 @@ import httpx
 import pytest
 
 from client.wherry import AsyncClient, WherryError, __version__
+from infra.local.ports import free_port
 from shared.bus import Record
 from shared.channels import DEAD_LETTER, EXPLAIN, FLEET, NODE_CHANGED, NODE_WISH, PLAN, REPLAY, Service
 from shared.clock import utc_now
@@ -62,9 +62,7 @@ class Shell:
 
 @pytest.fixture
 async def wherry(storage: Any, tmp_path: Path) -> AsyncIterator[Shell]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = storage.settings("gateway")
     env = os.environ | {
         "WHERRY_NATS_URL": settings.nats_url,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from infra.local.ports import free_port
 from services.node_agent.adapters.docker_endpoint import endpoints
 from services.node_agent.adapters.docker_runtime import DockerRuntime
 from services.node_agent.adapters.processes import ProcessRuntime
@@ -54,12 +55,6 @@ def gang(*commands: str, network: Any = "bridge", gang_id: str | None = None, **
         )
         for rank, command in enumerate(commands)
     ]  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 async def nothing() -> Path | None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -25,6 +24,7 @@ from pydantic import SecretStr
 from standardwebhooks import Webhook
 
 from infra.bootstrap import bootstrap
+from infra.local.ports import free_port
 from infra.local.servers import NatsServer
 from services.notifier.shell import WAITING_PER_HOST
 from shared.bus import Bus
@@ -183,9 +183,7 @@ async def world(broker: NatsServer) -> AsyncIterator[World]:
     await site.start()
     receiver.port = runner.addresses[0][1]
     mailbox = Mailbox()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        smtp_port = probe.getsockname()[1]
+    smtp_port = free_port()
     mail = Controller(mailbox, hostname="127.0.0.1", port=smtp_port)
     mail.start()
     env = {

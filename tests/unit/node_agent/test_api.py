@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 import struct
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.local.ports import free_port
 from services.node_agent.adapters import relay_program
 from services.node_agent.adapters.docker_relay import Frames, RelayConnection
 from services.node_agent.adapters.http_server import Answer, Gone, Request, serve_http, whole_body
@@ -338,10 +338,7 @@ class Relay:
 
 @pytest.fixture
 async def relay() -> AsyncIterator[Relay]:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-
+    port = free_port()
     pipes: dict[str, Any] = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     process = await asyncio.create_subprocess_exec(sys.executable, "-I", "-S", "-u", "-c", PROGRAM, str(port), **pipes)
     relay = Relay(process, port)
