@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-#: Below those that Linux gives to outgoing connections (32768 and up).
-_PORTS = (20_000, 32_768)
+#: Below those of gangs on the machine's own network (20000 and up) and of outgoing connections (32768 and up on Linux).
+_PORTS = (10_000, 20_000)
 
 
 def is_free(port: int) -> bool:
