@@ -12,6 +12,9 @@ from tests.e2e.stack import ROOT, Stack, docker_answers
 from tests.integration.registry_server import RegistryServer
 from tests.integration.web_server import Web
 
+# What they assert is explained as in a test.
+pytest.register_assert_rewrite("tests.e2e.documented", "tests.e2e.endpoints")
+
 #: A node that may join the stack: whoever wants it starts its agent.
 EDGE = "edge-1"
 BUSYBOX = "wherry/busybox:latest"
