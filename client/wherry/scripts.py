@@ -328,7 +328,7 @@ def download(
     """
     page = yield from listing(job_id, patience_s, live=live, path=path)
     found = outputs.select(list(page.entries), path)
-    if not found and not live:
+    if not page.entries and not live:
         job = yield from ask(models.Job, protocol.job(job_id), patience_s)
         if not job.is_terminal:
             raise WherryError("not_ended", f"job {job_id} is {job.state}: what it leaves is there when it has ended")
