@@ -149,6 +149,7 @@ class Bench:
         return _summary(rows, [("upload", "up", "one_up"), ("download", "down", "one_down")]) | {
             "transfers": transfers,
             "bytes": size,
+            "peak_mib": self.peaks(),
         }
 
     def small(self, objects: int, pairs: int, clients: int = 64) -> dict[str, Any]:
@@ -178,8 +179,11 @@ class Bench:
         before = {name: self._resident(name, "VmRSS") for name in _SERVICES}
         artifact = self.client.put(blocks)
         assert self.client.get(artifact) == size
-        peaks = {name: self._resident(name, "VmHWM") for name in _SERVICES}
-        return {"bytes": size, "before_mib": before, "peak_mib": peaks}
+        return {"bytes": size, "before_mib": before, "peak_mib": self.peaks()}
+
+    def peaks(self) -> dict[str, float]:
+        """Return what each service's resident memory ever was at most, in MiB."""
+        return {name: self._resident(name, "VmHWM") for name in _SERVICES}
 
     def _resident(self, service: str, field: str) -> float:
         pid = self.stack.processes[f"services.{service}"].pid
@@ -207,19 +211,20 @@ def _summary(rows: Sequence[dict[str, float]], ratios: Sequence[tuple[str, str, 
 
 def measure(size: int, pairs: int, stream: int, only: Sequence[str] = ()) -> dict[str, Any]:
     """Measure blobs of *size* bytes, many at once, small ones, and memory over a stream of *stream* bytes."""
+    measurements: dict[str, Callable[[Bench], dict[str, Any]]] = {
+        "blobs": lambda bench: bench.blobs(size, pairs),
+        "together": lambda bench: bench.together(size, max(3, pairs // 2)),
+        "small": lambda bench: bench.small(8192, max(3, pairs // 2)),
+        "memory": lambda bench: bench.memory(stream),
+    }
     found: dict[str, Any] = {}
-    with BenchStack([]) as stack:
-        bench = Bench(stack)
-        for name, act in {
-            "blobs": lambda: bench.blobs(size, pairs),
-            "together": lambda: bench.together(size, max(3, pairs // 2)),
-            "small": lambda: bench.small(8192, max(3, pairs // 2)),
-            "memory": lambda: bench.memory(stream),
-        }.items():
-            if not only or name in only:
-                found[name] = act()
-                print(name, json.dumps(found[name]), flush=True)
-        bench.mongo.close()
+    for name, act in measurements.items():
+        if not only or name in only:
+            with BenchStack([]) as stack:  # each its own: what one needed is not another's memory
+                bench = Bench(stack)
+                found[name] = act(bench)
+                bench.mongo.close()
+            print(name, json.dumps(found[name]), flush=True)
     return found
 
 

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -264,12 +264,18 @@ def blob_rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if s := found.get("together"):
         for way in ("upload", "download"):
             yield f"{s['transfers']} {way}s at once in sum, beside one", ">= 1", ratio(s, way)
+        if "peak_mib" in s:
+            yield f"resident memory at most, {s['transfers']} transfers at once", "", _megabytes(s["peak_mib"])
     if s := found.get("small"):
         figures = f"{s['per_s']:,.0f} a second beside {s['raw_per_s']:,.0f}"
         yield "artifacts of 4 KiB, 64 clients, beside plain GridFS", ">= 2.5", f"{ratio(s, 'small')}; {figures}"
     if s := found.get("memory"):
-        peaks = ", ".join(f"{name} {mib * MIB / 1e6:.0f} MB" for name, mib in s["peak_mib"].items())
-        yield f"resident memory at most, {s['bytes'] // MIB:,} MiB up and down", "< 150 MB each", peaks
+        what = f"resident memory at most, {s['bytes'] // MIB:,} MiB up and down"
+        yield what, "< 150 MB each", _megabytes(s["peak_mib"])
+
+
+def _megabytes(peaks: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {mib * MIB / 1e6:.0f} MB" for name, mib in peaks.items())
 
 
 def main() -> None:
