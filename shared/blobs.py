@@ -119,7 +119,9 @@ class BlobClient:
                 share = max(2, 2 * WINDOW_CHUNKS // self._readers)
                 # By quarters of the share: storage looks for what is asked for at once with one question, and while
                 # one quarter is looked for another is on its way (measured: a fifth faster than by halves of half).
-                room = share - len(window) if len(window) <= share - max(1, share // 4) else 0
+                # Where many share, by two: one question each costs storage and the database more (a fifteenth).
+                part = max(share // 4, min(2, share // 2))
+                room = share - len(window) if len(window) <= share - part else 0
                 while asked < stop and room > 0:
                     room -= 1
                     until = _piece_end(asked, stop)
