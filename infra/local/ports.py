@@ -38,7 +38,10 @@ def kept_port(file: Path, name: str) -> int:
     """Return the port that *file* has for *name* if it is still free, else a new one, which is written there."""
     ports: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
     if name not in ports or not is_free(ports[name]):
-        ports[name] = free_port()
+        others = set(ports.values())  # which nobody may listen on yet
+        while (port := free_port()) in others:
+            continue
+        ports[name] = port
         write_whole(file, json.dumps(ports, indent=2) + "\n")
     return ports[name]
 
