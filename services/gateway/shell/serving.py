@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from services.gateway.adapters import replica as replicas
@@ -39,7 +40,7 @@ class _Followed:
     job: Job
     seq: int
     reconnects: int
-    handle: Handle | None = None
+    handle: Handle
     board: Board = field(default_factory=Board)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     asked_at: float = float("-inf")
@@ -73,7 +74,7 @@ class Serving:
     def __init__(self, bus: Bus, serve_bus: Bus, wait_s: float, bytes_max: int) -> None:
         self._bus, self._serve_bus, self._wait_s, self._bytes_max = bus, serve_bus, wait_s, bytes_max
         self._followed: OrderedDict[str, _Followed] = OrderedDict()
-        self._beginning: dict[str, asyncio.Lock] = {}
+        self._beginning: dict[str, asyncio.Task[_Followed]] = {}
 
     async def job(self, job_id: str) -> Job:
         """Return a service as it was a moment ago.
@@ -116,10 +117,11 @@ class Serving:
 
     async def close(self) -> None:
         """Follow nothing any more."""
-        for followed in self._followed.values():
-            if followed.handle is not None:
-                await followed.handle.stop()
-        self._followed.clear()
+        for beginning in self._beginning.values():
+            beginning.cancel()
+        while self._followed:
+            _, followed = self._followed.popitem()
+            await followed.handle.stop()
 
     # --- one request ---
 
@@ -213,18 +215,25 @@ class Serving:
     async def _following(self, job_id: str) -> AsyncGenerator[_Followed, None]:
         followed = self._followed.get(job_id)
         if followed is None:
-            async with self._beginning.setdefault(job_id, asyncio.Lock()):
-                followed = self._followed.get(job_id) or await self._follow(job_id)
-            self._beginning.pop(job_id, None)
-        self._followed.move_to_end(job_id)
-        if followed.reconnects != self._bus.reconnects:
-            followed.reconnects = self._bus.reconnects
-            await self._look(followed)
+            followed = await self._begun(job_id)
+        else:
+            self._followed.move_to_end(job_id)
         followed.users += 1
         try:
+            if (reconnects := self._bus.reconnects) != followed.reconnects:
+                await self._look(followed)
+                followed.reconnects = reconnects
             yield followed
         finally:
             followed.users -= 1
+
+    async def _begun(self, job_id: str) -> _Followed:
+        """Return a service that was not followed yet. All who ask for it meanwhile share what comes of it."""
+        task = self._beginning.get(job_id)
+        if task is None:
+            task = self._beginning[job_id] = asyncio.create_task(self._follow(job_id))
+            task.add_done_callback(lambda _: self._beginning.pop(job_id))
+        return await asyncio.shield(task)
 
     async def _follow(self, job_id: str) -> _Followed:
         """Hear of a service from now on. First the ears, then the question: what happens in between is heard."""
@@ -238,12 +247,13 @@ class Serving:
                 followed.take(received.data.job, received.seq)
 
         handle = await self._bus.listen(JOB_FEED, hear, job_id=job_id)
+        reconnects = self._bus.reconnects
         try:
             view = await self._ask_for(job_id)
         except BaseException:
             await handle.stop()
             raise
-        followed = _Followed(view.job, 0, self._bus.reconnects, handle)
+        followed = _Followed(view.job, 0, reconnects, handle)
         followed.take(view.job, view.seq)
         for received in early:
             hear(received)
@@ -252,13 +262,12 @@ class Serving:
         return followed
 
     async def _forget_oldest(self) -> None:
-        while len(self._followed) > _FOLLOWED_MAX:
-            oldest = next((job_id for job_id, one in self._followed.items() if not one.users), None)
-            if oldest is None:
-                return
-            handle = self._followed.pop(oldest).handle
-            if handle is not None:
-                await handle.stop()
+        """Stop hearing of those that are too many: of the ones asked for longest ago, whom nobody asks now."""
+        for job_id in list(islice(self._followed, max(0, len(self._followed) - _FOLLOWED_MAX))):
+            oldest = self._followed.get(job_id)
+            if oldest is not None and not oldest.users:
+                del self._followed[job_id]
+                await oldest.handle.stop()
 
     async def _look(self, followed: _Followed) -> None:
         view = await self._ask_for(followed.job.id)
