@@ -163,7 +163,8 @@ class Inputs:
         """Stop bringing anything."""
         tasks = [one.task for one in self._fillings.values()]
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # else it removes already what it had begun: a second time would cut that off
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._book.close()
 

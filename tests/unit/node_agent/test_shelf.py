@@ -253,6 +253,28 @@ async def test_what_nobody_wants_any_more_is_not_brought_to_its_end_and_leaves_n
 
 
 @pytest.mark.asyncio
+async def test_who_ends_while_a_filling_is_given_up_lets_it_be_removed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop, going = bench.runtime.drop_input, asyncio.Event()
+
+    async def slowly(volume: str) -> bool:
+        going.set()
+        await asyncio.sleep(0)
+        return await drop(volume)
+
+    monkeypatch.setattr(bench.runtime, "drop_input", slowly)
+    bench.store.blobs = {"x": b"0123456789rest"}
+    bench.store.gate.clear()
+    staging = asyncio.create_task(bench.stage(bench.order()))
+    await bench.store.begun.wait()
+    staging.cancel()
+    await going.wait()
+    await bench.inputs.close()
+    assert bench.volumes == []
+
+
+@pytest.mark.asyncio
 async def test_the_least_recently_used_goes_and_what_an_attempt_uses_stays_until_it_is_released(bench: Bench) -> None:
     bench.store.blobs = {"a": b"a" * 400, "b": b"b" * 400, "c": b"c" * 400}
     await bench.stage(bench.order("ja", a=ARTIFACT))
@@ -338,7 +360,8 @@ async def test_what_is_wanted_while_it_goes_is_brought_anew(bench: Bench, monkey
     while not going:
         await asyncio.sleep(0)
     again = [asyncio.create_task(bench.stage(bench.order(f"j{name}2", **{name: ARTIFACT}))) for name in "ab"]
-    await asyncio.sleep(0.05)
+    while not {Key("ja2", 1), Key("jb2", 1)} <= set().union(*bench.inputs._users.values()):
+        await asyncio.sleep(0.01)  # until both want theirs
     gate.set()
     assert ((await again[1]) / "b").read_bytes() == b"b" * 400  # it was there, and next to go
     await asyncio.sleep(0.1)
