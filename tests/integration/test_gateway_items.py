@@ -374,7 +374,7 @@ def test_a_workload_is_made_without_a_body_of_json_and_of_a_form(anna: httpx.Cli
 
 def test_a_form_for_a_workload_has_no_fields_without_number(anna: httpx.Client):
     answer = anna.post("/workloads", files=[(f"field{at}", (None, "x")) for at in range(1000)])
-    refused(answer, 413, "20 fields")
+    refused(answer, 413, "65536 bytes")
 
 
 def test_images_go_in_are_told_in_order_and_come_back_each_by_its_id(

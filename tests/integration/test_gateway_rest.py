@@ -75,6 +75,12 @@ def test_a_wrong_password_and_a_missing_one_are_problems(stack: GatewayStack) ->
     assert problem(httpx.post(url, json={"name": "x", "password": "y"}), 422, "invalid")["errors"]
 
 
+def test_a_login_larger_than_any_is_not_read(stack: GatewayStack) -> None:
+    many = {f"field{at}": (None, "x" * 100) for at in range(1000)} | {"user": (None, "a"), "password": (None, "b")}
+    for answer in (httpx.post(f"{stack.url}/login", files=many), httpx.post(f"{stack.url}/login", json=["x"] * 10_000)):
+        problem(answer, 413, "too_large")
+
+
 def test_nothing_is_shown_without_a_token(stack: GatewayStack) -> None:
     for path in ("/jobs", "/jobs/j1", "/events", "/nodes", "/users", "/users/me", "/status", "/artifacts/a1"):
         answer = httpx.get(f"{stack.url}/v1{path}")

@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
+from urllib.parse import parse_qsl
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from shared.errors import WherryError
@@ -61,6 +62,26 @@ async def parts(content_type: str, body: AsyncIterator[bytes]) -> AsyncGenerator
             pass
 
 
+async def fields_of(content_type: str, body: bytes) -> dict[str, str] | None:
+    """Return the fields of a form that has come whole, as browsers and curl send it; None where it is no form.
+
+    Raises:
+        WherryError: ``bad_form``.
+    """
+    match content_type.partition(";")[0].strip().lower():
+        case "multipart/form-data":
+            found = parts(content_type, _once(body))
+            return {part.name: (await part.content(len(body))).decode(errors="replace") async for part in found}
+        case "application/x-www-form-urlencoded":
+            return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
+        case _:
+            return None
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
+
+
 class _Reader:
     """The parser's callbacks as a queue of what they said."""
 
@@ -75,19 +96,22 @@ class _Reader:
         self._heads: deque[dict[bytes, bytes]] = deque()
         self._field = self._value = b""
         self._ended = False
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._headers.clear,
-                "on_header_field": self._on_field,
-                "on_header_value": self._on_value,
-                "on_header_end": self._on_header_end,
-                "on_headers_finished": self._on_headers_finished,
-                "on_part_data": lambda data, start, end: self._said.append((_DATA, data[start:end])),
-                "on_part_end": lambda: self._said.append((_END, b"")),
-                "on_end": self._on_end,
-            },
-        )
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._headers.clear,
+                    "on_header_field": self._on_field,
+                    "on_header_value": self._on_value,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers_finished,
+                    "on_part_data": lambda data, start, end: self._said.append((_DATA, data[start:end])),
+                    "on_part_end": lambda: self._said.append((_END, b"")),
+                    "on_end": self._on_end,
+                },
+            )
+        except FormParserError as error:
+            raise WherryError("bad_form", f"The Content-Type cannot be read: {error}.") from error
 
     async def next(self) -> tuple[str, bytes]:
         while not self._said:
@@ -115,7 +139,7 @@ class _Reader:
             raise WherryError("bad_form", "The form ends in the middle: the upload was cut.") from None
         try:
             self._parser.write(chunk)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise WherryError("bad_form", f"The form cannot be read: {error}.") from error
 
     def _on_field(self, data: bytes, start: int, end: int) -> None:

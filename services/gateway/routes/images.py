@@ -1,12 +1,11 @@
 """Image workloads: the paths of the image-processing seed, at the root and under /v1, and what goes beyond them."""
 
-from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import ValidationError
 
-from services.gateway.adapters.form import parts
+from services.gateway.adapters.form import fields_of
 from services.gateway.core import images, problems, ranges, translate_mapping
 from services.gateway.core import views_mapping as views
 from services.gateway.routes.files import FILE, ZIP, file_answer, outputs_of_items
@@ -21,7 +20,6 @@ from services.gateway.routes.http import (
     parsed,
     uploaded,
 )
-from services.gateway.routes.session import urlencoded
 from services.gateway.shell import mapping, workloads
 from services.gateway.shell.gateway import Gateway
 from shared.errors import WherryError
@@ -29,8 +27,7 @@ from shared.job import Job
 
 Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 Type = Annotated[views.ImageType | None, Query(alias="type", description="Of the image's pair; else itself.")]
-_FORM, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
-_FORM_BYTES_MAX, _FIELDS_MAX = 8192, 20
+_MULTIPART = "multipart/form-data"
 _IMAGE_FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -144,23 +141,15 @@ async def _document(gateway: Gateway, job: Job, status: int = 200) -> Response:
 
 
 async def _wish(request: Request) -> views.NewWorkload:
-    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-    if kind == _MULTIPART:
-        sent: dict[str, str] = {}
-        async with aclosing(parts(request.headers["content-type"], uploaded(request))) as found:
-            async for part in found:
-                if len(sent) == _FIELDS_MAX:
-                    raise WherryError("too_large", f"A form may have {_FIELDS_MAX} fields here.")
-                sent[part.name] = (await part.content(_FORM_BYTES_MAX)).decode(errors="replace")
-    else:
-        body = await body_of(request, gateway_of(request).settings.form_bytes_max)
-        if not body.strip():
-            return _wished(dict(request.query_params))
-        if kind == JSON or body.lstrip()[:1] == b"{":  # curl -d says that it is a form
-            return parsed(body, views.NewWorkload)
-        if kind != _FORM:
-            raise WherryError("unsupported_media_type", "Send JSON, a form, or nothing.")
-        sent = urlencoded(body)
+    body = await body_of(request, gateway_of(request).settings.form_bytes_max)
+    if not body.strip():
+        return _wished(dict(request.query_params))
+    kind = request.headers.get("content-type", JSON)
+    if kind.partition(";")[0].strip().lower() == JSON or body.lstrip()[:1] == b"{":  # curl -d says that it is a form
+        return parsed(body, views.NewWorkload)
+    sent = await fields_of(kind, body)
+    if sent is None:
+        raise WherryError("unsupported_media_type", "Send JSON, a form, or nothing.")
     return _wished(sent)
 
 

@@ -5,12 +5,11 @@ import base64
 import binascii
 
 from fastapi import APIRouter, Request, Response
-from python_multipart.multipart import QuerystringParser
 
-from services.gateway.adapters.form import parts
+from services.gateway.adapters.form import fields_of
 from services.gateway.core import problems, translate, views, views_people
 from services.gateway.core.views_people import Credentials
-from services.gateway.routes.http import JSON, Caller, Door, answer, bearer, body_of, json_body, parsed
+from services.gateway.routes.http import Caller, Door, answer, bearer, body_of, json_body, parsed
 from services.gateway.shell import workloads
 from services.gateway.shell.gateway import Gateway
 from shared.channels import COUNTS, LOGIN, LOGOUT
@@ -20,6 +19,8 @@ from shared.model import Empty
 from shared.requests.accounts import Login, TokenQuery
 
 _FORM, _MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
+#: Of a login, which anybody may send.
+_BYTES_MAX = 8192
 _HOW = "Send a user and a password as HTTP Basic, or POST `user` and `password` as JSON or a form."
 
 
@@ -84,57 +85,13 @@ def _basic(request: Request) -> Credentials | None:
 
 
 async def _sent(request: Request) -> Credentials:
-    kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-    if kind == _FORM:
-        body = await body_of(request, 8192)
-        return _from_fields(urlencoded(body))
-    if kind == _MULTIPART:
-        bytes_max = 8192
-        fields = {
-            part.name: (await part.content(bytes_max)).decode(errors="replace")
-            async for part in parts(request.headers["content-type"], request.stream())
-        }
+    body = await body_of(request, _BYTES_MAX)
+    fields = await fields_of(request.headers.get("content-type", ""), body)
+    if fields is not None:
         return _from_fields(fields)
-    body = await body_of(request, 8192)
     if not body.strip():
         raise WherryError("unauthenticated", _HOW)
     return parsed(body, Credentials)
-
-
-def urlencoded(body: bytes) -> dict[str, str]:
-    """Return the fields of a form as browsers and ``curl -d`` send it."""
-    fields: dict[str, str] = {}
-    name = value = b""
-
-    def on_name(data: bytes, start: int, end: int) -> None:
-        nonlocal name
-        name += data[start:end]
-
-    def on_value(data: bytes, start: int, end: int) -> None:
-        nonlocal value
-        value += data[start:end]
-
-    def on_end() -> None:
-        nonlocal name, value
-        fields[_decoded(name)] = _decoded(value)
-        name = value = b""
-
-    parser = QuerystringParser({"on_field_name": on_name, "on_field_data": on_value, "on_field_end": on_end})
-    parser.write(body)
-    parser.finalize()
-    return fields
-
-
-def _decoded(raw: bytes) -> str:
-    """Undo percent-encoding."""
-    head, *rest = raw.replace(b"+", b" ").split(b"%")
-    out = bytearray(head)
-    for part in rest:
-        try:
-            out += bytes.fromhex(part[:2].decode()) + part[2:] if len(part) >= 2 else b"%" + part
-        except (ValueError, UnicodeDecodeError):
-            out += b"%" + part
-    return out.decode(errors="replace")
 
 
 def _from_fields(fields: dict[str, str]) -> Credentials:

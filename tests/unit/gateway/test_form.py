@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.adapters.form import parts
+from services.gateway.adapters.form import fields_of, parts
 from shared.errors import WherryError
 
 TYPE = "multipart/form-data; boundary=XX"
@@ -58,6 +58,7 @@ async def test_a_part_larger_than_allowed_is_refused() -> None:
     ("content_type", "body"),
     [
         ("multipart/form-data", b""),
+        ("multipart/form-data; boundary=" + "X" * 300, b""),
         (TYPE, b"nonsense"),
         (TYPE, b"--XX\r\nContent-Disposition: form-data\r\n\r\nx\r\n--XX--\r\n"),
         (TYPE, b"--XX\r\n" + b"A: b\r\n" * 100 + b"\r\nx\r\n--XX--\r\n"),
@@ -68,3 +69,23 @@ async def test_what_is_no_form_is_said(content_type: str, body: bytes) -> None:
         async for part in parts(content_type, pieces(body, 11)):
             await part.content(100)
     assert caught.value.code == "bad_form"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "fields"),
+    [
+        (
+            "application/x-www-form-urlencoded",
+            b"user=anna&password=a+b%26%C3%A4",
+            {"user": "anna", "password": "a b&\xe4"},
+        ),
+        ("Application/X-WWW-Form-Urlencoded; charset=utf-8", b"a=%zz&b=%ff&c&a=2", {"a": "2", "b": "\ufffd", "c": ""}),
+        (TYPE, form(("user", b"anna"), ("password", b"a b&\xc3\xa4")), {"user": "anna", "password": "a b&\xe4"}),
+        (TYPE.title().replace("Xx", "XX"), form(("a", b"")), {"a": ""}),
+        ("application/json", b"{}", None),
+    ],
+)
+async def test_the_fields_of_a_small_form_are_the_same_however_they_are_sent(
+    content_type: str, body: bytes, fields: dict[str, str] | None
+) -> None:
+    assert await fields_of(content_type, body) == fields
