@@ -17,6 +17,7 @@ from services.node_agent.core.series import NAMES_MAX, POINTS_MAX, SeriesSet
 from services.node_agent.core.use import GpuUse, Use, points, use_in_stats
 from services.node_agent.ports import Chunk
 from services.node_agent.shell.output import OutputPump, final_batches, series_in
+from shared.clock import monotonic
 from shared.events import MetricPoint, OutputBatch
 from shared.fleet import Gpu
 
@@ -204,7 +205,7 @@ async def test_what_was_measured_is_whole_at_the_end_whatever_was_lost(tmp_path:
 
 
 async def test_progress_is_told_at_once_then_seldom_and_at_last(tmp_path: Path) -> None:
-    seen = Seen()
+    seen, began = Seen(), monotonic()
     pump = OutputPump(tmp_path, seen.publish, bytes_max=10_000)
     running = asyncio.create_task(pump.run())
     for number in range(40):
@@ -214,7 +215,7 @@ async def test_progress_is_told_at_once_then_seldom_and_at_last(tmp_path: Path) 
     running.cancel()
     told = [batch.progress.fraction for batch in seen.batches if batch.progress]
     assert told[-1] == 0.39
-    assert len(told) <= 4
+    assert len(told) <= 2 + (monotonic() - began), "between the first and the last, one a second"
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
