@@ -63,10 +63,11 @@ async def test_a_driver_that_hangs_costs_its_time_limit_and_is_named_and_the_car
             hangs.wait(60)
             return GpuUse((GPU,))
 
-    gpus = PatientGpus(cast("NvmlGpus", Driver()), limit_s=0.5)
+    gpus = PatientGpus(cast("NvmlGpus", Driver()), limit_s=60)
     assert await gpus.read() == (GPU,)
     assert not gpus.problem
     hangs.clear()
+    gpus._limit_s = 0.5  # pyright: ignore[reportPrivateUsage]
     threads = threading.active_count()
     for _ in range(5):
         began = time.monotonic()
