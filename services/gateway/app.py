@@ -170,6 +170,8 @@ async def _stay_connected(app: FastAPI, settings: GatewaySettings) -> None:
             await gateway.until_closed()
         except WherryError as error:
             _log.critical("gateway_refused", code=error.code, error=error.message)
+        except Exception:  # noqa: BLE001 - who waits for the bus must not wait for ever
+            _log.exception("gateway_failed")
         finally:
             app.state.gateway = None
         app.state.broken.set()

@@ -1,8 +1,10 @@
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -106,3 +108,11 @@ async def test_a_bug_is_a_500_that_tells_nothing(http: httpx.AsyncClient, monkey
     answer = await http.get("/metrics")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "division" not in answer.text
+
+
+async def test_a_gateway_that_cannot_be_says_so_and_ends() -> None:
+    app = create_app(
+        GatewaySettings(access_log=False, nats_url="nats://host:notaport", gateway_key=SecretStr("0" * 64))
+    )
+    async with asyncio.timeout(10), app.router.lifespan_context(app):
+        await app.state.broken.wait()
