@@ -82,13 +82,12 @@ class Group:
         except Exception as error:  # noqa: BLE001 - logged, and handed to whoever waits
             _log.exception("group_failed", stream=self._stream)
             _fail_all(batch, error)
-        except asyncio.CancelledError:
-            _fail_all(batch, Unavailable("The bus was closed."))
-            raise
         else:
             for (_, stored), place in zip(batch, found, strict=True):
                 if not stored.done():
                     stored.set_result(place)
+        finally:  # whoever knows nothing by now never will: this was cancelled
+            _fail_all(batch, Unavailable("The bus was closed."))
 
     async def _store_alone(self, entry: Entry, stored: asyncio.Future[Stored], *, suspect: bool) -> None:
         try:
