@@ -333,7 +333,8 @@ class Bus(Connection):
 
         async def take(request: Msg) -> None:
             await places.acquire()
-            self._spawn(answer(request), f"serve {channel.name}")
+            if not self._leaving:  # else it would outlive the bus, and could not answer
+                self._spawn(answer(request), f"serve {channel.name}")
 
         return Handle(await self._subscribe(channel.wildcard(**params), queue or "", take))
 

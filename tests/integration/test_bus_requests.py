@@ -11,7 +11,7 @@ from shared import channels
 from shared.bus import Bus, Raw, Record
 from shared.channels import JOBS, Service
 from shared.clock import utc_now
-from shared.errors import Forbidden, NotFound, Unavailable, WherryError
+from shared.errors import Forbidden, NoAnswer, NotFound, Unavailable, WherryError
 from shared.events import CancelRequested
 from shared.model import Empty, Message
 from shared.requests.accounts import Principal, TokenQuery
@@ -113,6 +113,25 @@ async def test_raw_bodies_and_raw_answers_travel_with_their_headers(bus):
     answer = await bus.ask_raw(channels.BLOB_CHUNK, b"\x00\x01\xff", {"Wherry-Chunk": "7"}, kind="gateway", peer="g1")
     assert answer.body == b"\xff\x01\x00"
     assert answer.headers["Wherry-Size"] == "7g1"
+
+
+async def test_what_waits_for_its_turn_is_not_begun_once_the_bus_is_left(bus, nats_server):
+    begun: list[str] = []
+    some = asyncio.Event()
+
+    async def verify(params: dict[str, str], query: TokenQuery) -> Principal:
+        begun.append(query.token)
+        some.set()
+        return await asyncio.Future()
+
+    async with Bus.connect(settings(nats_server), Service.STORAGE) as leaving:
+        await leaving.serve(channels.VERIFY, verify, queue=None, concurrency=1)
+        asking = [asyncio.create_task(bus.ask(channels.VERIFY, TokenQuery(token=one), timeout_s=1)) for one in "ab"]
+        async with asyncio.timeout(60):
+            await some.wait()
+    results = await asyncio.gather(*asking, return_exceptions=True)
+    assert [type(one) for one in results] == [NoAnswer, NoAnswer]
+    assert begun == ["a"]
 
 
 async def test_nobody_there_is_unavailable_after_the_time_to_retry(bus):
