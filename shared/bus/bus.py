@@ -409,7 +409,7 @@ class Bus(Connection):
         try:
             found = await self.api(f"STREAM.MSG.GET.{stream}", which)
         except NotFound as problem:
-            if problem.__cause__ is None and str(_NO_MESSAGE) in problem.message:
+            if str(_NO_MESSAGE) in problem.message:
                 return None
             raise
         return wire.stored_message(found["message"])
