@@ -154,22 +154,21 @@ class Stream(Response):
         self.media_type = media_type
         self.background = None
         self._content = content
-        self._held = held
+        self._held = held or AsyncExitStack()
+        self._held.push_async_callback(content.aclose)
         self.init_headers(headers)
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send it until its end, or until nobody is there any more."""
-        sending = asyncio.create_task(self._send(send))
-        gone = asyncio.create_task(_gone(receive))
-        try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            sending.cancel()
-            await asyncio.wait({sending, gone})
-            await self._content.aclose()
-            if self._held is not None:
-                await self._held.aclose()
+        async with self._held:
+            sending = asyncio.create_task(self._send(send))
+            gone = asyncio.create_task(_gone(receive))
+            try:
+                await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                gone.cancel()
+                sending.cancel()
+                await asyncio.wait({sending, gone})
         if not sending.cancelled():
             sending.result()
 
