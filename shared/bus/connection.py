@@ -308,8 +308,12 @@ class Connection:
     async def _subscribe(self, subject: str, queue: str, callback: Callable[[Msg], Awaitable[None]]) -> Subscription:
         await self.until_online(self._settings.request_timeout_s)
         subscription = await self._nc.subscribe(subject, queue=queue, cb=callback)
-        # A flush that is cancelled leaves its ping behind, and the late answer to it ends nats-py's reading.
-        await asyncio.shield(self._spawn(self._flush_surely(), "flush"))
+        try:
+            # A flush that is cancelled leaves its ping behind, and the late answer to it ends nats-py's reading.
+            await asyncio.shield(self._spawn(self._flush_surely(), "flush"))
+        except asyncio.CancelledError:  # nobody else could ever stop it
+            await Handle(subscription).stop()
+            raise
         if text := self._violations.get(subject.lower()):
             await Handle(subscription).stop()
             raise Forbidden(f"The broker does not let {self._name} listen to {subject}: {text}")

@@ -241,6 +241,23 @@ async def test_the_feed_has_the_events_that_the_stream_took_with_their_sequence(
     assert heard.empty()
 
 
+async def test_whoever_is_cancelled_while_it_begins_to_listen_leaves_no_subscription(bus, monkeypatch):
+    before, begun = len(bus._nc._subs), asyncio.Event()
+
+    async def no_answer() -> None:
+        begun.set()
+        await asyncio.Future()
+
+    monkeypatch.setattr(bus, "_flush_surely", no_answer)
+    listening = asyncio.create_task(bus.listen(channels.OUTPUT_FEED, print))
+    async with asyncio.timeout(60):
+        await begun.wait()
+    listening.cancel()
+    await asyncio.wait([listening])
+    assert listening.cancelled()
+    assert len(bus._nc._subs) == before
+
+
 async def test_a_listener_that_fails_hears_the_next_message(bus, caplog):
     caplog.set_level(logging.ERROR)
     heard: asyncio.Queue[str] = asyncio.Queue()
