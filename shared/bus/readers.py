@@ -170,6 +170,7 @@ class Puller:
                     arrived = await mailbox.drain(self._batch, self._wait_s)
                     if messages := self._sort(arrived):
                         backoff.reset()
+                        missing.reset()
                         yield messages
                     if not arrived and asyncio.get_running_loop().time() - mailbox.heard_at > self._wait_s:
                         self._end("nothing heard")
@@ -177,8 +178,10 @@ class Puller:
                     _log.warning("consume_failed", consumer=self._name, error=self._problem)
                     await self._look_for_it(missing)
                     await asyncio.sleep(backoff.next_s())
+                else:
+                    missing.reset()
 
-    async def _look_for_it(self, missing: "Missing") -> None:
+    async def _look_for_it(self, missing: Missing) -> None:
         try:
             await self._connection.api(f"CONSUMER.INFO.{self._name}", {}, retry_s=1)
         except NotFound as gone:

@@ -211,6 +211,25 @@ async def test_consuming_without_its_consumer_asks_rarely_and_goes_on_when_it_is
     assert [one.body for one in await reader] == [b"x"]
 
 
+async def test_a_consumer_that_was_away_for_a_moment_may_be_so_again_much_later(bus, monkeypatch):
+    missing = readers.Missing()
+    monkeypatch.setattr(readers, "Missing", lambda: missing)
+    consumer = (await bus.api(f"CONSUMER.INFO.WHERRY_NOTIFY.{DURABLE}", {}))["config"]
+    await bus.api(f"CONSUMER.DELETE.WHERRY_NOTIFY.{DURABLE}", {})
+    reader = asyncio.create_task(taken(bus, 1))
+    async with asyncio.timeout(60):
+        while missing._since is None:
+            await asyncio.sleep(0.05)
+    await bus.api(
+        f"CONSUMER.DURABLE.CREATE.WHERRY_NOTIFY.{DURABLE}", {"stream_name": "WHERRY_NOTIFY", "config": consumer}
+    )
+    async with asyncio.timeout(60):
+        while missing._since is not None:  # also where nothing is to be read
+            await asyncio.sleep(0.05)
+    await bus.put("wherry.delivery.o.j1.requested", b"x")
+    assert [one.body for one in await reader] == [b"x"]
+
+
 async def test_reading_ends_when_the_stream_or_the_consumer_stays_away(bus, monkeypatch):
     monkeypatch.setattr(readers, "_GONE_S", 1.0)
     followed = bus.follow(JOBS, ["wherry.request.>"], start_seq=1)
