@@ -87,7 +87,8 @@ class Follower:
             else:
                 self._consumer_seq, self._intact = 0, True
                 mailbox.heard_at = asyncio.get_running_loop().time()
-                return int(made.get("num_pending", 0))
+                # One that an unanswered try has made may have sent some of them already.
+                return int(made.get("num_pending", 0)) + int(made["delivered"]["consumer_seq"])
 
     async def _remove(self, consumer: str) -> None:
         """Remove the consumer where that is quickly done; the server does it by itself a little later."""

@@ -10,6 +10,7 @@ import pytest
 from infra.bootstrap import bootstrap
 from shared import channels
 from shared.bus import Bus, Received, Record, readers
+from shared.bus.answers import Unanswered
 from shared.bus.connection import Mailbox
 from shared.channels import JOBS, Service
 from shared.clock import utc_now
@@ -95,6 +96,32 @@ async def test_following_goes_over_a_restart_without_gap_or_repetition(bus, nats
     async with asyncio.timeout(60):
         await reader
     assert seqs == list(range(1, 3001))
+
+
+async def test_who_asks_for_a_consumer_twice_is_not_caught_up_before_it_has_read_what_was_there(bus, monkeypatch):
+    await write(bus, 0, 400)
+    whole, asked = bus._call, 0
+
+    async def loses_the_first_answer(subject, *args, **kwargs):
+        nonlocal asked
+        answer = await whole(subject, *args, **kwargs)
+        if ".CONSUMER.CREATE." in subject and not asked:
+            asked += 1
+            async with asyncio.timeout(60):  # what is there has been sent, and waits
+                while any(mailbox._arrived.qsize() < 400 for mailbox in bus._mailboxes):
+                    await asyncio.sleep(0.02)
+            raise Unanswered("dropped by the test", sent=True)
+        return answer
+
+    monkeypatch.setattr(bus, "_call", loses_the_first_answer)
+    lists: list[int] = []
+    async with asyncio.timeout(60):
+        async for messages in bus.follow(JOBS, ["wherry.request.>"], start_seq=1):
+            lists.append(len(messages))
+            if not messages:
+                break
+    assert asked == 1
+    assert sum(lists) == 400
 
 
 async def test_following_makes_its_consumer_anew_when_somebody_removes_it(bus):
