@@ -12,6 +12,7 @@ import pytest
 from services.node_agent.core import facts as f
 from services.node_agent.core.attempt import Held
 from services.node_agent.core.container import Key
+from services.node_agent.shell import serving
 from services.node_agent.shell.serving import Serving
 from shared.bus import Raw
 from shared.errors import WherryError
@@ -76,13 +77,18 @@ def full(listener: socket.socket) -> Generator[None]:
         yield
 
 
-async def test_a_request_to_a_replica_that_is_gone_is_lost_at_once_and_not_when_its_address_times_out() -> None:
+async def test_a_request_to_a_replica_that_is_gone_is_lost_at_once_and_not_when_its_address_times_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving, "HOLD_S", 20.0)  # less than it takes to forget a request
+    monkeypatch.setattr(serving, "WAIT_S", 60.0)
+    monkeypatch.setattr("services.node_agent.adapters.container_http._CONNECT_S", 60.0)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         node = Node(listener.getsockname()[1])
         running = asyncio.create_task(node.serving.run())
         node.serving.attend(held())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await node.is_ready.wait()
             with full(listener):
                 asked = asyncio.create_task(node.step())
