@@ -20,6 +20,8 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from infra.local.ports import LOOPBACK, write_whole
 
 BODY_MAX = 4 * 1024 * 1024
+#: For the mail server to answer itself: a busy machine is slow.
+_READY_S = 60.0
 
 
 class MailSink:
@@ -69,7 +71,7 @@ def main(folder: Path, smtp_port: int, http_port: int, address: str = LOOPBACK) 
     signal.signal(signal.SIGINT, on_signal)
     folder.mkdir(parents=True, exist_ok=True)
     WebhookSink.folder = folder
-    mail = Controller(MailSink(folder), hostname=address, port=smtp_port) if smtp_port else None
+    mail = Controller(MailSink(folder), hostname=address, port=smtp_port, ready_timeout=_READY_S) if smtp_port else None
     web = ThreadingHTTPServer((address, http_port), WebhookSink)
     if mail:
         mail.start()
