@@ -35,7 +35,7 @@ cat /tmp/said
 """
 
 
-def ask(host: str, port: int | str, tries: int = 100) -> str:
+def ask(host: str, port: int | str, tries: int = 600) -> str:
     return ASK.format(host=host, port=port, tries=tries)
 
 
