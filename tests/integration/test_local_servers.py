@@ -22,7 +22,7 @@ def mongo(folder: Path) -> Iterator[MongoServer]:
 
 
 def count(server: MongoServer) -> int:
-    with MongoClient(server.url, serverSelectionTimeoutMS=5000) as client:
+    with MongoClient(server.url, serverSelectionTimeoutMS=90_000) as client:
         return client["test"]["things"].count_documents({})
 
 
