@@ -43,6 +43,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/sleep/"):
             time.sleep(float(self.path.rpartition("/")[2]))
             return self.answer(200, b"slept")
+        if self.path == "/hold":
+            while not os.path.exists("go"):
+                time.sleep(0.05)
+            return self.answer(200, b"held")
         if self.path == "/sicken":
             Handler.well = False
             return self.answer(200, b"")
@@ -126,6 +130,12 @@ async def refusal(gateway: Bus, order: Order, path: str = "/who", timeout_s: flo
     return refused.value.code
 
 
+async def let_go(agent: AgentProcess, order: Order) -> None:
+    """Have a replica answer what it holds. Where that ends its container, it may take with it what says so."""
+    name = f"wherry-{agent.stack_id}-{order.job_id}-1"
+    await asyncio.to_thread(docker, "exec", name, "sh", "-c", ": > /workspace/go", check=False)
+
+
 @pytest.mark.parametrize("runtime", ["docker", "process"])
 async def test_a_replica_runs_once_it_is_ready_and_answers(head: Head, agent: AgentProcess, gateway: Bus, runtime: str):
     order = await replica(head, runtime)
@@ -179,10 +189,11 @@ async def test_more_requests_than_it_takes_wait_a_moment_and_are_sent_elsewhere(
     head: Head, agent: AgentProcess, gateway: Bus
 ):
     order = await replica(head, concurrency=1)
-    slow = asyncio.create_task(get(gateway, order, "/sleep/8"))
+    slow = asyncio.create_task(get(gateway, order, "/hold", 200))
     await head.until(lambda: any(held.in_flight for held in head.beats[-1].attempts))
     assert await refusal(gateway, order) == "replica_busy"
-    assert (await slow).body == b"slept"
+    await let_go(agent, order)
+    assert (await slow).body == b"held"
     assert (await get(gateway, order, "/who")).status == 200
     await head.forget(order, agent)
 
@@ -191,9 +202,9 @@ async def test_a_stopped_replica_answers_what_it_has_begun_and_takes_nothing_new
     head: Head, agent: AgentProcess, gateway: Bus
 ):
     order = await replica(head)
-    slow = asyncio.create_task(get(gateway, order, "/sleep/8"))
+    slow = asyncio.create_task(get(gateway, order, "/hold", 200))
     await head.until(lambda: any(held.in_flight for held in head.beats[-1].attempts))
-    await head.say(order, "stop", grace_s=30)
+    await head.say(order, "stop", grace_s=200)
     async with asyncio.timeout(90):
         while True:  # until the word has reached the node
             try:
@@ -201,7 +212,8 @@ async def test_a_stopped_replica_answers_what_it_has_begun_and_takes_nothing_new
             except WherryError as error:
                 assert error.code == "replica_draining"
                 break
-    assert (await slow).body == b"slept"
+    await let_go(agent, order)
+    assert (await slow).body == b"held"
     finished = await head.until(lambda: head.told(order.job_id, "finished"))
     assert (finished["state"], finished.get("exit_code")) == ("cancelled", 0)
     await head.forget(order, agent)
@@ -247,7 +259,9 @@ async def test_an_agent_that_was_killed_finds_its_replica_and_goes_on_answering(
     order = await replica(head, health=None)
     container = docker("ps", "-q", "--filter", f"label=wherry.job={order.job_id}")
     await agent.stop(signal.SIGKILL)
-    assert await refusal(gateway, order) == "unavailable"
+    async with asyncio.timeout(90):
+        while (code := await refusal(gateway, order)) != "unavailable":
+            assert code == "replica_lost", "a broker that has not noticed yet passes it on"
     await agent.start()
     async with asyncio.timeout(90):
         while True:
