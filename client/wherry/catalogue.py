@@ -3,11 +3,9 @@
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote
 
-from client.wherry import models, scripts
+from client.wherry import models, protocol, scripts
 from client.wherry.effects import Pause, Request, Script, Series
-from client.wherry.errors import WherryError
 
 #: Seconds between two looks at a registry that is being read.
 _LOOK_S = 1.0
@@ -158,9 +156,7 @@ def path(ref: str, below: str = "") -> str:
         WherryError: it can be the name of none.
 
     """
-    if ref.partition("@")[0] in ("", ".", ".."):
-        raise WherryError("not_found", f"{ref!r} is not the name of a model")
-    return f"/models/{quote(ref, safe='@')}{below}"
+    return f"/models/{protocol.segment(ref)}{below}"
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -181,7 +177,7 @@ def sync(order: Mapping[str, Any], patience_s: float) -> Script[Sync]:
     run = yield from scripts.ask(Sync, Request("POST", "/models/sync", json=dict(order)), patience_s)
     while run.ended_at is None:
         yield Pause(_LOOK_S)
-        run = yield from scripts.ask(Sync, Request("GET", f"/models/sync/{quote(run.run_id)}"), patience_s)
+        run = yield from scripts.ask(Sync, Request("GET", f"/models/sync/{protocol.segment(run.run_id)}"), patience_s)
     return run
 
 
@@ -235,7 +231,7 @@ class Questions:
     @staticmethod
     def decline(name: str, request_id: str, why: str) -> tuple[type[FineTune], Request]:
         """Say no to a request."""
-        below = f"/fine-tune-requests/{quote(request_id)}/decline"
+        below = f"/fine-tune-requests/{protocol.segment(request_id)}/decline"
         return FineTune, Request("POST", path(name, below), json={"why": why})
 
 

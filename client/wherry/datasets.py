@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from client.wherry import models, protocol, scripts
 from client.wherry.effects import Request, Script, Series, Work
-from client.wherry.errors import WherryError
 from client.wherry.source import ProgressCallback
 from client.wherry.uploads import Note
 
@@ -44,9 +42,7 @@ def _said(description: str | None, labels: Sequence[str] | None, shared: bool | 
 
 
 def _path(ref: str, below: str = "") -> str:
-    if ref.partition("@")[0] in ("", ".", ".."):
-        raise WherryError("not_found", f"{ref!r} is not the name of a dataset")
-    return f"/datasets/{quote(ref, safe='@')}{below}"
+    return f"/datasets/{protocol.segment(ref)}{below}"
 
 
 def show(ref: str) -> Request:

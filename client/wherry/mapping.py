@@ -116,9 +116,7 @@ class Image(models.Answer):
 
 
 def _path(*parts: str) -> str:
-    if any(part in ("", ".", "..") for part in parts):
-        raise WherryError("not_found", f"{'/'.join(parts)!r} is not the id of anything")
-    return "/" + "/".join(quote(part, safe="") for part in parts)
+    return "/" + "/".join(map(protocol.segment, parts))
 
 
 def add(job_id: str, items: Sequence[str | Mapping[str, Any]], key: str, *, close: bool) -> Request:

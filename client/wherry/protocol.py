@@ -159,7 +159,7 @@ def simple(path: str) -> Request:
 
 def node(node: str) -> Request:
     """Ask for a machine."""
-    return Request("GET", f"/nodes/{_segment(node)}")
+    return Request("GET", f"/nodes/{segment(node)}")
 
 
 def node_metrics(node: str, names: Sequence[str], since: datetime | None, points: int) -> Request:
@@ -167,19 +167,19 @@ def node_metrics(node: str, names: Sequence[str], since: datetime | None, points
     query: dict[str, str | list[str]] = {"points": str(points)} | ({"name": list(names)} if names else {})
     if since is not None:
         query["since"] = since.isoformat()
-    return Request("GET", f"/nodes/{_segment(node)}/metrics", query=query)
+    return Request("GET", f"/nodes/{segment(node)}/metrics", query=query)
 
 
 def node_order(node: str, verb: str, order: Mapping[str, Any]) -> Request:
     """Ask for a machine to be drained, undrained or cordoned, or to bring something."""
     given = {name: value for name, value in order.items() if value is not None}
-    return Request("POST", f"/nodes/{_segment(node)}/{verb}", json=given)
+    return Request("POST", f"/nodes/{segment(node)}/{verb}", json=given)
 
 
 def forget_node(node: str, reason: str, *, force: bool) -> Request:
     """Ask for a machine to be forgotten."""
     query = ({"reason": reason} if reason else {}) | ({"force": "true"} if force else {})
-    return Request("DELETE", f"/nodes/{_segment(node)}", query=query)
+    return Request("DELETE", f"/nodes/{segment(node)}", query=query)
 
 
 def plan(spec: Mapping[str, Any]) -> Request:
@@ -189,12 +189,12 @@ def plan(spec: Mapping[str, Any]) -> Request:
 
 def quota(user: str, method: str = "GET", limits: Mapping[str, Any] | None = None) -> Request:
     """Ask for a user's quota, or set or remove it."""
-    return Request(method, f"/users/{_segment(user)}/quota", json=None if limits is None else dict(limits))
+    return Request(method, f"/users/{segment(user)}/quota", json=None if limits is None else dict(limits))
 
 
 def replay(letter_id: str) -> Request:
     """Ask for a dead letter to be handed to its reader again."""
-    return Request("POST", f"/dead-letters/{_segment(letter_id)}/replay")
+    return Request("POST", f"/dead-letters/{segment(letter_id)}/replay")
 
 
 def submit(spec: Mapping[str, Any], key: str, body: Body | None) -> Request:
@@ -212,12 +212,12 @@ def page(path: str, filters: Mapping[str, str | Sequence[str] | None], cursor: s
 
 def job(job_id: str, below: str = "") -> Request:
     """Ask for a job, or for what lies below it."""
-    return Request("GET", f"/jobs/{_segment(job_id)}{below}")
+    return Request("GET", f"/jobs/{segment(job_id)}{below}")
 
 
 def cancel(job_id: str) -> Request:
     """Ask for a job to stop."""
-    return Request("POST", f"/jobs/{_segment(job_id)}/cancel")
+    return Request("POST", f"/jobs/{segment(job_id)}/cancel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ class LogChoice:
 
 def logs(job_id: str, choice: LogChoice) -> Request:
     """Ask for a log as text."""
-    return Request("GET", f"/jobs/{_segment(job_id)}/logs", query=choice.query(), headers={"Accept": "text/plain"})
+    return Request("GET", f"/jobs/{segment(job_id)}/logs", query=choice.query(), headers={"Accept": "text/plain"})
 
 
 def follow(job_id: str, choice: LogChoice, last_event_id: str) -> Request:
@@ -246,7 +246,7 @@ def follow(job_id: str, choice: LogChoice, last_event_id: str) -> Request:
     headers = EVENT_STREAM | ({"Last-Event-ID": last_event_id} if last_event_id else {})
     query = choice.query() | {"follow": "true"}
     return Request(
-        "GET", f"/jobs/{_segment(job_id)}/logs", query=query, headers=headers, read_timeout_s=STREAM_SILENCE_S
+        "GET", f"/jobs/{segment(job_id)}/logs", query=query, headers=headers, read_timeout_s=STREAM_SILENCE_S
     )
 
 
@@ -257,30 +257,30 @@ def metrics(job_id: str, names: Sequence[str], attempt: int | None, points: int)
         query["name"] = list(names)
     if attempt is not None:
         query["attempt"] = str(attempt)
-    return Request("GET", f"/jobs/{_segment(job_id)}/metrics", query=query)
+    return Request("GET", f"/jobs/{segment(job_id)}/metrics", query=query)
 
 
 def watch(job_id: str, silence_s: float) -> Request:
     """Ask for a job's events as they happen."""
-    return Request("GET", f"/jobs/{_segment(job_id)}/events", headers=EVENT_STREAM, read_timeout_s=silence_s)
+    return Request("GET", f"/jobs/{segment(job_id)}/events", headers=EVENT_STREAM, read_timeout_s=silence_s)
 
 
 def events(job_id: str, after: int) -> Request:
     """Ask for a page of a job's events, after a place in the log."""
-    return Request("GET", f"/jobs/{_segment(job_id)}/events", query={"after": str(after), "limit": "1000"})
+    return Request("GET", f"/jobs/{segment(job_id)}/events", query={"after": str(after), "limit": "1000"})
 
 
 def outputs(job_id: str, cursor: str | None, live: str | None = None, path: str | None = None) -> Request:
     """Ask for a page of what a job left; with *live* (``true``, or a look's id) of what it has left so far."""
     given = {"list": "true", "cursor": cursor, "live": live, "path": path}
     query: dict[str, str | list[str]] = {name: value for name, value in given.items() if value}
-    where = f"/jobs/{_segment(job_id)}/outputs"
+    where = f"/jobs/{segment(job_id)}/outputs"
     return Request("GET", where, query=query, read_timeout_s=LOOK_S if live else None)
 
 
 def output(job_id: str, path: str, start: int, look: str | None = None) -> Request:
     """Ask for one file of a job, or of a look at it, from byte *start* on."""
-    request = download(f"/jobs/{_segment(job_id)}/outputs/{quote(path, safe='/')}", start)
+    request = download(f"/jobs/{segment(job_id)}/outputs/{quote(path, safe='/')}", start)
     return replace(request, query={"live": look}) if look else request
 
 
@@ -291,12 +291,12 @@ def retention(limit: int, *, dry_run: bool) -> Request:
 
 def retention_run(run_id: str) -> Request:
     """Ask how far a retention run is."""
-    return Request("GET", f"/retention/runs/{_segment(run_id)}")
+    return Request("GET", f"/retention/runs/{segment(run_id)}")
 
 
 def artifact(artifact_id: str, start: int) -> Request:
     """Ask for an artifact's bytes, from byte *start* on."""
-    return download(f"/artifacts/{_segment(artifact_id)}", start)
+    return download(f"/artifacts/{segment(artifact_id)}", start)
 
 
 def put_artifact(body: Body, name: str) -> Request:
@@ -306,7 +306,7 @@ def put_artifact(body: Body, name: str) -> Request:
 
 def delete_artifact(artifact_id: str) -> Request:
     """Remove an artifact."""
-    return Request("DELETE", f"/artifacts/{_segment(artifact_id)}")
+    return Request("DELETE", f"/artifacts/{segment(artifact_id)}")
 
 
 TUS_MEDIA_TYPE = "application/offset+octet-stream"
@@ -321,13 +321,13 @@ def create_upload(size: int, metadata: str) -> Request:
 
 def upload(upload_id: str) -> Request:
     """Ask how far an upload has come."""
-    return Request("HEAD", f"/uploads/{_segment(upload_id)}", headers=_TUS)
+    return Request("HEAD", f"/uploads/{segment(upload_id)}", headers=_TUS)
 
 
 def continue_upload(upload_id: str, offset: int, body: Body) -> Request:
     """Send an upload's bytes from *offset* on."""
     headers = _TUS | {"Upload-Offset": str(offset)}
-    return Request("PATCH", f"/uploads/{_segment(upload_id)}", headers=headers, body=body, repeatable=False)
+    return Request("PATCH", f"/uploads/{segment(upload_id)}", headers=headers, body=body, repeatable=False)
 
 
 def download(path: str, start: int) -> Request:
@@ -336,8 +336,13 @@ def download(path: str, start: int) -> Request:
     return Request("GET", path, headers=headers)
 
 
-def _segment(text: str) -> str:
-    """Return *text* as one segment of a path: nothing that a user types may lead elsewhere."""
+def segment(text: str) -> str:
+    """Return *text* as one segment of a path: nothing that a user types may lead elsewhere.
+
+    Raises:
+        WherryError: it can be the name of nothing (code ``not_found``).
+
+    """
     if text in ("", ".", ".."):
-        raise WherryError("not_found", f"{text!r} is not the id of anything")
+        raise WherryError("not_found", f"{text!r} is not the name of anything")
     return quote(text, safe="@")

@@ -6,9 +6,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from client.wherry import models, scripts
+from client.wherry import models, protocol, scripts
 from client.wherry.effects import Request, Script, Series, Work
 from client.wherry.errors import SourceError
 from client.wherry.source import ProgressCallback
@@ -80,14 +79,18 @@ class Predictions(models.Answer):
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
+def _path(deployment: str, below: str = "") -> str:
+    return f"/deployments/{protocol.segment(deployment)}{below}"
+
+
 def show(deployment: str, method: str = "GET") -> Request:
     """Ask for a deployment, or (DELETE) that it ends."""
-    return Request(method, f"/deployments/{quote(deployment, safe='')}")
+    return Request(method, _path(deployment))
 
 
 def change(deployment: str, changes: Mapping[str, Any]) -> Request:
     """Ask for a deployment to be otherwise."""
-    return Request("PATCH", f"/deployments/{quote(deployment, safe='')}", json=dict(changes))
+    return Request("PATCH", _path(deployment), json=dict(changes))
 
 
 # --- operations ------------------------------------------------------------------------------------------------------
@@ -147,8 +150,7 @@ def predict(
     if images:
         read = yield Work(partial(_encoded, images))
         whole["instances"] = read
-    path = f"/deployments/{quote(deployment, safe='')}/predict"
-    request = Request("POST", path, json=whole, read_timeout_s=_PREDICT_TIMEOUT_S)
+    request = Request("POST", _path(deployment, "/predict"), json=whole, read_timeout_s=_PREDICT_TIMEOUT_S)
     return (yield from scripts.ask(Predictions, request, patience_s))
 
 

@@ -5,9 +5,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from client.wherry import models, scripts
+from client.wherry import models, protocol, scripts
 from client.wherry.effects import Request, Script, Series, Work
 from client.wherry.errors import SourceError, WherryError
 from client.wherry.source import ProgressCallback
@@ -53,7 +52,7 @@ class TrainingPage(models.Answer):
 
 def show(training_id: str, method: str = "GET") -> Request:
     """Ask for a training, or (DELETE) that it ends."""
-    return Request(method, f"/trainings/{quote(training_id, safe='')}")
+    return Request(method, f"/trainings/{protocol.segment(training_id)}")
 
 
 # --- operations ------------------------------------------------------------------------------------------------------

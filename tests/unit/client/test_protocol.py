@@ -1,9 +1,10 @@
 import json
+from collections.abc import Callable
 
 import pytest
 
-from client.wherry import models, protocol
-from client.wherry.effects import Response
+from client.wherry import catalogue, datasets, mapping, models, protocol, serving, trainings
+from client.wherry.effects import Request, Response
 from client.wherry.errors import WherryError
 from client.wherry.scripts import backoff
 
@@ -53,11 +54,18 @@ def test_any_file_name_survives_the_url(path: str, sent: str):
     assert protocol.output("j1", path, 0).path == f"/jobs/j1/outputs/{sent}"
 
 
-@pytest.mark.parametrize("job_id", ["", ".", ".."])
-def test_an_id_that_would_change_the_path_is_not_sent(job_id: str):
-    with pytest.raises(WherryError):
-        protocol.job(job_id)
-    assert protocol.job("../users").path == "/jobs/..%2Fusers"
+def decline(request_id: str) -> Request:
+    return catalogue.Questions.decline("m", request_id, "no")[1]
+
+
+@pytest.mark.parametrize(
+    "ask", [protocol.job, protocol.quota, datasets.show, mapping.workload, serving.show, trainings.show, decline]
+)
+def test_a_name_that_would_change_the_path_is_not_sent(ask: Callable[[str], Request]):
+    for name in ("", ".", ".."):
+        with pytest.raises(WherryError):
+            ask(name)
+    assert "/..%2Fusers" in ask("../users").path
 
 
 @pytest.mark.parametrize(
