@@ -26,6 +26,7 @@ class Arrivals:
     def __init__(self, bus: Bus, mark: ProjectionMark) -> None:
         self._bus = bus
         self._mark = mark
+        self._look_at = 0.0
 
     async def catch_up(self, job: Job, attempt: int | None = None) -> None:
         """Wait until what was said of an attempt (the last one) that is over is written, at most WAIT_S seconds.
@@ -41,9 +42,11 @@ class Arrivals:
         last = await self._bus.last(LOGS, OUTPUT.wildcard(job_id=job.id, attempt=str(number)))
         give_up_at = monotonic() + WAIT_S
         while last and self._mark.seq < last.seq and monotonic() < give_up_at:
-            # Another process may have written it, or the one before this: the consumer knows.
-            info = await self._bus.api(f"CONSUMER.INFO.{LOGS}.{CONSUMER}", {})
-            self._mark.move(int(info["ack_floor"]["stream_seq"]))
+            if monotonic() >= self._look_at:  # one look is for all who wait
+                self._look_at = monotonic() + _LOOK_AGAIN_S
+                # Another process may have written it, or the one before this: the consumer knows.
+                info = await self._bus.api(f"CONSUMER.INFO.{LOGS}.{CONSUMER}", {})
+                self._mark.move(int(info["ack_floor"]["stream_seq"]))
             if self._mark.seq < last.seq:
                 await self._mark.wait(_LOOK_AGAIN_S)
 
