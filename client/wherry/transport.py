@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -23,8 +22,11 @@ def base_url(url: str) -> str:
         WherryError: it is no http or https address (code ``bad_url``).
 
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL()
+    if parts.scheme not in ("http", "https") or not parts.host:
         raise WherryError("bad_url", f"{url!r} is no address of a server: give one such as {DEFAULT_URL}")
     return url.rstrip("/")
 

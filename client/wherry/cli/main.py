@@ -63,11 +63,21 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except WherryError as error:
-            output = ctx.obj if isinstance(ctx.obj, Output) else Output()
-            output.problem(error, _HINTS.get(error.code, ""))
-            raise typer.Exit(_exit_code(error)) from error
+            raise _told(ctx, error) from error
+        except BrokenPipeError:
+            raise  # whoever reads has enough
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise _told(ctx, WherryError("disk", f"{where}{error.strerror or error}")) from error
         except KeyboardInterrupt as interrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from interrupt
+
+
+def _told(ctx: Any, error: WherryError) -> typer.Exit:
+    """Say what went wrong; return the end of the command."""
+    output = ctx.obj if isinstance(ctx.obj, Output) else Output()
+    output.problem(error, _HINTS.get(error.code, ""))
+    return typer.Exit(_exit_code(error))
 
 
 def _exit_code(error: WherryError) -> int:

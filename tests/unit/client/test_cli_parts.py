@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from client.wherry import config
+from client.wherry.cli.main import app
 from client.wherry.cli.spec import SpecOptions, build_spec, read_spec
 from client.wherry.cli.words import ago, duration, harmless, plain, size
 from client.wherry.errors import WherryError
@@ -126,9 +128,16 @@ def test_a_local_stack_is_found_from_below_it(tmp_path: Path):
     assert config.local_stack({}, deep).model_dump() == facts
 
 
-@pytest.mark.parametrize("url", ["localhost:8080", "ftp://x", "", "http://"])
+@pytest.mark.parametrize("url", ["localhost:8080", "ftp://x", "", "http://", "http://h:port", "http://[::1"])
 def test_an_address_that_is_none_is_said_to_be_that(tmp_path: Path, url: str):
     env = {"XDG_CONFIG_HOME": str(tmp_path), "WHERRY_URL": url or " "}
     with pytest.raises(WherryError) as caught:
         config.load(env)
     assert caught.value.code == "bad_url"
+
+
+def test_what_the_disk_refuses_is_said_in_a_sentence(tmp_path: Path):
+    (tmp_path / "file").touch()
+    ended = CliRunner().invoke(app, ["models", "init", f"{tmp_path}/file/model", "--name", "digits"])
+    assert (ended.exit_code, type(ended.exception)) == (5, SystemExit)
+    assert f"{tmp_path}/file/model: Not a directory" in ended.output
