@@ -88,7 +88,7 @@ async def test_the_scheduler_follows_leases_snapshots_and_looks_up(connect):
         await stream.aclose()
         assert seqs == [1, 2, 3]
         assert await scheduler.stream_last_seq(JOBS) == 3
-        lease = await scheduler.put("wherry.leader.scheduler", b"me", expect_seq=0, ttl_s=10)
+        lease = await scheduler.put("wherry.leader.scheduler", b"me", expect_seq=0, ttl_s=60)
         assert await scheduler.get_last(LEADER, "wherry.leader.scheduler") == (lease, b"me")
         piece = await scheduler.put("wherry.snapshot.scheduler.0", b"a")
         assert await scheduler.get_last(SNAPSHOT, "wherry.snapshot.scheduler.0") == (piece, b"a")

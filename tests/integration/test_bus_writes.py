@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -238,13 +239,14 @@ async def test_whoever_waits_for_a_grouped_record_hears_that_the_bus_was_closed(
                 await one
 
 
-async def test_grouped_records_outlive_a_crash_of_the_server(bus, nats_server):
+async def test_grouped_records_outlive_a_crash_of_the_server(bus, nats_server, monkeypatch):
+    monkeypatch.setattr(bus, "write", partial(bus.write, deadline_s=120))  # the server may need a while to come back
     records = [request(bus, f"j{i}", expect=0) for i in range(2000)]
     writers = [asyncio.create_task(bus.record_grouped(record)) for record in records]
     await asyncio.wait(writers, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.to_thread(nats_server.kill)
     await asyncio.to_thread(nats_server.start)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         await asyncio.gather(*writers)
     assert sorted(await ids_on(bus)) == sorted(record.event.id for record in records)
 
@@ -272,7 +274,29 @@ async def test_without_a_server_a_write_is_unavailable_after_its_deadline_and_no
     assert loop.time() - started < 20
 
 
-async def test_a_full_stream_refuses_in_words_and_takes_more_once_there_is_room(bus):
+async def test_a_connection_that_comes_back_late_leaves_the_write_only_what_is_left_of_its_time(bus, monkeypatch):
+    given: list[float] = []
+
+    async def comes_late(_timeout_s: float | None = None) -> None:
+        await asyncio.sleep(0.4)
+
+    async def try_write(_entries, _stream, timeout_s, *, suspect):
+        given.append(timeout_s)
+        return [Stored(1)]
+
+    monkeypatch.setattr(bus, "until_online", comes_late)
+    monkeypatch.setattr(bus, "_try_write", try_write)
+    await bus.record(request(bus, "j1"), deadline_s=1)
+    assert given[0] < 0.65
+
+
+async def test_a_full_stream_refuses_in_words_and_takes_more_once_there_is_room(bus, monkeypatch):
+    whole = bus._try_write
+
+    async def patient(entries, stream, timeout_s, *, suspect):  # each try is answered, however late
+        return await whole(entries, stream, 60, suspect=suspect)
+
+    monkeypatch.setattr(bus, "_try_write", patient)
     config = (await bus.api(f"STREAM.INFO.{SNAPSHOT}", {}))["config"]
     await bus.api(f"STREAM.UPDATE.{SNAPSHOT}", {**config, "max_bytes": 2000})
     with pytest.raises(Unavailable, match="maximum bytes exceeded"):
@@ -293,8 +317,9 @@ async def test_a_lease_is_won_once_renewed_by_its_holder_and_gone_after_its_time
     with pytest.raises(Conflict):
         await bus.put("wherry.leader.scheduler", b"b", expect_seq=0, ttl_s=60)
     LostAnswers(bus)
-    renewed = await bus.put("wherry.leader.scheduler", b"a", expect_seq=mine, ttl_s=5)
+    renewed = await bus.put("wherry.leader.scheduler", b"a", expect_seq=mine, ttl_s=60)
     assert await bus.get_last(LEADER, "wherry.leader.scheduler") == (renewed, b"a")
+    renewed = await bus.put("wherry.leader.scheduler", b"a", expect_seq=renewed, ttl_s=1)
     async with asyncio.timeout(60):
         while await bus.get_last(LEADER, "wherry.leader.scheduler"):
             await asyncio.sleep(0.1)
