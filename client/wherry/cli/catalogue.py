@@ -273,9 +273,9 @@ def evaluate(
 ) -> None:
     """Keep what a version was measured to be worth; says whether the model has become worse (exit code 1)."""
     output: Output = ctx.obj
-    name, _, version = model.partition("@")
+    name, version = _named(model)
     wish = catalogue.given(
-        version=int(version) if version.isdecimal() else None,
+        version=version,
         metrics=_metrics(metric),
         dataset=dataset,
         job_id=job,
@@ -326,8 +326,8 @@ def ask(
 ) -> None:
     """Ask a model's experts to make it better with new data. They are told by email."""
     output: Output = ctx.obj
-    name, _, version = model.partition("@")
-    wish = catalogue.given(version=int(version) if version.isdecimal() else None, message=message, dataset=dataset)
+    name, version = _named(model)
+    wish = catalogue.given(version=version, message=message, dataset=dataset)
     with connect() as client:
         asked = client.ask_experts(name, wish)
     if output.json:
@@ -389,6 +389,19 @@ def _released(output: Output, wish: dict[str, Any]) -> None:
         output.note("this version was there already")
     for remark in next((one.remarks for one in made.versions if one.version == made.version), []):
         output.note(plain(remark))
+
+
+def _named(model: str) -> tuple[str, int | None]:
+    """Return a model's name, and its version where one is given.
+
+    Raises:
+        typer.BadParameter: that is no number.
+
+    """
+    name, at, version = model.partition("@")
+    if at and not (version.isascii() and version.isdecimal()):
+        raise typer.BadParameter(f"{version!r} is not the number of a version", param_hint="NAME[@VERSION]")
+    return name, int(version) if at else None
 
 
 def _metrics(given: list[str]) -> dict[str, float]:

@@ -141,3 +141,10 @@ def test_what_the_disk_refuses_is_said_in_a_sentence(tmp_path: Path):
     ended = CliRunner().invoke(app, ["models", "init", f"{tmp_path}/file/model", "--name", "digits"])
     assert (ended.exit_code, type(ended.exception)) == (5, SystemExit)
     assert f"{tmp_path}/file/model: Not a directory" in ended.output
+
+
+@pytest.mark.parametrize("what", [["evaluate", "digits@new", "accuracy=0.9"], ["ask", "digits@", "better, please"]])
+def test_a_version_that_is_no_number_is_not_taken_for_the_newest(what: list[str]):
+    ended = CliRunner().invoke(app, ["models", *what], env={"WHERRY_URL": "http://127.0.0.1:9", "WHERRY_TOKEN": "none"})
+    assert ended.exit_code == 2
+    assert "is not the number of a version" in ended.output
