@@ -238,6 +238,32 @@ async def test_a_broker_that_restarts_costs_no_event(
     assert kinds(listener) == ["created", *["pending"] * 5, "succeeded"]
 
 
+@asynccontextmanager
+async def storage_away(stack: GatewayStack, listener: Listener) -> AsyncIterator[None]:
+    """Let storage hear nothing while the block runs; before that, its stream has looked for news there in vain."""
+    stack.processes["services.storage"].send_signal(signal.SIGSTOP)
+    try:
+        before = listener.comments
+        await listener.until(lambda: listener.comments > before + 2)
+        yield
+    finally:
+        stack.processes["services.storage"].send_signal(signal.SIGCONT)
+
+
+async def test_while_storage_is_away_events_still_arrive(
+    stack: GatewayStack, http: httpx.AsyncClient, scheduler: Scheduler
+) -> None:
+    job_id = await new_job(http)
+    async with following(http, f"/jobs/{job_id}/events") as listener:
+        await listener.until(lambda: len(listener.events) == 1)
+        async with storage_away(stack, listener):
+            await scheduler.move(job_id, "pending")
+            await listener.until(lambda: len(listener.events) == 2)
+        await scheduler.end(job_id)
+        await listener.until(lambda: listener.ended)
+    assert kinds(listener) == ["created", "pending", "succeeded"]
+
+
 # --- logs ------------------------------------------------------------------------------------------------------------
 
 
@@ -581,12 +607,9 @@ async def test_while_storage_is_away_live_output_still_arrives_and_the_end_waits
     async with following(http, f"/jobs/{job_id}/logs?follow=true") as listener:
         await node.say(job_id, 1)
         await listener.until(lambda: listener.lines() == [1])
-        stack.processes["services.storage"].send_signal(signal.SIGSTOP)
-        try:
+        async with storage_away(stack, listener):
             await node.say(job_id, 2, 3)
             await listener.until(lambda: listener.lines() == [1, 2, 3])
-        finally:
-            stack.processes["services.storage"].send_signal(signal.SIGCONT)
         await scheduler.end(job_id)
         await listener.until(lambda: listener.ended)
     assert listener.lines() == [1, 2, 3]

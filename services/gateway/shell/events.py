@@ -3,14 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from services.gateway.core import sse
 from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_EVENTS, JOB_FEED, JOB_GET
 from shared.clock import monotonic
-from shared.errors import WherryError
+from shared.errors import Unavailable, WherryError
 from shared.requests.jobs import EventQuery, JobQuery, StoredEvent
 from shared.states import JOB_TERMINAL
 
@@ -18,6 +18,8 @@ _PAGE = 500
 #: How long storage may lag behind what was already heard live.
 _CATCH_UP_S = 10.0
 _CATCH_UP_PAUSE_S = 0.05
+#: Seconds for an answer when nothing was heard for a while: where storage is away, what is heard must not wait long.
+_LOOK_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class _Reader:
                 heard = await inbox.get(gateway.settings.heartbeat_s)
                 if heard is None:
                     yield None
-                    async for told in self._stored():
+                    async for told in self._look():
                         yield told
                 elif heard.seq > self._last and heard.event is not None:
                     async for told in self._reach(heard.seq):
@@ -113,13 +115,23 @@ class _Reader:
                 yield told
             self._in_step_since = reconnects
 
-    async def _stored(self, until: int = 0) -> AsyncGenerator[_Told, None]:
+    async def _look(self) -> AsyncGenerator[_Told, None]:
+        """Give what is kept and was not heard; where storage is away there is another look after the next silence."""
+        with suppress(Unavailable):
+            async for told in self._stored(timeout_s=_LOOK_S, retry_s=0):
+                yield told
+
+    async def _stored(
+        self, until: int = 0, *, timeout_s: float | None = None, retry_s: float = 10
+    ) -> AsyncGenerator[_Told, None]:
         """Give what is kept after the last one given; wait for it to be kept up to *until*."""
         give_up_at = monotonic() + _CATCH_UP_S
         while True:
-            page = await self._gateway.ask(
+            page = await self._gateway.bus.ask(
                 JOB_EVENTS,
                 EventQuery(job_id=self._scope.job_id, owner_id=self._scope.owner_id, after_seq=self._last, limit=_PAGE),
+                timeout_s=timeout_s,
+                retry_s=retry_s,
             )
             for stored in page.events:
                 self._last = stored.seq

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from services.gateway.shell.gateway import Gateway
 from shared.bus import Received
 from shared.channels import JOB_FEED, JOB_GET, JOB_LOGS, OUTPUT_FEED
 from shared.clock import monotonic, utc_now
+from shared.errors import Unavailable
 from shared.events import JobChanged, LogLine, OutputBatch
 from shared.job import Job
 from shared.requests.jobs import JobQuery, JobView, LogPage, LogQuery
@@ -29,6 +30,8 @@ _QUIET_S = 0.3
 #: Storage has everything of a job that ended longer ago.
 _SETTLED = timedelta(seconds=15)
 _POLL_FIRST_S = 1.0
+#: Seconds for an answer when nothing was heard for a while: where storage is away, what is heard must not wait long.
+_LOOK_S = 3.0
 _NUMBER_LENGTH = 10
 
 
@@ -126,8 +129,9 @@ class _Follower:
                     yield said
                 yield Said("end", b'{"state":"%s"}' % self._ended.state.value.encode())
 
-    async def _view(self) -> JobView:
-        return await self._gateway.ask(JOB_GET, JobQuery(job_id=self._wish.job_id))
+    async def _view(self, *, timeout_s: float | None = None, retry_s: float = 10) -> JobView:
+        query = JobQuery(job_id=self._wish.job_id)
+        return await self._gateway.bus.ask(JOB_GET, query, timeout_s=timeout_s, retry_s=retry_s)
 
     def _begin(self, view: JobView) -> None:
         wish = self._wish
@@ -185,16 +189,17 @@ class _Follower:
         return attempt if self._nodes.get(attempt) == params["node_id"] else None
 
     async def _look(self) -> AsyncGenerator[Said | None, None]:
-        """Nothing was heard for a while: see whether something was missed."""
+        """Nothing was heard for a while: see whether something was missed. Where storage is away, see again later."""
         self._poll_s = min(2 * self._poll_s, self._gateway.settings.heartbeat_s)
-        async for page in self._stored():
-            for said in self._events(self._tail.take(page.lines)):
-                yield said
-        job = (await self._view()).job
-        if self._wish.attempt is None and job.attempt > self._tail.attempt:
-            async for said in self._next_attempt(job.attempt):
-                yield said
-        self._notice(job)
+        with suppress(Unavailable):
+            job = (await self._view(timeout_s=_LOOK_S, retry_s=0)).job
+            async for page in self._stored():
+                for said in self._events(self._tail.take(page.lines)):
+                    yield said
+            if self._wish.attempt is None and job.attempt > self._tail.attempt:
+                async for said in self._next_attempt(job.attempt):
+                    yield said
+            self._notice(job)
 
     async def _batch(self, batch: OutputBatch) -> AsyncGenerator[Said | None, None]:
         for _ in range(_HOLE_TRIES):
