@@ -162,11 +162,11 @@ class Bus(Connection):
         end = None if deadline_s is None else self._loop.time() + deadline_s
         backoff = Backoff(0.1, 2.0)
         while True:
-            left = TRY_S if end is None else end - self._loop.time()
             why: Exception
             try:
-                await self.until_online(None if end is None else left)
-                return await self._try_write(entries, stream, min(left, TRY_S), suspect=suspect)
+                await self.until_online(None if end is None else end - self._loop.time())
+                try_s = TRY_S if end is None else min(TRY_S, end - self._loop.time())
+                return await self._try_write(entries, stream, try_s, suspect=suspect)
             except Unanswered as unanswered:
                 why, suspect = unanswered, suspect or unanswered.sent
             delay = backoff.next_s()
