@@ -5,6 +5,7 @@
 A mail becomes ``<time>.eml``, a webhook ``<time>.json`` with its path, headers and body.
 """
 
+import asyncio
 import json
 import signal
 import sys
@@ -12,9 +13,9 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
-from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from infra.local.ports import LOOPBACK, write_whole
@@ -60,26 +61,34 @@ class WebhookSink(BaseHTTPRequestHandler):
         """Say nothing: the file is the record."""
 
 
+class _Web(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        """Listen without asking for this machine's name, which `http.server` does, and which can take long."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+
 def main(folder: Path, smtp_port: int, http_port: int, address: str = LOOPBACK) -> None:
     """Serve both on *address* until SIGTERM."""
-    stop = threading.Event()
-
-    def on_signal(_number: int, _frame: object) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
     folder.mkdir(parents=True, exist_ok=True)
     WebhookSink.folder = folder
-    mail = Controller(MailSink(folder), hostname=address, port=smtp_port, ready_timeout=_READY_S) if smtp_port else None
-    web = ThreadingHTTPServer((address, http_port), WebhookSink)
-    if mail:
-        mail.start()
+    asyncio.run(_serve(folder, smtp_port, http_port, address))
+
+
+async def _serve(folder: Path, smtp_port: int, http_port: int, address: str) -> None:
+    """Take mail, and then webhooks: where these are taken, both are."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if smtp_port:
+        # Not by aiosmtpd's Controller: it gives up where it is not ready within seconds. The name is said to clients.
+        await loop.create_server(
+            lambda: SMTP(MailSink(folder), hostname="localhost", enable_SMTPUTF8=True), address, smtp_port
+        )
+    web = _Web((address, http_port), WebhookSink)
     threading.Thread(target=web.serve_forever, daemon=True).start()
-    stop.wait()
+    await stop.wait()
     web.shutdown()
-    if mail:
-        mail.stop()
 
 
 def _stamp() -> str:

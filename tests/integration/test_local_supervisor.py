@@ -126,6 +126,25 @@ def sinks(tmp_path: Path) -> Iterator[tuple[int, int]]:
     assert process.wait(90) == 0
 
 
+def test_mail_and_webhooks_are_taken_where_the_name_of_the_machine_is_slow_to_be_had(tmp_path: Path):
+    """A resolver that does not answer keeps whoever asks for longer than any of the waits here."""
+    smtp, http = free_port(), free_port()
+    slow = "import runpy, socket, time; socket.getfqdn = lambda *_: time.sleep(600)"
+    program = f"{slow}; runpy.run_module('infra.local.sinks', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", program, str(tmp_path), str(smtp), str(http)]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ)
+    try:
+        until(lambda: not is_free(http))
+        with smtplib.SMTP("127.0.0.1", smtp, local_hostname="test", timeout=60) as client:
+            client.sendmail("a@x.org", ["b@x.org"], "Subject: It ended\r\n\r\nhello\r\n")
+        assert "It ended" in next(tmp_path.glob("*.eml")).read_text()
+        process.terminate()
+        assert process.wait(90) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_mail_and_webhooks_are_kept_as_they_came(sinks: tuple[int, int], tmp_path: Path):
     smtp, http = sinks
     with smtplib.SMTP("127.0.0.1", smtp) as client:
