@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from pydantic import SecretStr
 
 from infra.bootstrap import bootstrap
+from services.scheduler.adapters.lease import Lease
 from services.scheduler.recovery import Standby
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.shell import Scheduler
@@ -145,6 +146,16 @@ async def test_a_scheduler_that_is_started_again_under_its_name_does_not_wait_fo
     await first.process.ended()
     await stack.scheduler(**as_set, WHERRY_SCHEDULER_ID="one")
     assert await epoch_above(agent, epoch) > epoch
+
+
+async def test_a_renewal_that_was_cut_off_on_its_way_does_not_keep_a_lease_from_being_released(stack: Stack) -> None:
+    for last, left in ((b"one 5", b"free 5"), (b"another", b"another")):
+        lease = Lease(stack.operator, "one", 60, 1)
+        await lease.acquire()
+        held, _ = await stack.operator.get_last(channels.LEADER, LEADER) or (0, b"")
+        await stack.operator.put(LEADER, last, expect_seq=held)  # stored, and the lease has not heard of it
+        await lease.release()
+        assert (await stack.operator.get_last(channels.LEADER, LEADER) or (0, b""))[1] == left
 
 
 async def test_a_leader_that_is_resumed_while_the_next_one_works_harms_no_job(stack: Stack) -> None:

@@ -14,6 +14,8 @@ SUBJECT = "wherry.leader.scheduler"
 EPOCH_LEAP_MAX = 2**32
 #: What every number on an epoch's way can hold.
 EPOCH_MAX = 2**53
+#: For the answer to a release; without it the next leader waits for the end of the lease.
+_RELEASE_S = 3.0
 _FREE = NOBODY.encode()
 _log = observe.logger("lease")
 
@@ -106,10 +108,21 @@ class Lease:
         if not self._seq:
             return
         try:
-            await self._bus.put(SUBJECT, _body(_FREE, self._base), expect_seq=self._seq, deadline_s=1)
+            await self._give_up(self._seq)
         except (Conflict, Unavailable):
             _log.info("lease_not_released")
         self._seq = 0
+
+    async def _give_up(self, seq: int) -> None:
+        try:
+            await self._bus.put(SUBJECT, _body(_FREE, self._base), expect_seq=seq, deadline_s=_RELEASE_S)
+        except Conflict:
+            # Perhaps by a renewal of one's own, which was cancelled while it was on its way.
+            found_seq, body = await self._bus.get_last(LEADER, SUBJECT) or (0, _FREE)
+            holder, base = _read(body)
+            if holder != self._holder:
+                raise
+            await self._bus.put(SUBJECT, _body(_FREE, base), expect_seq=found_seq, deadline_s=_RELEASE_S)
 
     async def _renew(self, left_s: float) -> None:
         # The new sequence is above the present one, and so the new epoch above what was claimed.
