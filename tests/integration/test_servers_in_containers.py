@@ -168,7 +168,9 @@ async def test_what_the_scheduler_records_is_read_back_from_mongodb(stack: Stora
         seq = await stack.record(stack.job(state=state), state.value)
         view = await gateway.ask(channels.JOB_GET, JobQuery(job_id="j1"))
         assert (view.job.state, view.seq) == (state, seq)
-    assert stack.database["jobs"].count_documents({"_id": "j1"}) == 1
+    async with asyncio.timeout(60):
+        while stack.database["jobs"].count_documents({"_id": "j1"}) != 1:  # jobs themselves are read from the log
+            await asyncio.sleep(0.05)
 
 
 async def test_a_blob_goes_in_and_comes_out(stack: StorageProcess, gateway: Bus) -> None:
@@ -201,8 +203,15 @@ async def test_storage_goes_on_after_a_crash_of_its_server(
     after = await stack.record(stack.job(state=JobState.RUNNING), "running")
     view = await answer(gateway, "j1")
     assert (view.job.state, view.seq) == (JobState.RUNNING, after)
-    events = await gateway.ask(channels.JOB_EVENTS, EventQuery(job_id="j1"))
-    assert [event.seq for event in events.events] == [before, after]
+    async with asyncio.timeout(120):
+        while True:  # what is read from MongoDB is waited for a while only
+            with suppress(Unavailable):
+                events = await gateway.ask(channels.JOB_EVENTS, EventQuery(job_id="j1"))
+                seen = [event.seq for event in events.events]
+                assert seen == [before, after][: len(seen)]
+                if len(seen) == 2:
+                    break
+            await asyncio.sleep(0.1)
     assert b"".join([piece async for piece in blobs.read(BlobRead(sha256=committed.blob.sha256))]) == DATA
     assert stack.process
     assert stack.process.returncode is None
