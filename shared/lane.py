@@ -245,6 +245,7 @@ class LaneClient(Client):
 
     _transport: Any
     _pending: list[bytes]
+    _pongs: list[asyncio.Future[bool]]
 
     async def _connect_to_server(self, s: Srv) -> None:
         s.last_attempt = monotonic()
@@ -277,6 +278,12 @@ class LaneClient(Client):
             await self._ps.parse(line)
         elif not line.startswith(b"+OK"):
             raise nats.errors.ProtocolError("nats: unknown protocol")
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            # Of a flush that was given up: nats-py would raise here, and lose a connection that works.
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     async def _send_publish(
         self, subject: str, reply: str, payload: bytes, payload_size: int, headers: Mapping[str, Any] | None

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 
 import pytest
+from nats.errors import FlushTimeoutError
 
 from infra.bootstrap import bootstrap
 from shared import channels
@@ -203,6 +204,17 @@ async def test_requests_go_on_after_a_restart_of_the_server(bus, nats_server):
         while not bus.reconnects:  # what is asked on the lost connection, before that is noticed, may have been heard
             await asyncio.sleep(0.05)
     assert await bus.ask(channels.PING, Empty(), retry_s=60) == Empty()
+
+
+async def test_a_flush_that_was_given_up_costs_no_connection(bus, nats_server):
+    nats_server.pause()
+    with pytest.raises(FlushTimeoutError):
+        await bus._nc.flush(1)
+    nats_server.resume()
+    with pytest.raises(Unavailable):  # nobody serves it; what answers came before are heard by then
+        await bus.ask(channels.PING, Empty(), retry_s=0)
+    assert bus.is_connected
+    assert bus.reconnects == 0
 
 
 async def test_an_event_names_its_writer_and_its_type(nats_server):
