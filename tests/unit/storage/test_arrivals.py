@@ -43,7 +43,8 @@ async def test_many_who_wait_look_as_often_as_one(monkeypatch):
     assert broker.asked <= 1 + (monotonic() - began) / arrivals._LOOK_AGAIN_S
 
 
-async def test_what_another_process_has_written_lets_all_of_them_go_on():
+async def test_what_another_process_has_written_lets_all_of_them_go_on(monkeypatch):
+    monkeypatch.setattr(arrivals, "WAIT_S", 60)
     broker = Broker()
     waiting = Arrivals(broker, ProjectionMark())  # type: ignore[arg-type]
     readers = [asyncio.create_task(waiting.catch_up(ENDED)) for _ in range(20)]
