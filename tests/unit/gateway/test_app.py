@@ -114,5 +114,5 @@ async def test_a_gateway_that_cannot_be_says_so_and_ends() -> None:
     app = create_app(
         GatewaySettings(access_log=False, nats_url="nats://host:notaport", gateway_key=SecretStr("0" * 64))
     )
-    async with asyncio.timeout(10), app.router.lifespan_context(app):
+    async with asyncio.timeout(60), app.router.lifespan_context(app):
         await app.state.broken.wait()
