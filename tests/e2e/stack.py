@@ -157,11 +157,13 @@ class Stack:
 
     def runs(self, service: str) -> bool:
         """Whether the supervisor has a process of it: not between its death and its next start."""
-        return service in json.loads((self.home / "run.json").read_text())["pids"]
+        return service in self._pids()
 
     def pid(self, service: str) -> int:
-        until(lambda: self.runs(service), f"{service} runs")
-        return int(json.loads((self.home / "run.json").read_text())["pids"][service])
+        return until(lambda: self._pids().get(service), f"{service} runs")
+
+    def _pids(self) -> dict[str, int]:
+        return json.loads((self.home / "run.json").read_text())["pids"]
 
     def peak_memory_mb(self, service: str) -> float:
         status = Path(f"/proc/{self.pid(service)}/status").read_text()
