@@ -50,7 +50,7 @@ async def secret(_request: DeliveryRequested) -> str:
 @pytest.mark.parametrize("addresses", [("127.0.0.1",), ("1.1.1.1", "10.0.0.1"), ("::ffff:127.0.0.1",), ("64:ff9b::1",)])
 async def test_a_name_that_leads_to_a_private_address_is_not_called(addresses: tuple[str, ...]):
     names = Names(*addresses)
-    async with WebhookSender((), 5, "", secret, names) as sender:
+    async with WebhookSender((), 60, "", secret, names) as sender:
         outcome = await sender.send(request("https://rebind.example.org/hook"))
     assert outcome.verdict.value == "hopeless"
     assert "not a public address" in outcome.detail
@@ -65,7 +65,7 @@ async def test_a_name_that_leads_to_a_private_address_is_not_called(addresses: t
 )  # fmt: skip
 async def test_urls_to_forbidden_places_are_refused_without_a_look_up(url: str):
     names = Names("1.1.1.1")
-    async with WebhookSender((), 5, "", secret, names) as sender:
+    async with WebhookSender((), 60, "", secret, names) as sender:
         outcome = await sender.send(request(url))
     assert outcome.verdict.value == "hopeless"
     assert names.asked == 0
@@ -73,7 +73,7 @@ async def test_urls_to_forbidden_places_are_refused_without_a_look_up(url: str):
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "127.1", "017700000001", "localhost"])
 async def test_other_ways_to_write_this_machine_do_not_get_through(host: str):
-    async with WebhookSender((), 5, "", secret) as sender:
+    async with WebhookSender((), 60, "", secret) as sender:
         outcome = await sender.send(request(f"https://{host}/"))
     assert outcome.verdict.value == "hopeless"
     assert "public" in outcome.detail or "no URL" in outcome.detail
@@ -87,7 +87,7 @@ async def test_a_secret_that_is_gone_ends_the_delivery_and_one_that_cannot_be_ha
         raise Unavailable("storage does not answer")
 
     url = "https://example.org/"
-    async with WebhookSender((), 5, "", gone) as sender:
+    async with WebhookSender((), 60, "", gone) as sender:
         assert (await sender.send(request(url))).verdict.value == "hopeless"
-    async with WebhookSender((), 5, "", away) as sender:
+    async with WebhookSender((), 60, "", away) as sender:
         assert (await sender.send(request(url))).verdict.value == "postponed"

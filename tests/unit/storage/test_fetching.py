@@ -106,7 +106,7 @@ class Names(AbstractResolver):
 @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "::1", "::ffff:127.0.0.1"])
 async def test_a_name_that_leads_to_a_private_address_is_not_dialled(address: str):
     names = Names(address)
-    async with Web((), 5, names) as web:
+    async with Web((), 60, names) as web:
         with pytest.raises(WherryError) as caught:
             async with web.get("https://rebind.example.org/x"):
                 pass
@@ -126,7 +126,7 @@ async def test_a_name_is_looked_up_once_for_each_call_and_what_was_checked_is_wh
 
     monkeypatch.setattr("aiohttp.TCPConnector._wrap_create_connection", dial)
     names = Names("203.0.114.7", "127.0.0.1")  # public when it is checked, private afterwards
-    async with Web((), 5, names) as web:
+    async with Web((), 60, names) as web:
         with pytest.raises(FetchBroke):
             async with web.get("https://rebind.example.org/x"):
                 pass
@@ -142,7 +142,7 @@ async def test_a_name_is_looked_up_once_for_each_call_and_what_was_checked_is_wh
 )
 async def test_addresses_that_may_not_be_called_are_not(url: str):
     names = Names("203.0.114.7")
-    async with Web((), 5, names) as web:
+    async with Web((), 60, names) as web:
         with pytest.raises(WherryError) as caught:
             async with web.get(url):
                 pass
