@@ -9,12 +9,13 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from http.client import HTTPException
 from typing import Any
 
 import psutil
 
 from infra.local.home import Home, address, identity, port
-from infra.local.ports import is_free
+from infra.local.ports import TAKES_WEBHOOKS, is_free
 from infra.local.processes import ROOT, born_at, end, locked
 
 READY_S = 180.0
@@ -96,9 +97,20 @@ def _missing(home: Home) -> tuple[str, str] | None:
         status, told = _ask(home, "/readyz")
         if status != 200:
             return "gateway", f"the gateway is not ready ({status} {told})"
-        return None if nodes_online(home) else ("node_agent", "no node is online")
+        if not nodes_online(home):
+            return "node_agent", "no node is online"
     except OSError as failed:
         return "gateway", f"the gateway does not answer ({failed})"
+    return None if takes_webhooks(home) else ("sinks", "no mail and no webhooks are taken")
+
+
+def takes_webhooks(home: Home) -> bool:
+    """Whether the stack's own receiver is there: not another program that has taken its port meanwhile."""
+    try:
+        with urllib.request.urlopen(running(home)["sinks"]["webhook_url"], timeout=20) as answer:  # noqa: S310 - ours
+            return answer.reason == TAKES_WEBHOOKS
+    except (KeyError, OSError, HTTPException):
+        return False
 
 
 _tokens: dict[str, str] = {}

@@ -27,7 +27,8 @@ from infra.local.processes import ROOT
 
 EXAMPLE = ROOT / "examples" / "linear-regression"
 BASE_IMAGE, PUBLIC_IMAGE = "wherry/python-base", "python:3.11-slim"
-JOB_LIMIT_S, NOTICE_LIMIT_S = 600.0, 60.0
+#: A notice that a notifier took and then ended comes again after a minute (shared/streams.py).
+JOB_LIMIT_S, NOTICE_LIMIT_S = 600.0, 150.0
 #: What every fit of these data reaches; one that learnt nothing is at 0.
 R2_LEAST = 0.3
 T = TypeVar("T")
@@ -204,17 +205,21 @@ def _results(folder: Path, say: Callable[[str], None]) -> None:
 def _notices(
     home: Home, client: Client, job: Job, secret: str, mail_to: str | None, say: Callable[[str], None]
 ) -> None:
-    hook = _until(lambda: _webhook(home, job.job_id), "the webhook")
+    def told() -> str:
+        found = client.notifications(job.job_id)
+        return "; ".join(f"{one.kind}: {one.state}, tries: {one.tries} ({one.detail})" for one in found) or "nothing"
+
+    hook = _until(lambda: _webhook(home, job.job_id), "the webhook", told)
     _expect(signed(hook["headers"], hook["body"], secret), "the webhook's signature does not verify")
     event = json.loads(hook["body"])
     say(f"a webhook came: {event['type']}, and its signature verifies")
     if not mail_to:
         say("no mail: the administrator has no address")
     elif os.environ.get("WHERRY_SMTP_HOST"):
-        _until(lambda: _delivered(client, job.job_id), f"the mail to {mail_to}")
+        _until(lambda: _delivered(client, job.job_id), f"the mail to {mail_to}", told)
         say(f"a mail was taken by {os.environ['WHERRY_SMTP_HOST']} for {mail_to}")
     else:
-        mail = _until(lambda: _mail(home, job.job_id), f"the mail to {mail_to}")
+        mail = _until(lambda: _mail(home, job.job_id), f"the mail to {mail_to}", told)
         say(f"a mail came: {mail['subject']} (to {mail['to']})")
 
 
@@ -244,11 +249,12 @@ def _delivered(client: Client, job_id: str) -> bool | None:
     return any(n.kind == "email" and n.state == "delivered" for n in client.notifications(job_id)) or None
 
 
-def _until(look: Callable[[], T | None], what: str) -> T:
-    """Return what *look* finds in another system, which nobody announces."""
+def _until(look: Callable[[], T | None], what: str, told: Callable[[], str]) -> T:
+    """Return what *look* finds in another system, which nobody announces; *told* is what wherry says of it."""
     limit = time.monotonic() + NOTICE_LIMIT_S
     while (found := look()) is None:
-        _expect(time.monotonic() < limit, f"{what} did not come in {NOTICE_LIMIT_S:g} s")
+        if time.monotonic() > limit:
+            raise DemoError(f"{what} did not come in {NOTICE_LIMIT_S:g} s; wherry says of its notices: {told()}")
         time.sleep(0.2)
     return found
 

@@ -7,6 +7,8 @@ import socket
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
+#: The reason with which the stack's own receiver answers a GET: another program on its port would not.
+TAKES_WEBHOOKS = "wherry takes webhooks here"
 #: Below those of gangs on the machine's own network (20000 and up) and of outgoing connections (32768 and up on Linux).
 _PORTS = (10_000, 20_000)
 

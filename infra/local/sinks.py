@@ -18,7 +18,7 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-from infra.local.ports import LOOPBACK, write_whole
+from infra.local.ports import LOOPBACK, TAKES_WEBHOOKS, write_whole
 
 BODY_MAX = 4 * 1024 * 1024
 #: For the mail server to answer itself: a busy machine is slow.
@@ -40,9 +40,14 @@ class MailSink:
 
 
 class WebhookSink(BaseHTTPRequestHandler):
-    """Takes every POST."""
+    """Takes every POST. Who asks by GET is told that it is this."""
 
     folder = Path()
+
+    def do_GET(self) -> None:
+        """Say nothing, in a way that another program on this port would not."""
+        self.send_response(204, TAKES_WEBHOOKS)
+        self.end_headers()
 
     def do_POST(self) -> None:
         """Keep one request."""

@@ -7,9 +7,11 @@ import smtplib
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
@@ -113,6 +115,21 @@ def test_up_says_plainly_that_the_port_is_taken(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(control.StackFailedError, match="in use"):
             control.up(Home(tmp_path))
     assert not locked(Home(tmp_path))
+
+
+def test_a_stack_is_ready_once_its_own_receiver_takes_webhooks_and_no_other_program_on_its_port(
+    sinks: tuple[int, int], tmp_path: Path
+):
+    home = Home(tmp_path / "stack")
+    assert not control.takes_webhooks(home)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        try:
+            for port, is_there in ((free_port(), False), (other.server_port, False), (sinks[1], True)):
+                write_whole(home.run, json.dumps({"sinks": {"webhook_url": f"http://127.0.0.1:{port}/"}}))
+                assert control.takes_webhooks(home) is is_there
+        finally:
+            other.shutdown()
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
+from pathlib import Path
 from typing import Any
 
 import docker.errors
 import pytest
 
-from client.wherry import Node
+from client.wherry import Job, Node, Notification
 from infra.local import demo
+from infra.local.home import Home
 
 
 class Engine:
@@ -74,3 +76,15 @@ def test_it_is_a_plain_process_where_no_engine_answers_or_no_image_is_to_be_had(
     ):
         assert choice.image is None
         assert why in choice.why
+
+
+def test_a_notice_that_does_not_come_is_told_of_as_wherry_sees_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Told:
+        def notifications(self, job_id: str) -> list[Notification]:
+            return [Notification(id=job_id, kind="webhook", state="retrying", tries=2, detail="it cannot be reached")]
+
+    monkeypatch.setattr(demo, "NOTICE_LIMIT_S", -1)
+    with pytest.raises(demo.DemoError, match=r"the webhook did not come .*retrying, tries: 2 \(it cannot be reached\)"):
+        demo._notices(Home(tmp_path), Told(), Job(job_id="j1", state="succeeded"), "", None, print)
