@@ -191,6 +191,8 @@ def test_items_are_added_to_an_open_job_and_once_under_a_key(
     assert again.json() == first.json()
     assert [one.spec.name for one in taken_in(stack, job_id)] == ["a", "b"]
     refused(anna.post(f"/jobs/{job_id}/items", json={"items": ["c"]}), 409, '"code":"closed"')
+    closed = anna.post(f"/jobs/{job_id}/items", json={"close": True})
+    assert (closed.status_code, closed.json()["items"]) == (202, [])
     refused(anna.post(f"/jobs/{job_id}/items", json={}), 422, "Give items, or `close`")
     refused(bert.get(f"/jobs/{job_id}/items"), 404, "not_found")
     refused(bert.get(f"/jobs/{job_id}/items/{first.json()['items'][0]}"), 404, "not_found")
@@ -213,9 +215,9 @@ def test_an_artifact_that_an_item_needs_is_not_deleted_while_the_job_has_not_end
 def test_workers_that_wait_for_room_are_not_among_the_jobs_that_a_quota_lets_wait(
     stack: GatewayStack, admin: httpx.Client
 ):
-    admin.post("/users", json={"name": "carl", "password": PASSWORD}).raise_for_status()
+    made = admin.post("/users", json={"name": "carl", "password": PASSWORD}).raise_for_status()
     admin.put("/users/carl/quota", json={"queued": 1}).raise_for_status()
-    until(lambda: admin.get("/users/carl/quota").json()["quota"], "storage knows the quota")
+    until(lambda: stack.is_kept("quotas", made.json()["id"]), "the quota is where a login looks for it")
     with stack.client(stack.login("carl", PASSWORD)) as carl:  # a new session: no gateway knows it without the quota
         job_id = submitted(carl, {"items": ["one"]})
         refused(submit(carl, {"items": ["two"]}), 429, "quota_queued")  # the job itself counts

@@ -107,11 +107,15 @@ async def add(
 ) -> list[str]:
     """Add items to an open map job and return their ids; a repeat under the same key adds nothing twice.
 
+    To close it alone, without items, changes nothing where it is closed.
+
     Raises:
         WherryError: ``not_found``, ``closed``, ``conflict``: it is no map job; ``invalid``; ``too_large``.
     """
     job = (await settled(gateway, principal, job_id, Action.CHANGE)).job
     mapping.require_map(job)
+    if not items and mapping.is_closed(job):
+        return []
     if wrong := mapping.unusable_items(items, job.spec.inputs, "items"):
         raise problems.invalid(wrong)
     submission.check_key(key)
