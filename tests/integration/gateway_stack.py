@@ -130,6 +130,11 @@ class GatewayStack:
             process.kill()
             return process.wait(5)
 
+    def is_kept(self, collection: str, key: str) -> bool:
+        """Whether the database has a document: what is read from the log is known before."""
+        with MongoClient[dict[str, Any]](self.mongo_url) as client:
+            return client[self.database][collection].find_one({"_id": key}) is not None
+
     def peak_memory_mb(self, name: str) -> float:
         status = Path(f"/proc/{self.processes[name].pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024

@@ -388,12 +388,11 @@ def test_a_batch_fills_the_queue_up_to_the_limit_and_not_beyond(stack: GatewaySt
     with user(stack, admin, "sven") as sven:
         admin.put("/users/sven/quota", json={"queued": 5}).raise_for_status()
         sven_id = sven.get("/users/me").json()["id"]
-        until(lambda: sven.get("/users/me/quota").json()["quota"], "the quota")
+        until(lambda: stack.is_kept("quotas", sven_id), "the quota is where a login looks for it")
         with stack.client(stack.login("sven", PASSWORD)) as fresh:  # a new session knows of the limit at once
             told = fresh.post("/jobs/batch", json=[SPEC] * 12).json()["jobs"]
         assert [("job_id" in item) for item in told].count(True) == 5
         assert {item["problem"]["code"] for item in told if "problem" in item} == {"quota_queued"}
-        assert sven_id
 
 
 # --- dead letters ---------------------------------------------------------------------------------------------------
