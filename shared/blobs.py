@@ -159,7 +159,10 @@ class BlobClient:
     async def _put(self, body: bytes, scope: BlobScope, patience_s: float) -> Committed:
         # ASCII with escapes: a header takes neither line ends nor every character.
         scope_text = json.dumps(scope.model_dump(mode="json", exclude_defaults=True))
-        headers = {SCOPE_HEADER: scope_text, SHA256_HEADER: hashlib.sha256(body).hexdigest()}
+        # With an id: what is sent again, for an answer that did not come in time, becomes no second artifact.
+        headers = {
+            UPLOAD_HEADER: new_id("b"), SCOPE_HEADER: scope_text, SHA256_HEADER: hashlib.sha256(body).hexdigest(),
+        }  # fmt: skip
         answer = await self._ask_raw(BLOB_PUT, body, headers, patience_s)
         return Committed.from_bytes(answer.body)
 

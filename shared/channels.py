@@ -608,7 +608,8 @@ BLOB_PUT = _blob(
     "put",
     Empty,
     blobs.Committed,
-    "A whole blob of at most one chunk: raw bytes, headers Wherry-Scope (BlobScope as JSON) and Wherry-Sha256.",
+    "A whole blob of at most one chunk: raw bytes, headers Wherry-Scope (BlobScope as JSON), Wherry-Sha256 and "
+    "Wherry-Upload (an id: sent again with the same, it is the same artifact).",
     raw_body=True,
 )
 BLOB_READ = _blob(

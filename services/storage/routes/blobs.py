@@ -20,6 +20,7 @@ from shared.blobs import CHUNK_HEADER, SCOPE_HEADER, SHA256_HEADER, SIZE_HEADER,
 from shared.bus import Raw
 from shared.clock import monotonic
 from shared.errors import NotFound, WherryError
+from shared.ids import keyed_id
 from shared.requests.artifacts import Artifact, ArtifactQuery
 from shared.requests.blobs import (
     CHUNK_BYTES,
@@ -113,7 +114,9 @@ class BlobRoutes:
             raise WherryError("too_large", f"More than {CHUNK_BYTES} bytes go in chunks.")
         if sha256(message.body).hexdigest() != digest:
             raise WherryError("corrupt", "The bytes that arrived are not those that were sent.", retryable=True)
-        return await self._uploads.put(Put(message.body, digest, await self._check_scope(who, scope)))
+        upload_id = message.headers.get(UPLOAD_HEADER)
+        artifact_id = keyed_id("a", who["peer"].encode(), upload_id) if upload_id else None
+        return await self._uploads.put(Put(message.body, digest, await self._check_scope(who, scope), artifact_id))
 
     async def read(self, who: dict[str, str], message: BlobRead) -> Raw:
         """Return a range of a blob."""

@@ -54,11 +54,12 @@ class _UnderWay:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A whole small blob."""
+    """A whole small blob. *artifact_id*: what it is to become, if it becomes one; None: a new one."""
 
     body: bytes
     sha256: str
     scope: OwnerScope | AttemptScope
+    artifact_id: str | None = None
 
 
 class Uploads:
@@ -291,7 +292,7 @@ def _gone(upload_id: str) -> WherryError:
 
 
 def _committed(put: Put) -> Committed:
-    artifact_id = new_id("a") if isinstance(put.scope, OwnerScope) else None
+    artifact_id = (put.artifact_id or new_id("a")) if isinstance(put.scope, OwnerScope) else None
     return Committed(blob=BlobRef(sha256=put.sha256, size=len(put.body)), artifact_id=artifact_id)
 
 
