@@ -1,10 +1,10 @@
 """Deployments: serve a model, ask it, change it, take it away; and the Open Inference Protocol (v2)."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 from yarl import URL
@@ -14,7 +14,7 @@ from services.gateway.core import deployments
 from services.gateway.core.deployments import DeploymentAccepted, DeploymentDocument, DeploymentPage, Filters
 from services.gateway.core.predictions import PredictDocument, PredictOrder, QuickPredict
 from services.gateway.core.serving import passed_back
-from services.gateway.routes.http import JSON, Caller, Door, answer, body_of, json_body, parsed, uploaded
+from services.gateway.routes.http import JSON, Caller, Door, Key, answer, body_of, json_body, links, parsed, uploaded
 from services.gateway.shell import deployments as shell
 from services.gateway.shell import predictions as asking
 from services.gateway.shell.gateway import Gateway
@@ -24,7 +24,6 @@ from shared.requests.accounts import Principal
 router = APIRouter(prefix="/v1", tags=["deployments"])
 #: The Open Inference Protocol's own paths: a model is a deployment of the caller's, by its name.
 v2 = APIRouter(prefix="/v2", tags=["inference"])
-Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 #: Of a request, what is not for the program: who asks, and what was for this gateway.
 _OURS = frozenset({"authorization", "cookie", "x-forwarded-for", "x-forwarded-proto", "forwarded"})
 _BODY_BYTES_MAX = 256 * 1024
@@ -95,13 +94,13 @@ async def list_deployments(
     request: Request, gateway: Door, principal: Caller, filters: Annotated[Filters, Query()]
 ) -> Response:
     """Show deployments, newest first: one's own, or everybody's to administrators."""
-    return answer(await shell.listed(gateway, principal, filters, _links(request)))
+    return answer(await shell.listed(gateway, principal, filters, links(request)))
 
 
 @router.get("/deployments/{deployment}", response_model=DeploymentDocument)
 async def show(deployment: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Show a deployment, by its id or one's own by its name: its status word, its replicas, and why one waits."""
-    return answer(await shell.fresh(gateway, principal, deployment, _links(request)))
+    return answer(await shell.fresh(gateway, principal, deployment, links(request)))
 
 
 @router.patch(
@@ -223,9 +222,3 @@ async def _room(request: Request, gateway: Gateway, owner_id: str) -> AsyncGener
 def _accepted(job: Job) -> Response:
     status = deployments.status_of(job)
     return answer(DeploymentAccepted(deployment_id=job.id, name=job.spec.name, status=status), 202)
-
-
-def _links(request: Request) -> Callable[[str], str]:
-    """Return what makes a path the URL under which the caller reaches this gateway."""
-    base = str(request.base_url).rstrip("/")
-    return lambda path: base + path

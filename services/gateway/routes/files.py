@@ -35,13 +35,13 @@ FILE = {200: {"content": {"*/*": _BYTES}}, 206: {"content": {"*/*": _BYTES}}, 30
 ZIP = {200: {"content": {"application/zip": _BYTES}}}
 
 
-# Served by `app` without FastAPI's routing; this entry is what the OpenAPI document is made from.
 Live = Annotated[
     str | None,
     Query(alias="live", description="`true` to look at what a running job has left so far, or the id of a look."),
 ]
 
 
+# Served by `app` without FastAPI's routing; this entry is what the OpenAPI document is made from.
 @router.put("/artifacts", status_code=201, response_model=views_files.ArtifactView, openapi_extra=_UPLOAD)
 async def put_artifact(request: Request) -> Response:
     """Store the body, of any size. Nothing is kept of an upload that is cut."""

@@ -1,18 +1,19 @@
 """What all routes share: who is calling, what was sent, and how answers and errors are put."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
+from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel, ValidationError
 from starlette.types import Receive, Scope, Send
 
 from services.gateway.core import problems, sse
 from services.gateway.shell.gateway import Gateway
 from shared import observe
-from shared.errors import Unavailable, WherryError
+from shared.errors import FieldProblem, Unavailable, WherryError
 from shared.requests.accounts import Principal
 
 M = TypeVar("M", bound=BaseModel)
@@ -58,6 +59,7 @@ async def caller(request: Request) -> Principal:
 
 Caller = Annotated[Principal, Depends(caller)]
 Door = Annotated[Gateway, Depends(gateway_of)]
+Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 
 
 async def body_of(request: Request, bytes_max: int) -> bytes:
@@ -209,6 +211,26 @@ async def _told(frames: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, No
         yield sse.frame(problems.problem(error).model_dump_json(exclude_none=True), event="error")
     finally:
         await frames.aclose()
+
+
+def links(request: Request) -> Callable[[str], str]:
+    """Return what makes a path the URL under which the caller reaches this gateway."""
+    base = str(request.base_url).rstrip("/")
+    return lambda path: base + path
+
+
+def chosen(given: Iterable[str] | None, states: type[StrEnum]) -> tuple[str, ...]:
+    """Return the *states* that a query names, repeated or with commas.
+
+    Raises:
+        WherryError: ``invalid``: one is none.
+    """
+    known = {state.value for state in states}
+    named = [text.strip() for item in given or () for text in item.split(",") if text.strip()]
+    if unknown := [text for text in named if text not in known]:
+        message = f"{unknown[0]!r} is no state; there are {', '.join(states)}"
+        raise problems.invalid([FieldProblem(field="state", message=message)])
+    return tuple(named)
 
 
 def wants_events(request: Request, *, follow: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
 from services.gateway.adapters.form import fields_of
@@ -13,6 +13,7 @@ from services.gateway.routes.http import (
     JSON,
     Caller,
     Door,
+    Key,
     answer,
     body_of,
     gateway_of,
@@ -25,7 +26,6 @@ from services.gateway.shell.gateway import Gateway
 from shared.errors import WherryError
 from shared.job import Job
 
-Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 Type = Annotated[views.ImageType | None, Query(alias="type", description="Of the image's pair; else itself.")]
 _MULTIPART = "multipart/form-data"
 _IMAGE_FORM: dict[str, Any] = {
@@ -89,9 +89,7 @@ async def download(
     request: Request,
     gateway: Door,
     principal: Caller,
-    type_: Annotated[
-        views.ImageType | None, Query(alias="type", description="Of the image's pair; else itself.")
-    ] = None,
+    type_: Type = None,
 ) -> Response:
     """Give an image's bytes. A filtered one that is not there yet is a problem with `Retry-After`."""
     found, itself = await workloads.image(gateway, principal, image_id)

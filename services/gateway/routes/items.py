@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from services.gateway.core import problems, ranges, translate_mapping
 from services.gateway.core import views_mapping as views
@@ -11,8 +11,10 @@ from services.gateway.routes.files import FILE, file_answer
 from services.gateway.routes.http import (
     Caller,
     Door,
+    Key,
     answer,
     body_of,
+    chosen,
     json_body,
     json_or_default,
     optional_body,
@@ -23,7 +25,6 @@ from shared.errors import FieldProblem
 from shared.states import ItemState
 
 router = APIRouter(prefix="/v1", tags=["items"])
-Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 
 
 @router.post(
@@ -49,7 +50,7 @@ async def list_items(
 ) -> Response:
     """Show a map job's items in order, each with its state, its tries and what has become of it."""
     job = (await gateway.job(principal, job_id)).job
-    return answer(translate_mapping.items(await mapping.page(gateway, job, _states(state), cursor, limit)))
+    return answer(translate_mapping.items(await mapping.page(gateway, job, chosen(state, ItemState), cursor, limit)))
 
 
 @router.post(
@@ -88,11 +89,3 @@ async def file(job_id: str, item_id: str, path: str, request: Request, gateway: 
     """Give a file that an item has left, or a range of it."""
     name, blob = mapping.result(await mapping.item(gateway, principal, item_id, job_id), path)
     return await file_answer(request, gateway, blob, name, ranges.media_type(name))
-
-
-def _states(given: list[str] | None) -> tuple[str, ...]:
-    named = [text.strip() for item in given or () for text in item.split(",") if text.strip()]
-    if unknown := [text for text in named if text not in {state.value for state in ItemState}]:
-        states = ", ".join(ItemState)
-        raise problems.invalid([FieldProblem(field="state", message=f"{unknown[0]!r} is no state; there are {states}")])
-    return tuple(named)

@@ -2,13 +2,24 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from pydantic_core import from_json
 
 from services.gateway.core import access, problems, translate, translate_fleet, views
 from services.gateway.core.access import Action
-from services.gateway.routes.http import Caller, Door, answer, bearer, body_of, gateway_of, json_body, uploaded
+from services.gateway.routes.http import (
+    Caller,
+    Door,
+    Key,
+    answer,
+    bearer,
+    body_of,
+    chosen,
+    gateway_of,
+    json_body,
+    uploaded,
+)
 from services.gateway.shell import explain, submission
 from services.gateway.shell.gateway import Gateway
 from shared.channels import JOB_DELIVERIES, JOB_LIST, JOB_METRICS, USER_GET
@@ -29,7 +40,6 @@ class MetricParams(BaseModel):
     points: int = Field(default=1000, ge=2, le=5000, description="Of each series, at most.")
 
 
-Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 _FORM = {
     "multipart/form-data": {
         "schema": {
@@ -134,7 +144,7 @@ async def list_jobs(gateway: Door, principal: Caller, filters: Annotated[Filters
     """Show jobs, newest first: one's own, or everybody's to administrators."""
     query = JobListQuery(
         owner_id=await _owner_id(gateway, principal, filters.owner),
-        states=_states(filters.state),
+        states=chosen(filters.state, JobState),
         gang_id=filters.gang,
         **filters.model_dump(include={"name", "kind", "label", "view", "limit", "cursor"}),
     )
@@ -210,14 +220,6 @@ def _specs(body: bytes, count_max: int) -> list[Any]:
         message = f"Give a list of 1 to {count_max} job specs"
         raise problems.invalid([FieldProblem(field="jobs", message=message)])
     return specs
-
-
-def _states(given: list[str] | None) -> tuple[str, ...]:
-    named = [text.strip() for item in given or () for text in item.split(",") if text.strip()]
-    if unknown := [text for text in named if text not in {state.value for state in JobState}]:
-        states = ", ".join(JobState)
-        raise problems.invalid([FieldProblem(field="state", message=f"{unknown[0]!r} is no state; there are {states}")])
-    return tuple(named)
 
 
 async def _owner_id(gateway: Gateway, principal: Principal, owner: str | None) -> str | None:

@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
 from services.gateway.core import access, problems, views
 from services.gateway.core import models as m
 from services.gateway.core.access import Action
 from services.gateway.core.inputs import parse_ref
-from services.gateway.routes.http import Caller, Door, answer, json_body, json_of
+from services.gateway.routes.http import Caller, Door, Key, answer, json_body, json_of
 from services.gateway.shell import models, submission
 from shared.catalogue import EvaluationQuery, FineTuneQuery, ModelListQuery, SyncAsk, SyncQuery
 from shared.channels import FINE_TUNE_LIST, MODEL_EVALUATIONS, MODEL_LIST, MODEL_SYNC, MODEL_SYNC_GET
@@ -19,7 +19,6 @@ from shared.spec import JobSpec
 from shared.states import JobState
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
-Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 #: How long the reading of a registry is waited for before it is answered as still at work.
 _WAIT_S = 20.0
 _AT_WORK: dict[int | str, dict[str, Any]] = {202: {"model": m.SyncDocument, "description": "Still at work."}}

@@ -1,19 +1,17 @@
 """Trainings: hand in code and data, follow, fetch the model, terminate."""
 
-from collections.abc import Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from services.gateway.core import trainings
 from services.gateway.core.access import Action
 from services.gateway.core.trainings import Filters, TrainingAccepted, TrainingDocument, TrainingPage
-from services.gateway.routes.http import Caller, Door, answer, body_of, json_body
+from services.gateway.routes.http import Caller, Door, Key, answer, body_of, json_body, links
 from services.gateway.shell import submission
 from services.gateway.shell import trainings as shell
 
 router = APIRouter(prefix="/v1", tags=["trainings"])
-Key = Annotated[str | None, Header(description="Makes the request safe to repeat.")]
 
 
 @router.post(
@@ -38,14 +36,14 @@ async def list_trainings(
     request: Request, gateway: Door, principal: Caller, filters: Annotated[Filters, Query()]
 ) -> Response:
     """Show trainings, newest first: one's own, or everybody's to administrators."""
-    return answer(await shell.listed(gateway, principal, filters, _links(request)))
+    return answer(await shell.listed(gateway, principal, filters, links(request)))
 
 
 @router.get("/trainings/{training_id}", response_model=TrainingDocument)
 async def show(training_id: str, request: Request, gateway: Door, principal: Caller) -> Response:
     """Show a training: its status word, how far it is, what it measured, and where its model is once completed."""
     view = await shell.find(gateway, principal, training_id)
-    return answer(await shell.document(gateway, view, _links(request)))
+    return answer(await shell.document(gateway, view, links(request)))
 
 
 @router.delete("/trainings/{training_id}", status_code=202, response_model=TrainingAccepted)
@@ -54,9 +52,3 @@ async def terminate(training_id: str, gateway: Door, principal: Caller) -> Respo
     view = await shell.find(gateway, principal, training_id, Action.CHANGE)
     await submission.cancel(gateway, principal, training_id)
     return answer(TrainingAccepted(training_id=training_id, status=trainings.status_of(view.job)), 202)
-
-
-def _links(request: Request) -> Callable[[str], str]:
-    """Return what makes a path the URL under which the caller reaches this gateway."""
-    base = str(request.base_url).rstrip("/")
-    return lambda path: base + path
