@@ -29,7 +29,7 @@ class Endless:
         except OSError:
             pass  # nobody wants more
         finally:
-            writer.close()
+            writer.transport.abort()  # closed in order, it would be there until what was written is read
 
 
 @asynccontextmanager
