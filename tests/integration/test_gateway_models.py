@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.local.ports import free_port
 from services.notifier.core.texts import mail
 from services.notifier.core.texts import subject as mail_subject
 from services.storage.adapters.registry import Registry
@@ -44,8 +44,11 @@ def registry(folder: Path) -> Iterator[RegistryServer]:
 
 
 @pytest.fixture(scope="module")
-def closed_port() -> int:
-    return free_port()
+def closed_port() -> Iterator[int]:
+    """A port on which nobody listens, nor can while the tests run: it is held."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
