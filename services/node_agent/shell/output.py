@@ -273,6 +273,7 @@ class OutputPump:
         is_heard = await self._tell_listener(answers)
         for part in in_messages(batch):
             await self._publish(part)
+        await asyncio.sleep(0)  # the connection sends in the next turn: an agent killed before that has not noted it
         if not is_heard:
             return  # it is read again from the position before
         with suppress(OSError):  # a full disk: the next agent goes on from the position before

@@ -161,6 +161,22 @@ async def test_what_is_being_published_when_a_program_ends_is_not_dropped(tmp_pa
     assert seen == ["one"]
 
 
+async def test_what_was_published_is_on_its_way_before_it_is_noted(tmp_path: Path) -> None:
+    noted: list[bool] = []
+
+    def send() -> None:
+        noted.append((tmp_path / "position.json").exists())
+
+    async def publish(_: OutputBatch) -> None:  # as a connection does: in the next turn of the loop
+        asyncio.get_running_loop().call_soon(send)
+
+    pump = OutputPump(tmp_path, publish, bytes_max=1000)
+    pump.sink(Chunk("o", AT, b"one\n", {}))
+    await pump.finish()
+    assert noted == [False], "an agent that is killed in between would leave it out for ever"
+    assert (tmp_path / "position.json").exists()
+
+
 # --- runtimes that are watched ---------------------------------------------------------------------------------------
 
 
