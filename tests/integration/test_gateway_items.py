@@ -360,7 +360,7 @@ def test_a_workload_is_made_without_a_body_of_json_and_of_a_form(anna: httpx.Cli
         anna.post("/workloads", params=wish),
         anna.post("/workloads", data=wish),
         anna.post("/workloads", files={name: (None, value) for name, value in wish.items()}),
-        httpx.post(f"{stack.url}/workloads", json=wish, headers={"Authorization": token}),
+        httpx.post(f"{stack.url}/workloads", json=wish, headers={"Authorization": token}, timeout=60),
     ):
         assert sent.status_code == 201, sent.text
         assert (sent.json()["filter"], sent.json()["workload_name"]) == ("blur", "holidays")
@@ -497,11 +497,11 @@ def test_an_image_under_a_key_is_taken_once(stack: GatewayStack, anna: httpx.Cli
 
 def test_the_seeds_paths_stand_at_the_root_for_curl(stack: GatewayStack, workload: str):
     for method in ("GET", "POST"):
-        answer = httpx.request(method, f"{stack.url}/login", auth=("anna", PASSWORD))
+        answer = httpx.request(method, f"{stack.url}/login", auth=("anna", PASSWORD), timeout=60)
         assert set(answer.json()) >= {"user", "token"}
-    refused(httpx.post(f"{stack.url}/login"), 401, "`user` and `password` as JSON or a form")
-    http = httpx.Client(base_url=stack.url, headers={"Authorization": f"Bearer {answer.json()['token']}"})
-    with http:
+    refused(httpx.post(f"{stack.url}/login", timeout=60), 401, "`user` and `password` as JSON or a form")
+    token = {"Authorization": f"Bearer {answer.json()['token']}"}
+    with httpx.Client(base_url=stack.url, headers=token, timeout=60) as http:
         assert http.get("/status").json()["active_workloads"]
         assert http.get(f"/workloads/{workload}").json()["workload_id"] == workload
         image = post_image(http, workload).json()
