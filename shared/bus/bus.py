@@ -342,7 +342,7 @@ class Bus(Connection):
         outcome, headers = "ok", None
         try:
             reply = await handler(channel.parse(request.subject) or {}, _question(channel, request))
-            body, headers = _reply_bytes(channel, reply)
+            body, headers = _reply_bytes(channel, reply, self._nc.max_payload)
         except ValidationError as problem:
             outcome, body, headers = "invalid", wire.invalid(problem).body().to_bytes(), {wire.ERROR: "1"}
         except WherryError as error:
@@ -453,9 +453,10 @@ def _question(channel: Channel[Any, Any], request: Msg) -> Message | Raw:
     return channel.message.from_bytes(request.data)
 
 
-def _reply_bytes(channel: Channel[Any, Any], reply: Message | Raw | None) -> tuple[bytes, dict[str, str] | None]:
-    if isinstance(reply, Raw):
-        return reply.body, dict(reply.headers)
+def _reply_bytes(channel: Channel[Any, Any], reply: Message | Raw | None, most: int) -> tuple[bytes, Mapping[str, str]]:
     if reply is None and channel.reply is not Empty:
         raise TypeError(f"the handler of {channel.name} returned nothing")
-    return (reply or Empty()).to_bytes(), None
+    raw = reply if isinstance(reply, Raw) else Raw((reply or Empty()).to_bytes(), {})
+    if len(raw.body) > most:  # it could not be sent, and whoever asked would wait for it
+        raise ValueError(f"the handler of {channel.name} returned {len(raw.body)} bytes; the broker takes {most}")
+    return raw.body, raw.headers

@@ -95,6 +95,19 @@ async def test_a_handler_that_breaks_answers_internal_logs_why_and_serves_the_ne
     assert (await bus.ask(channels.VERIFY, TokenQuery(token="ok"))).name == "n"
 
 
+async def test_an_answer_above_the_servers_limit_is_told_as_a_fault_and_not_waited_for(bus, caplog):
+    caplog.set_level(logging.ERROR)
+
+    async def verify(params: dict[str, str], query: TokenQuery) -> Principal:
+        return Principal(user_id="u", name="n" * (2 * 1024 * 1024))
+
+    await bus.serve(channels.VERIFY, verify, queue=None)
+    with pytest.raises(WherryError) as broken:
+        await bus.ask(channels.VERIFY, TokenQuery(token="t1"), timeout_s=30)
+    assert broken.value.code == "internal"
+    assert "2097" in caplog.text
+
+
 async def test_a_body_that_is_not_the_message_is_refused_with_its_fields(bus):
     async def verify(params: dict[str, str], query: TokenQuery) -> Principal:
         raise AssertionError("never called")
