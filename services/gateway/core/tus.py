@@ -13,6 +13,7 @@ from datetime import datetime
 from email.utils import format_datetime
 from typing import Protocol
 
+from services.gateway.core.names import BINARY, file_name, is_media_type
 from shared.errors import WherryError
 from shared.requests.artifacts import Resumable
 
@@ -23,9 +24,7 @@ MEDIA_TYPE = "application/offset+octet-stream"
 METADATA_MOST = 4096
 
 _KEY = re.compile(r"^[\x21-\x2b\x2d-\x7e]{1,128}$")
-_BINARY = "application/octet-stream"
 _NAME_KEYS, _TYPE_KEYS = ("filename", "name"), ("filetype", "type")
-_MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?\Z")
 
 
 class Hash(Protocol):
@@ -87,9 +86,7 @@ def creation(headers: Mapping[str, str], size_max: int) -> Creation:
     given = metadata(text)
     name = next((given[key] for key in _NAME_KEYS if given.get(key)), "")
     media_type = next((given[key] for key in _TYPE_KEYS if given.get(key)), "")
-    return Creation(
-        length, _name(name), media_type if _MEDIA_TYPE.match(media_type) else "application/octet-stream", text
-    )
+    return Creation(length, file_name(name), media_type if is_media_type(media_type) else BINARY, text)
 
 
 def require_fits(length: int | None, size_max: int) -> None:
@@ -220,8 +217,3 @@ def description(upload: Resumable) -> dict[str, str]:
 
 def _http_date(moment: datetime) -> str:
     return format_datetime(moment, usegmt=True)
-
-
-def _name(text: str) -> str:
-    base = text.replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(char for char in base if char.isprintable())[:255]

@@ -1,6 +1,5 @@
 """Artifacts and outputs: bytes in, bytes out."""
 
-import re
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
@@ -9,6 +8,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 
 from services.gateway.core import ranges, translate, views_files
+from services.gateway.core.names import BINARY, is_media_type
 from services.gateway.core.problems import invalid
 from services.gateway.routes.http import Caller, Door, Stream, answer, bearer, gateway_of, uploaded, wants_json
 from services.gateway.shell import files, live, mapping
@@ -19,8 +19,6 @@ from shared.job import BlobRef, Job
 from shared.requests.artifacts import ArtifactListQuery
 
 router = APIRouter(prefix="/v1", tags=["files"])
-_MEDIA_TYPE = re.compile(r"^[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}(;[\x20-\x7e]{0,128})?\Z")
-_BINARY = "application/octet-stream"
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"*/*": _BYTES}},
@@ -47,8 +45,8 @@ async def put_artifact(request: Request) -> Response:
     """Store the body, of any size. Nothing is kept of an upload that is cut."""
     gateway = gateway_of(request)
     principal = await gateway.tokens.principal(bearer(request))
-    media_type = request.headers.get("content-type", _BINARY)
-    if not _MEDIA_TYPE.match(media_type):
+    media_type = request.headers.get("content-type", BINARY)
+    if not is_media_type(media_type):
         raise invalid([FieldProblem(field="Content-Type", message="That is no media type")])
     name = _name(request, request.query_params.get("name"))
     stored = await files.store(gateway, principal, uploaded(request), name, media_type)

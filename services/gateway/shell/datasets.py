@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from services.gateway.adapters.form import Part, parts
+from services.gateway.adapters.form import parts
 from services.gateway.core import access, problems, views_datasets
 from services.gateway.core.access import Action
 from services.gateway.core.inputs import parse_ref
+from services.gateway.core.names import BINARY, file_name
 from services.gateway.shell import files
 from services.gateway.shell.gateway import Gateway
 from services.gateway.shell.inputs import dataset_of
@@ -78,7 +79,8 @@ async def put_form(
             if part.name == "file" and artifact_id is None:
                 if "name" in fields:  # before gigabytes of it have come for nothing
                     await _check_name(gateway, principal, _wish(fields))
-                stored = await files.store(gateway, principal, part.chunks(), _file_name(part), _media_type(part))
+                name = file_name(part.filename or "")
+                stored = await files.store(gateway, principal, part.chunks(), name, _media_type(name))
                 artifact_id = stored.artifact_id
             elif part.name in views_datasets.NewDataset.model_fields and part.name not in (
                 "file",
@@ -162,10 +164,5 @@ def _wish(fields: dict[str, Any]) -> views_datasets.NewDataset:
         raise problems.from_validation(error, views_datasets.NewDataset) from None
 
 
-def _file_name(part: Part) -> str:
-    name = (part.filename or "").replace("\\", "/").rpartition("/")[2]
-    return "".join(char for char in name if char.isprintable())[:255]
-
-
-def _media_type(part: Part) -> str:
-    return "application/zip" if _file_name(part).lower().endswith(".zip") else "application/octet-stream"
+def _media_type(name: str) -> str:
+    return "application/zip" if name.lower().endswith(".zip") else BINARY

@@ -12,6 +12,7 @@ from services.gateway.adapters.zips import PassingZip, judge_stored
 from services.gateway.core import needs, problems, submission
 from services.gateway.core.access import Action
 from services.gateway.core.mapping import with_over
+from services.gateway.core.names import file_name
 from services.gateway.shell import mapping, models
 from services.gateway.shell.gateway import Gateway
 from services.gateway.shell.inputs import Inputs
@@ -274,7 +275,9 @@ async def _put_away(gateway: Gateway, principal: Principal, secret: str) -> str:
 
 async def _take_source(gateway: Gateway, principal: Principal, part: Part) -> Artifact:
     zip_in = PassingZip(part.chunks())
-    scope = BlobScope(owner_id=principal.user_id, name=_name(part), media_type="application/zip")
+    scope = BlobScope(
+        owner_id=principal.user_id, name=file_name(part.filename or "") or "source.zip", media_type="application/zip"
+    )
     stored: Committed = await gateway.blobs.upload(aiter(zip_in), scope)
     if not zip_in.judged:
         await judge_stored(gateway.blobs, stored.blob)
@@ -285,11 +288,6 @@ async def _take_source(gateway: Gateway, principal: Principal, part: Part) -> Ar
     )
     gateway.remember_source(principal, artifact)
     return artifact
-
-
-def _name(part: Part) -> str:
-    name = (part.filename or "source.zip").replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(char for char in name if char.isprintable())[:255] or "source.zip"
 
 
 def _field(field: str, message: str) -> FieldProblem:

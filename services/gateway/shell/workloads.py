@@ -12,6 +12,7 @@ from services.gateway.adapters.form import Part, parts
 from services.gateway.core import access, images, mapping, problems, submission
 from services.gateway.core import views_mapping as views
 from services.gateway.core.access import Action
+from services.gateway.core.names import file_name
 from services.gateway.shell import files
 from services.gateway.shell import mapping as items
 from services.gateway.shell import submission as jobs
@@ -186,7 +187,7 @@ async def _checked(
         raise problems.invalid(wrong)
     job = await _open_workload(gateway, principal, fields["workload_id"])
     return job, ItemSpec(
-        name=_shown(fields.get("name", "")) or stored.name, artifact=stored.id,
+        name=file_name(fields.get("name", "")).strip() or stored.name, artifact=stored.id,
         sha256=stored.blob.sha256, size=stored.blob.size, given=type_ == "filtered",
     )  # fmt: skip
 
@@ -236,13 +237,7 @@ async def _drop(gateway: Gateway, principal: Principal, stored: Artifact) -> Non
 
 
 def _name(part: Part, ending: str) -> str:
-    return _shown(part.filename or "") or (f"image.{ending}" if ending else "")
-
-
-def _shown(name: str) -> str:
-    """Return a file's name as it is kept: without folders, and without what cannot be seen."""
-    name = name.replace("\\", "/").rpartition("/")[2]
-    return "".join(char for char in name if char.isprintable())[:200].strip()
+    return file_name(part.filename or "").strip() or (f"image.{ending}" if ending else "")
 
 
 def _field(field: str, message: str) -> FieldProblem:
