@@ -258,6 +258,7 @@ def follow(job_id: str, choice: protocol.LogChoice, patience_s: float) -> Series
     last_id, tries = "", 0
     lost_at: float | None = None
     while True:
+        stream: Stream | None = None
         try:
             stream = yield from _opened(protocol.follow(job_id, choice, last_id), events=True)
             lost_at = None
@@ -268,12 +269,13 @@ def follow(job_id: str, choice: protocol.LogChoice, patience_s: float) -> Series
                     yield Emit(item)
                 if isinstance(item, models.End):
                     return
-            yield Close(stream)
             error: WherryError = Unreachable("the server closed the log before the job's end")
         except WherryError as lost:
             if not lost.retryable:
                 raise
             error = lost
+        if stream is not None:
+            yield Close(stream)
         tries += 1
         now: float = yield Now()
         lost_at = now if lost_at is None else lost_at
