@@ -1,9 +1,12 @@
 """Free ports on the loopback, kept in a file so that a restart finds its data under the same address."""
 
+import fcntl
 import json
 import os
 import random
 import socket
+import tempfile
+from functools import cache
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
@@ -11,6 +14,9 @@ LOOPBACK = "127.0.0.1"
 TAKES_WEBHOOKS = "wherry takes webhooks here"
 #: Below those of gangs on the machine's own network (20000 and up) and of outgoing connections (32768 and up on Linux).
 _PORTS = (10_000, 20_000)
+#: A file in which the byte of a port is locked by the process of this user that was given it.
+_CLAIMS = Path(tempfile.gettempdir(), f"wherry-ports-{os.getuid()}")
+_ours = set[int]()
 
 
 def is_free(port: int) -> bool:
@@ -25,15 +31,33 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that is free now, and that no outgoing connection is given before it is used.
+    """Return a port that is free now, and that is given neither to an outgoing connection nor by this to anybody else.
 
     Raises:
         OSError: none was found.
     """
     for _ in range(1000):
-        if is_free(port := random.randrange(*_PORTS)):  # noqa: S311 - lest two that look at the same time find the same
+        port = random.randrange(*_PORTS)  # noqa: S311 - for who claims nothing
+        if port not in _ours and is_free(port) and _claim(port):
             return port
     raise OSError(f"no port from {_PORTS[0]} to {_PORTS[1] - 1} of {LOOPBACK} is free")
+
+
+def _claim(port: int) -> bool:
+    """Keep *port* from being given to other processes as long as this one lives; return False if another does so."""
+    try:
+        fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # without claims, ports of so many are seldom the same
+    _ours.add(port)
+    return True
+
+
+@cache
+def _claims() -> int:
+    return os.open(_CLAIMS, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def kept_port(file: Path, name: str) -> int:
@@ -45,6 +69,7 @@ def kept_port(file: Path, name: str) -> int:
             continue
         ports[name] = port
         write_whole(file, json.dumps(ports, indent=2) + "\n")
+    _claim(ports[name])
     return ports[name]
 
 
