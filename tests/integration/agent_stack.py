@@ -294,20 +294,17 @@ async def storage_of(mongo_url: str, folder: Path) -> AsyncIterator[StorageProce
 
 def clean_up(stack_id: str) -> None:
     """Remove what a stack has on the engine; again where the engine is still removing a user of it."""
-    label, give_up_at = f"label=wherry.stack={stack_id}", time.monotonic() + 20
-    while time.monotonic() < give_up_at:
+    label, give_up_at = f"label=wherry.stack={stack_id}", time.monotonic() + 120
+    while True:
         containers = docker("ps", "-aq", "--filter", label).split()
         volumes = docker("volume", "ls", "-q", "--filter", label).split()
         networks = docker("network", "ls", "-q", "--filter", label).split()
         if not containers and not volumes and not networks:
             return
-        for name in containers:
-            docker("rm", "-fv", name, check=False)
-        for name in volumes:
-            docker("volume", "rm", "-f", name, check=False)
-        for name in networks:
-            docker("network", "rm", name, check=False)
-    raise AssertionError(f"still there: {containers} {volumes}")
+        assert time.monotonic() < give_up_at, f"still there: {containers} {volumes} {networks}"
+        for words, names in (("rm -fv", containers), ("volume rm -f", volumes), ("network rm", networks)):
+            if names:
+                docker(*words.split(), *names, check=False)
 
 
 def busybox() -> None:
