@@ -163,9 +163,9 @@ class Head:
         """Have an attempt removed, and wait until nothing of it is left."""
         await self.say(order, "forget")
         await self.until(lambda: order.job_id not in {held.job_id for held in self.beats[-1].attempts})
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while any(order.job_id in name for name in await asyncio.to_thread(agent.left_behind)):
-                await asyncio.sleep(0.05)  # the engine tells nobody
+                await asyncio.sleep(0.2)  # the engine tells nobody, and to be asked keeps it from removing anything
         del self.want[order.job_id]
 
     async def manifest(self, finished: dict[str, Any]) -> Manifest:
