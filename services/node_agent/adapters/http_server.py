@@ -17,7 +17,7 @@ _HEAD_BYTES_MAX = 32 * 1024
 #: For the next bytes of a request, and for somebody who does not take the answer.
 _SILENT_S = 120.0
 #: What still comes of a request that was answered before it was whole; then whoever sends it reads the answer.
-_LEFT_OVER_BYTES, _LEFT_OVER_S = 8 * 1024 * 1024, 5.0
+_LEFT_OVER_BYTES = 8 * 1024 * 1024
 _log = observe.logger("api")
 
 
@@ -106,10 +106,11 @@ class _Talk:
         if self._http.their_state is not h11.SEND_BODY:
             return
         left = _LEFT_OVER_BYTES
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LEFT_OVER_S):
-                while left > 0 and (data := await self._connection.receive()):
-                    left -= len(data)
+        while left > 0:
+            async with asyncio.timeout(self._silent_s):
+                if not (data := await self._connection.receive()):
+                    return
+            left -= len(data)
 
     async def _next(self) -> Any:
         while (event := self._http.next_event()) is h11.NEED_DATA:

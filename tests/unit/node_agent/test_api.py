@@ -197,6 +197,13 @@ async def test_an_answer_before_the_whole_request_is_read_by_who_sends_it() -> N
     assert (wire.pieces, wire.is_closed) == ([], True)
 
 
+async def test_the_rest_of_an_answered_request_is_waited_for_as_long_as_any_request() -> None:
+    wire = Wire(b"PUT /c HTTP/1.1\r\nHost: x\r\nContent-Length: 300\r\n\r\n", b"x" * 100, is_open=True)
+    await serve_http(wire, refusing, silent_s=0.01)
+    assert wire.sent.startswith(b"HTTP/1.1 413")
+    assert (wire.pieces, wire.is_closed) == ([], True)
+
+
 @pytest.mark.parametrize(
     "sent", [b"no http at all\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 20_000, b"GET / HTTP/1.1\r\n\r\n"]
 )
