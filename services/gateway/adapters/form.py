@@ -2,10 +2,10 @@
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import QueryParams
 
 from shared.errors import WherryError
 
@@ -73,7 +73,7 @@ async def fields_of(content_type: str, body: bytes) -> dict[str, str] | None:
             found = parts(content_type, _once(body))
             return {part.name: (await part.content(len(body))).decode(errors="replace") async for part in found}
         case "application/x-www-form-urlencoded":
-            return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
+            return dict(QueryParams(body.decode(errors="replace")))
         case _:
             return None
 
