@@ -362,12 +362,15 @@ class Connection:
             raise WherryError("too_large", f"{len(body)} bytes for {subject}; the broker takes {self._nc.max_payload}.")
         if not self._inbox:
             raise Unanswered("no connection yet", sent=False)
+        cancels = _cancels()
         try:
             await self._nc.publish(subject, body, reply=reply, headers=dict(headers) if headers else None)
         except nats.errors.OutboundBufferLimitError:
             raise Unanswered("no connection, and the buffer is full", sent=False) from None
         except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError):
             raise Unavailable("The bus is closed for good.") from None
+        if _cancels() > cancels:  # nats-py keeps it to itself while it waits for room
+            raise asyncio.CancelledError
 
     async def _on_answer(self, message: Msg) -> None:
         call = self._calls.get(message.subject.rpartition(".")[2])
@@ -433,6 +436,12 @@ class Connection:
         return wire.received(
             message.subject, message.data, message.headers, delivery=delivery, settle=settle if settles else None
         )
+
+
+def _cancels() -> int:
+    """Return how often the running task has been told to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
 
 
 async def _end(task: asyncio.Future[Any]) -> None:

@@ -274,6 +274,23 @@ async def test_without_a_server_a_write_is_unavailable_after_its_deadline_and_no
     assert loop.time() - started < 20
 
 
+async def test_who_is_cancelled_while_there_is_no_room_to_send_ends(bus, nats_server):
+    async def send_on() -> None:
+        while True:
+            await bus.send("wherry.tail.n1.j1.1", bytes(512 * 1024))
+
+    nats_server.pause()
+    sending = asyncio.create_task(send_on())
+    try:
+        await asyncio.wait([sending], timeout=0.5)  # by then what the socket takes is in it, and the buffer full
+        sending.cancel()
+        await asyncio.wait([sending], timeout=10)
+        assert sending.cancelled()
+    finally:
+        nats_server.resume()
+        sending.cancel()
+
+
 async def test_a_connection_that_comes_back_late_leaves_the_write_only_what_is_left_of_its_time(bus, monkeypatch):
     given: list[float] = []
 
