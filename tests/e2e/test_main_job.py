@@ -76,7 +76,9 @@ def test_a_range_of_an_output_is_those_bytes(stack: Stack) -> None:
 
 
 def test_output_and_progress_are_seen_while_the_job_runs(stack: Stack) -> None:
-    job_id = stack.submit(stack.spec("echo first; echo '::progress 0.5::half'; sleep 8; echo last"))
+    job_id = stack.submit(
+        stack.spec("trap 'echo last; exit' TERM; echo '::progress 0.5::half'; echo first; sleep 600 & wait")
+    )
     seen: list[tuple[str, dict]] = []
     with stack.http.stream("GET", f"/jobs/{job_id}/logs?follow=true", timeout=180) as answer:
         name = ""
@@ -87,11 +89,12 @@ def test_output_and_progress_are_seen_while_the_job_runs(stack: Stack) -> None:
                 seen.append((name, json.loads(line[5:])))
                 if name == "log" and seen[-1][1]["text"] == "first":
                     assert stack.job(job_id)["state"] in {"running", "starting", "placed"}
+                    assert stack.http.post(f"/jobs/{job_id}/cancel").status_code == 202
     texts = [data["text"] for name, data in seen if name == "log" and not data["text"].startswith("::")]
     assert texts == ["first", "last"]
     assert ("progress", 0.5) in [(name, data.get("fraction")) for name, data in seen]
     assert seen[-1][0] == "end"
-    assert seen[-1][1]["state"] == "succeeded"
+    assert seen[-1][1]["state"] == "cancelled"
 
 
 def test_a_failed_job_keeps_its_outputs_and_says_why(stack: Stack) -> None:
