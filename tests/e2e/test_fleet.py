@@ -35,15 +35,20 @@ def test_a_plan_keeps_nothing_and_says_where_or_why_not(stack: Stack) -> None:
 
 
 def test_a_job_follows_another_and_gets_what_it_left(stack: Stack) -> None:
-    first = stack.submit(stack.spec('mkdir -p "$WHERRY_OUTPUTS/out"; sleep 2; echo 42 > "$WHERRY_OUTPUTS/out/n"'))
+    gate = stack.submit(stack.spec("sleep 600"))
+    make = 'mkdir -p "$WHERRY_OUTPUTS/out"; echo 42 > "$WHERRY_OUTPUTS/out/n"'
+    first = stack.submit(stack.spec(make, needs=[{"job": gate, "on": "always"}]))
     second = stack.submit(
         stack.spec('cat "$WHERRY_INPUTS/data/n" > "$WHERRY_OUTPUTS/copy"', inputs={"data": f"job:{first}/out"})
     )
     third = stack.submit(stack.spec("exit 1", needs=[second]))
     last = stack.submit(stack.spec("true", needs=[{"job": third, "on": "always"}, {"job": first, "on": "ok"}]))
-    waiting = until(lambda: (job := stack.job(second))["pending"] and job, "the second waits")
-    assert [reason["code"] for reason in waiting["pending"]] == ["needs"]
-    assert first in stack.http.get(f"/jobs/{second}/explain").json()["text"]
+    try:
+        waiting = until(lambda: (job := stack.job(second))["pending"] and job, "the second waits")
+        assert [reason["code"] for reason in waiting["pending"]] == ["needs"]
+        assert first in stack.http.get(f"/jobs/{second}/explain").json()["text"]
+    finally:
+        stack.http.post(f"/jobs/{gate}/cancel")
     assert [stack.wait_end(job)["state"] for job in (first, second, third, last)] == [
         "succeeded", "succeeded", "failed", "succeeded",
     ]  # fmt: skip
