@@ -86,9 +86,9 @@ def test_twelve_images_are_filtered_and_come_back_in_order(seed: Seed, filter_: 
     made = seed.post("/workloads", json={"filter": filter_, "workload_name": f"twelve {filter_}"}).json()
     assert (made["status"], made["running_jobs"], made["filtered_images"]) == ("scheduling", 0, [])
     workload_id = made["workload_id"]
+    assert workload_id in seed.get("/status").json()["active_workloads"]
     originals = [picture(at, "JPEG" if at % 3 == 0 else "PNG") for at in range(12)]
     ids = [seed.upload(workload_id, f"{at}.{'jpg' if at % 3 == 0 else 'png'}", one) for at, one in enumerate(originals)]
-    assert workload_id in seed.get("/status").json()["active_workloads"]
 
     done = seed.completed(workload_id)
     assert (done["running_jobs"], done["failed_images"]) == (0, [])
