@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from infra.local.engine import STACK_LABEL, engine
 from shared.bus import Bus
 from shared.channels import DLQ, JOBS, Service
+from shared.clock import utc_now
 from shared.permissions import OPERATOR
 from shared.settings import ServiceSettings
 from shared.streams import DURABLES
@@ -251,7 +252,9 @@ def operator(home: Path) -> contextlib.AbstractAsyncContextManager[Bus]:
 
 def _count_starts(stack_id: str, file: Path) -> Callable[[], None]:
     """Write a line for each start of a job's container, from now on; return how to stop that."""
-    command = ["docker", "events", "--filter", f"label={STACK_LABEL}={stack_id}", "--filter", "label=wherry.role=job"]
+    since = f"{utc_now().timestamp():.6f}"  # the engine keeps the last 256: none is missed while the command starts
+    command = ["docker", "events", "--since", since]
+    command += ["--filter", f"label={STACK_LABEL}={stack_id}", "--filter", "label=wherry.role=job"]
     names = '{{index .Actor.Attributes "wherry.job"}} {{index .Actor.Attributes "wherry.attempt"}}'
     with file.open("ab") as out:
         watching = subprocess.Popen([*command, "--filter", "event=start", "--format", names], stdout=out)

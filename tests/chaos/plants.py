@@ -57,8 +57,11 @@ async def started_twice(field: Field, evidence: Evidence) -> None:
     """A program that has ended is started once more under its attempt's name and labels."""
     job_id, _, end = _job(evidence, "output")
     if field.on_docker:
+        before = field.starts()[job_id, end.job["attempt"]]
         await _run_container(field, job_id, end.job["attempt"], "node-of-nobody", "true")
-        await asyncio.sleep(1)  # the engine's events come a little later
+        async with asyncio.timeout(60):  # the engine's events come a little later
+            while field.starts()[job_id, end.job["attempt"]] == before:
+                await asyncio.sleep(0.2)
     else:
         with field.starts_file.open("a") as out:
             out.write(f"{job_id} {end.job['attempt']}\n")
