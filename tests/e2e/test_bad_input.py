@@ -69,7 +69,7 @@ def test_a_command_that_is_not_found_is_a_typed_error(stack: Stack) -> None:
 def test_an_image_that_does_not_exist_is_a_typed_error(stack: Stack) -> None:
     if stack.runtime != "docker":
         pytest.skip("images need a Docker engine")
-    spec = {**stack.spec("true"), "image": "localhost:1/nothing/here:1", "timeouts": {"pull": 3}}  # no second try
+    spec = {**stack.spec("true"), "image": "localhost:1/nothing/here:1", "timeouts": {"pull": 24}}  # no third try
     job = stack.wait_end(stack.submit(spec), timeout=240)
     assert job["state"] == "failed"
     assert job["error"]["reason"] in {"image_not_found", "image_pull_failed"}
