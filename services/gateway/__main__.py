@@ -17,6 +17,9 @@ from shared.bus import EXIT_RESTART_ME
 from shared.heap import keep_heap
 from shared.settings import read_settings
 
+#: How long a connection without requests is kept, in seconds: longer than clients (httpx: 5) and proxies (60) keep
+#: theirs. Who closes first must not be the one who cannot know that a request is on its way.
+_IDLE_S = 75
 _log = observe.logger("gateway")
 
 
@@ -45,6 +48,7 @@ async def serve(settings: GatewaySettings) -> int:
         uvicorn.Config(
             app, host=settings.host, port=settings.port, http="httptools", lifespan="on", access_log=False,
             log_config=None, server_header=False, timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+            timeout_keep_alive=_IDLE_S,
             proxy_headers=bool(settings.trusted_proxies), forwarded_allow_ips=settings.trusted_proxies or None,
         )
     )  # fmt: skip

@@ -1,8 +1,11 @@
 """The REST interface on real NATS, MongoDB and storage: people, jobs, identity under a key, walls between users."""
 
+import http.client
 import json
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -89,6 +92,17 @@ def test_nothing_is_shown_without_a_token(stack: GatewayStack) -> None:
     problem(httpx.post(f"{stack.url}/v1/jobs", json=SPEC, timeout=60), 401, "unauthenticated")
     nobodys = {"Authorization": "Bearer whr_s_nonsense"}
     problem(httpx.get(f"{stack.url}/v1/jobs", headers=nobodys, timeout=60), 401, "unauthenticated")
+
+
+def test_a_connection_is_kept_longer_than_clients_keep_theirs(stack: GatewayStack) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=60)
+    connection.auto_open = 0
+    connection.connect()
+    with closing(connection):
+        for pause_s in (6, 0):  # httpx keeps one for five seconds
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read() == b'{"status":"ok"}'
+            time.sleep(pause_s)
 
 
 def test_a_logged_out_token_is_dead(stack: GatewayStack) -> None:

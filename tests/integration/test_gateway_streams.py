@@ -623,10 +623,11 @@ async def test_a_reader_that_stands_still_is_dropped_and_costs_no_memory(
     await scheduler.run(job_id)
     before = stack.peak_memory_mb("services.gateway")
     reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
-    head = (
-        f"GET /v1/jobs/{job_id}/logs?follow=true HTTP/1.1\r\nHost: x\r\nAuthorization: {http.headers['Authorization']}"
-    )
-    writer.write(f"{head}\r\n\r\n".encode())
+    head = [
+        f"GET /v1/jobs/{job_id}/logs?follow=true HTTP/1.1", "Host: x", "Connection: close",
+        f"Authorization: {http.headers['Authorization']}",
+    ]  # fmt: skip
+    writer.write(("\r\n".join(head) + "\r\n\r\n").encode())
     await reader.readuntil(b": still here")  # from now on it does not read
     for start in range(1, 40_001, 200):
         lines = tuple(LogLine(n=n, t=utc_now(), x="x" * 500) for n in range(start, start + 200))
