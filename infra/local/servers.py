@@ -28,6 +28,8 @@ from infra.local.ports import LOOPBACK, kept_port, write_whole
 
 NATS_OLDEST, MONGO_OLDEST = (2, 14), (6, 0)
 MONGO_USER = "wherry"
+#: For a server to answer. One that has ended is not waited for; one on a busy machine is.
+START_S = 120.0
 #: Unauthorized: it has users; and AlreadyInitialized.
 _INITIATED_BEFORE = frozenset({13, 23})
 
@@ -92,7 +94,7 @@ class Server:
             self.process = _popen(command, out, {**self.environment, **os.environ})
         return self.process
 
-    def wait_ready(self, timeout_s: float = 30) -> None:
+    def wait_ready(self, timeout_s: float = START_S) -> None:
         """Return when the server answers.
 
         Raises:
@@ -110,7 +112,7 @@ class Server:
                 )
             time.sleep(0.03)
 
-    def start(self, timeout_s: float = 30) -> Self:
+    def start(self, timeout_s: float = START_S) -> Self:
         """Start the process and return when it answers.
 
         Raises:
@@ -332,7 +334,7 @@ class MongoServer(Server):
         with self.log.open("ab") as out:
             process = _popen(self._program(plain), out, os.environ)
         try:
-            limit = time.monotonic() + 30
+            limit = time.monotonic() + START_S
             while not self._rename():
                 if process.poll() is not None or time.monotonic() > limit:
                     raise ServerFailedError(

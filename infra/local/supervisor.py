@@ -25,7 +25,7 @@ from infra.local.ports import LOOPBACK, kept_port, write_whole
 from infra.local.processes import ROOT, born_at, end, is_zombie
 from infra.local.programs import Addresses, Program
 from infra.local.seed import Forked, Seed, SeedError
-from infra.local.servers import MongoServer, NatsServer, Server, ServerFailedError
+from infra.local.servers import START_S, MongoServer, NatsServer, Server, ServerFailedError
 from shared.permissions import accounts_config
 
 LOG_BYTES_MAX = 20 * 1024 * 1024
@@ -176,7 +176,7 @@ class Supervisor:
             smtp_port=None if env.get("WHERRY_SMTP_HOST") else kept_port(ports, "smtp"),
         )
 
-    def _ready(self, server: Server | None, timeout_s: float = 60) -> None:
+    def _ready(self, server: Server | None, timeout_s: float = START_S) -> None:
         """Wait for a server without being deaf to SIGTERM meanwhile."""
         limit = time.monotonic() + timeout_s
         while server and not server.answers():
