@@ -79,7 +79,7 @@ def test_the_wait_doubles_to_five_seconds_and_begins_anew_after_a_long_run():
 
 def test_ending_is_by_force_where_asking_does_not_help():
     polite, stubborn = started("import time; print('up', flush=True); time.sleep(60)"), started(IGNORES_TERM)
-    end([polite, stubborn], 3)
+    end([polite, stubborn], 10)  # which the polite one needs nothing of
     assert (polite.returncode, stubborn.returncode) == (-signal.SIGTERM, -signal.SIGKILL)
 
 
