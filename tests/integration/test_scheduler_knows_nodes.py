@@ -121,6 +121,8 @@ async def test_what_a_node_is_to_do_survives_schedulers_and_a_wish_made_while_th
     await wish(stack, "n2", "drain")
     await stack.scheduler()
     await until_record(stack, "n2", lambda record: record.duty is NodeDuty.DRAINING)
+    await first.beat()
+    await second.beat()  # both are heard of before it is said why the job waits
     job_id = await stack.submit()
     async with Beating(first, second):
         waiting = await stack.until(job_id, lambda job: bool(job.pending))

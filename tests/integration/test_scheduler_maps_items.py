@@ -54,7 +54,7 @@ class Workers:
         if self.deaf.is_set():
             return
         self.agent.held = set(self.workers)
-        answer = await self.agent.beat()
+        answer = await self.agent.beat(5)
         for one in answer.assignments:
             await self._obey(one)
         for key, worker in self.workers.items():

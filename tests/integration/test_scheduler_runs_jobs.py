@@ -90,9 +90,10 @@ class Agent:
             at=utc_now(),
         )
 
-    async def beat(self) -> DesiredState:
+    async def beat(self, timeout_s: float = 30) -> DesiredState:
+        """Heartbeat once; an answer that does not come in *timeout_s* went down with whoever was asked."""
         answer: DesiredState = await self.bus.ask(
-            channels.HEARTBEAT, self.heartbeat(), timeout_s=5, retry_s=PATIENCE_S, node_id=self.id
+            channels.HEARTBEAT, self.heartbeat(), timeout_s=timeout_s, retry_s=PATIENCE_S, node_id=self.id
         )
         self.epoch = max(self.epoch, answer.epoch)
         return answer
@@ -205,8 +206,13 @@ def names(events: list[tuple[str, JobChanged, int]]) -> list[str]:
     return [name for name, _, _ in events]
 
 
+def moves(events: list[tuple[str, JobChanged, int]]) -> list[str]:
+    """Return what has moved a job: not why it waits, which is told of one that has waited for some seconds."""
+    return [name for name in names(events) if name != "pending"]
+
+
 async def test_a_job_goes_from_created_to_succeeded(stack: Stack) -> None:
-    await stack.scheduler()
+    await stack.scheduler(WHERRY_SCHEDULER_LEADER_LEASE_S="60")
     agent = await stack.agent()
     await agent.beat()
     job_id = await stack.submit()
@@ -222,7 +228,7 @@ async def test_a_job_goes_from_created_to_succeeded(stack: Stack) -> None:
         await agent.report(job_id, data)
         await stack.until(job_id, lambda job, state=state: job.state is state)
     events = await stack.events(job_id)
-    assert names(events) == ["created", "placed", "starting", "running", "finishing", "succeeded"]
+    assert moves(events) == ["created", "placed", "starting", "running", "finishing", "succeeded"]
     assert {changed.epoch for name, changed, _ in events if name != "created"} == {agent.epoch}
     assert (await agent.ordered(job_id, "forget")).attempt == 1
 
@@ -261,7 +267,7 @@ async def test_a_scheduler_that_restarts_at_each_state_brings_the_job_to_its_one
     await agent.report(job_id, succeeded())
     await stack.scheduler()
     await stack.until(job_id, lambda job: job.state is JobState.SUCCEEDED)
-    assert names(await stack.events(job_id)) == ["created", "placed", "starting", "running", "succeeded"]
+    assert moves(await stack.events(job_id)) == ["created", "placed", "starting", "running", "succeeded"]
     await agent.ordered(job_id, "forget")
 
 
@@ -290,20 +296,19 @@ async def test_a_standby_takes_over_from_a_leader_that_is_killed_and_one_that_is
     leader.process.send_signal(signal.SIGCONT)  # it believes for a moment that it still leads
     await agent.report(job_id, succeeded())
     await stack.until(job_id, lambda job: job.is_terminal)
-    assert (await agent.beat()).epoch in (first, second)
     await stack.schedulers[1].stop(signal.SIGKILL)
     third = await next_epoch(agent, second)
     assert first < second < third
     events = await stack.events(job_id)
-    assert names(events) == ["created", "placed", "succeeded"]
-    assert {changed.epoch for _, changed, _ in events[1:]} == {second}
+    assert moves(events) == ["created", "placed", "succeeded"]
+    assert min(changed.epoch for _, changed, _ in events[1:]) >= second, "the one that was paused has written"
 
 
 async def next_epoch(agent: Agent, after: int) -> int:
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
-                answer = await agent.beat()
+                answer = await agent.beat(5)
             except Exception as error:  # noqa: BLE001 - whoever was asked has just gone
                 assert getattr(error, "retryable", False), error
                 continue
@@ -325,7 +330,7 @@ async def test_two_schedulers_started_at_once_have_one_leader_and_every_job_one_
             await stack.schedulers[1].stop(signal.SIGTERM)
     for job_id in jobs:
         await stack.until(job_id, lambda job: job.is_terminal)
-        assert names(await stack.events(job_id)) == ["created", "placed", "succeeded"]
+        assert moves(await stack.events(job_id)) == ["created", "placed", "succeeded"]
 
 
 async def test_cancelling_reaches_the_node_as_stop_and_its_word_ends_the_job(stack: Stack) -> None:

@@ -29,7 +29,16 @@ from shared.job import Job, Owner
 from shared.requests.explain import ExplainQuery, PlanQuery
 from shared.spec import JobSpec
 from shared.states import AttemptState, JobState, PendingCode
-from tests.integration.test_scheduler_runs_jobs import PASSWORDS, PATIENCE_S, Agent, Stack, names, stack, succeeded
+from tests.integration.test_scheduler_runs_jobs import (
+    PASSWORDS,
+    PATIENCE_S,
+    Agent,
+    Stack,
+    moves,
+    names,
+    stack,
+    succeeded,
+)
 
 __all__ = ["stack"]
 LEADER = "wherry.leader.scheduler"
@@ -176,7 +185,7 @@ async def test_a_leader_that_is_resumed_while_the_next_one_works_harms_no_job(st
         await agent.report(job_id, succeeded(await started(agent, job_id)))
     for job_id in jobs:
         await stack.until(job_id, lambda job: job.is_terminal)
-        assert names(await stack.events(job_id)) == ["created", "placed", "succeeded"]
+        assert moves(await stack.events(job_id)) == ["created", "placed", "succeeded"]
 
 
 async def test_an_epoch_that_an_agent_has_seen_is_surpassed_and_never_falls_again(stack: Stack) -> None:
@@ -232,8 +241,8 @@ async def test_a_decision_about_a_job_that_has_moved_on_gives_way_to_what_the_lo
         [(_, created, seq)] = await stack.events(job_id)
         await write(stack, cancelled(created.job), "cancelled", 1, seq)
         assert (await agent.ordered(other, "start")).attempt == 1
-    assert names(await stack.events(job_id)) == ["created", "cancelled"]
-    assert names(await stack.events(other)) == ["created", "placed"]
+    assert moves(await stack.events(job_id)) == ["created", "cancelled"]
+    assert moves(await stack.events(other)) == ["created", "placed"]
 
 
 @pytest.mark.usefixtures("deaf")
@@ -250,7 +259,7 @@ async def test_a_leader_that_meets_a_later_ones_event_steps_down_and_comes_back_
         assert await epoch_above(agent, 7000) < 7100
         assert (await agent.ordered(other, "start")).attempt == 1
     assert REGISTRY.get_sample_value("wherry_scheduler_deposed_total") == deposed + 1
-    assert names(await stack.events(job_id)) == ["created", "cancelled"]
+    assert moves(await stack.events(job_id)) == ["created", "cancelled"]
 
 
 async def test_a_leader_that_reads_a_later_ones_event_steps_down(stack: Stack) -> None:
