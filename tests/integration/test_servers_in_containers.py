@@ -6,7 +6,6 @@ WHERRY_NATS_IMAGE and WHERRY_MONGO_IMAGE name other images, as they do for Compo
 import asyncio
 import os
 import random
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
@@ -78,19 +77,6 @@ class Nats(Server):
     @property
     def url(self) -> str:
         return f"nats://{LOOPBACK}:{self.port}"
-
-    def crash(self) -> None:
-        """Do so, and return once it answers: who writes to it waits ten seconds for it and no longer."""
-        super().crash()
-        limit = time.monotonic() + 60
-        while not self._answers():
-            assert time.monotonic() < limit, self.container.get_logs()
-            time.sleep(0.05)
-
-    def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection((LOOPBACK, self.port), 10) as client:
-            return client.recv(5) == b"INFO "
-        return False
 
 
 class Mongo(Server):
