@@ -200,7 +200,7 @@ async def fail_a_replica(stack: GatewayStack, deployment: str, words: str) -> st
         await scheduler.run(replica.id)
         line = LogLine(n=1, t=utc_now(), s="e", x=words)
         said = OUTPUT.subject(node_id=NODE, job_id=replica.id, attempt="1")
-        await node.put(said, OutputBatch(lines=(line,)).to_bytes())
+        await node.put(said, OutputBatch(lines=(line,)).to_bytes(), deadline_s=60)
         error = Failure(reason=EndReason.EXIT_CODE, message="The program ended with exit code 3.")
         await scheduler.end(replica.id, "failed", error=error)
         return replica.id

@@ -45,7 +45,8 @@ class Node:
     async def say(self, job_id: str, *numbers: int, attempt: int = 1, **more: Any) -> None:
         lines = tuple(LogLine(n=n, t=utc_now(), s="e" if n % 5 == 0 else "o", x=f"line {n}") for n in numbers)
         batch = OutputBatch(lines=lines, **more)
-        await self.bus.put(OUTPUT.subject(node_id=NODE, job_id=job_id, attempt=str(attempt)), batch.to_bytes())
+        subject = OUTPUT.subject(node_id=NODE, job_id=job_id, attempt=str(attempt))
+        await self.bus.put(subject, batch.to_bytes(), deadline_s=60)
 
 
 @pytest.fixture
@@ -501,7 +502,8 @@ async def test_the_output_of_workers_that_come_and_go_is_one_log(
         late = await hire(scheduler, job_id, index=1)
         about = LogLine(n=1, t=utc_now(), x="line 1", i="i" + "a" * 25)
         batch = OutputBatch(lines=(about, LogLine(n=2, t=utc_now(), x="line 2")))
-        await node.bus.put(OUTPUT.subject(node_id=NODE, job_id=late, attempt="1"), batch.to_bytes())
+        said = OUTPUT.subject(node_id=NODE, job_id=late, attempt="1")
+        await node.bus.put(said, batch.to_bytes(), deadline_s=60)
         await listener.until(lambda: len(whose(listener)) == 5)
         await let_go(scheduler, job_id, late)
         await node.say(first, 2)

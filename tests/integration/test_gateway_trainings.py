@@ -106,7 +106,8 @@ async def test_a_training_goes_through_its_words_and_its_model_is_downloaded_by_
         progress=Progress(fraction=0.25, message="epoch 1 of 4", at=now),
         metrics=tuple(MetricPoint(name=name, value=value, step=step, at=now) for name, value, step in points),
     )
-    await node.put(OUTPUT.subject(node_id=NODE, job_id=training_id, attempt="1"), batch.to_bytes())
+    said = OUTPUT.subject(node_id=NODE, job_id=training_id, attempt="1")
+    await node.put(said, batch.to_bytes(), deadline_s=60)
 
     async def told() -> dict[str, Any] | None:
         found = await asyncio.to_thread(shown, anna, training_id)

@@ -184,7 +184,7 @@ async def world(broker: NatsServer) -> AsyncIterator[World]:
     receiver.port = runner.addresses[0][1]
     mailbox = Mailbox()
     smtp_port = free_port()
-    mail = Controller(mailbox, hostname="127.0.0.1", port=smtp_port)
+    mail = Controller(mailbox, hostname="127.0.0.1", port=smtp_port, ready_timeout=60)
     mail.start()
     env = {
         **os.environ,
@@ -378,7 +378,7 @@ async def test_what_cannot_be_read_becomes_a_dead_letter_and_a_replayed_end_is_t
             await letters.put(Event[DeadLetter].from_bytes(message.data).data)
 
         await client.subscribe("wherry.dlq.notifier", cb=note)
-        stream = client.jetstream()
+        stream = client.jetstream(timeout=60)
         for number in range(100):
             await stream.publish(f"wherry.job.u1.jbroken{number}.succeeded", b"no event")
         await stream.publish("wherry.delivery.u1.jbroken.requested", b"no delivery")
