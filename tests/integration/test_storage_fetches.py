@@ -254,21 +254,24 @@ async def test_a_place_that_nobody_named_is_never_dialled(storage: StorageStack)
 
 
 async def test_too_large_too_long_and_too_slow_bodies_end_with_a_reason(storage: StorageStack, web: Web):
-    storage.extra["WHERRY_FETCH_IDLE_S"] = "1"
-    await storage.stop()
-    await storage.start()
-    await storage.ready()
     web.files["/large"] = b"x" * (8 * 1024 * 1024 + 1)
     web.endless.add("/endless")
     web.silent.add("/data/train.csv")
     web.without_etag.add("/data/train.csv")
-    for number, (path, said) in enumerate(
-        (("/large", "larger than"), ("/endless", "larger than"), ("/data/train.csv", "says nothing any more"))
-    ):
-        await record(storage, web.url(path), f"j{number}")
-        error = await refusal(storage, f"j{number}")
+
+    async def ends_with(said: str, path: str, job_id: str) -> None:
+        await record(storage, web.url(path), job_id)
+        error = await refusal(storage, job_id)
         assert error.code == "stage_in_failed"
         assert said in error.message
+
+    await ends_with("larger than", "/large", "j0")
+    await ends_with("larger than", "/endless", "j1")
+    storage.extra["WHERRY_FETCH_IDLE_S"] = "1"
+    await storage.stop()
+    await storage.start()
+    await storage.ready()
+    await ends_with("says nothing any more", "/data/train.csv", "j2")
     assert list(storage.database["artifacts"].find()) == []
     assert storage.database["fs.chunks"].count_documents({}) == 0
 
