@@ -128,6 +128,7 @@ class World:
     tries: asyncio.Queue[DeliveryTried]
     env: dict[str, str]
     process: asyncio.subprocess.Process | None = None
+    log: asyncio.Task[bytes] | None = None
     jobs: set[str] = field(default_factory=set)
     storage: Bus | None = None
     refusals: list[str] = field(default_factory=list)  # what storage says instead of giving the secret, once each
@@ -136,15 +137,17 @@ class World:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services.notifier", cwd=ROOT, env=self.env, stderr=asyncio.subprocess.PIPE
         )
+        assert self.process.stderr
+        self.log = asyncio.create_task(self.process.stderr.read())  # all the time: a pipe that is full would stop it
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process
+        assert self.log
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
-        _, log = await self.process.communicate()
+        code, log = await self.process.wait(), await self.log
         assert b"Traceback" not in log, log.decode()
-        assert self.process.returncode is not None
-        return self.process.returncode
+        return code
 
     async def end_job(self, *notify: dict[str, Any], state: JobState = JobState.SUCCEEDED) -> Event[JobChanged]:
         now = utc_now()
