@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from services.storage.adapters.job_store import JobStore
+from services.storage.shell import arrivals, jobs
 from shared import channels as c
 from shared.blobs import BlobClient
 from shared.bus import Bus, Record
@@ -34,9 +35,17 @@ from shared.states import AttemptState, JobState, NodeCondition, NodeDuty
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let storage wait for what the log has as long as that takes: by itself it shows what it has after 5 s."""
+    for module in (jobs, arrivals):
+        monkeypatch.setattr(module, "WAIT_S", 60.0)
+
+
 @pytest.fixture
 async def gateway(storage: Any) -> AsyncIterator[Bus]:
-    async with storage.bus(Service.GATEWAY, "g1") as bus:
+    settings = storage.settings("gateway").model_copy(update={"request_timeout_s": 90.0})
+    async with Bus.connect(settings, Service.GATEWAY, peer="g1") as bus:
         yield bus
 
 
