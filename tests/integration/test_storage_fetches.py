@@ -53,6 +53,7 @@ async def storage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[StorageStack]:
     monkeypatch.setattr("services.storage.core.fetching.PAUSE_S", 0.01)
+    monkeypatch.setattr("services.storage.shell.jobs.WAIT_S", 60.0)  # what was recorded counts, however busy it is
     stack = stack_of(StorageStack, web, nats_with_accounts, mongo_server, mongo_database, tmp_path)
     async with running(stack):
         yield stack

@@ -56,6 +56,12 @@ OWNER = "u1"
 GANG = Gang(roles={"w": GangRole(command="x")})
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run wait for what the log has as long as that takes: by itself it is given up after 5 s."""
+    monkeypatch.setattr("services.storage.shell.jobs.WAIT_S", 60.0)
+
+
 @pytest.fixture
 async def stack(
     nats_with_accounts: NatsServer, mongo_server: str, mongo_database: Database[dict[str, Any]], tmp_path: Path
