@@ -38,12 +38,12 @@ def free_port() -> int:
     """
     for _ in range(1000):
         port = random.randrange(*_PORTS)  # noqa: S311 - for who claims nothing
-        if port not in _ours and is_free(port) and _claim(port):
+        if port not in _ours and is_free(port) and claim(port):
             return port
     raise OSError(f"no port from {_PORTS[0]} to {_PORTS[1] - 1} of {LOOPBACK} is free")
 
 
-def _claim(port: int) -> bool:
+def claim(port: int) -> bool:
     """Keep *port* from being given to other processes as long as this one lives; return False if another does so."""
     try:
         fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
@@ -69,7 +69,7 @@ def kept_port(file: Path, name: str) -> int:
             continue
         ports[name] = port
         write_whole(file, json.dumps(ports, indent=2) + "\n")
-    _claim(ports[name])
+    claim(ports[name])
     return ports[name]
 
 

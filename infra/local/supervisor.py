@@ -21,7 +21,7 @@ import psutil
 from infra.local import programs
 from infra.local.engine import engine
 from infra.local.home import Home, Identity, address, identity, known_nodes, port
-from infra.local.ports import LOOPBACK, kept_port, write_whole
+from infra.local.ports import LOOPBACK, claim, kept_port, write_whole
 from infra.local.processes import ROOT, born_at, end, is_zombie
 from infra.local.programs import Addresses, Program
 from infra.local.seed import Forked, Seed, SeedError
@@ -162,6 +162,7 @@ class Supervisor:
 
     def _servers(self) -> Addresses:
         env, root, ports = os.environ, self.home.root, self.home.ports
+        claim(port(env))  # the gateway listens last of all: nobody else is to be given its port
         if not env.get("WHERRY_NATS_URL"):
             accounts = accounts_config(self.who.nats, known_nodes())
             self.nats = NatsServer(root, accounts, host=env.get("WHERRY_NATS_HOST") or LOOPBACK)

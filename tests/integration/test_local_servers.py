@@ -11,7 +11,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
-from infra.local.ports import free_port, kept_port
+from infra.local.ports import claim, free_port, is_free, kept_port
 from infra.local.servers import MongoServer, NatsServer, ServerFailedError
 
 
@@ -99,6 +99,13 @@ def test_a_port_is_kept_while_it_is_free(tmp_path: Path):
         other.bind(("127.0.0.1", port))
         other.listen()
         assert kept_port(file, "a") != port
+
+
+def test_a_claimed_port_is_given_to_nobody_though_it_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mine = next(port for port in range(19_000, 20_000) if is_free(port) and claim(port))
+    offered = iter([mine, mine, mine + 1, *range(10_000, 20_000)])
+    monkeypatch.setattr("infra.local.ports.random.randrange", lambda *_: next(offered))
+    assert kept_port(tmp_path / "ports.json", "nats") != mine
 
 
 def test_a_free_port_can_be_bound():
