@@ -240,12 +240,12 @@ async def test_a_broker_that_restarts_costs_no_event(
 
 
 @asynccontextmanager
-async def storage_away(stack: GatewayStack, listener: Listener) -> AsyncIterator[None]:
+async def storage_away(stack: GatewayStack, listener: Listener, comments: int = 2) -> AsyncIterator[None]:
     """Let storage hear nothing while the block runs; before that, its stream has looked for news there in vain."""
     stack.processes["services.storage"].send_signal(signal.SIGSTOP)
     try:
         before = listener.comments
-        await listener.until(lambda: listener.comments > before + 2)
+        await listener.until(lambda: listener.comments > before + comments)
         yield
     finally:
         stack.processes["services.storage"].send_signal(signal.SIGCONT)
@@ -574,6 +574,23 @@ async def test_a_worker_that_is_named_before_it_is_recorded_is_waited_for(
         await record_member(scheduler, model.model_copy(update={"id": late, "member_of": place}))
         await node.say(late, 1)
         await listener.until(lambda: whose(listener) == of(late, "worker-1", 1))
+
+
+async def test_while_storage_is_away_the_output_of_workers_still_arrives(
+    stack: GatewayStack, http: httpx.AsyncClient, scheduler: Scheduler, node: Node
+) -> None:
+    job_id = await new_map_job(http)
+    worker = await hire(scheduler, job_id)
+    async with following(http, f"/jobs/{job_id}/logs?follow=true") as listener:
+        await node.say(worker, 1)
+        await listener.until(lambda: whose(listener) == of(worker, "worker-0", 1))
+        async with storage_away(stack, listener, comments=25):  # longer than a question waits for its answer
+            await node.say(worker, 2)
+            await listener.until(lambda: whose(listener) == of(worker, "worker-0", 1, 2))
+        await scheduler.end(worker)
+        await scheduler.end(job_id)
+        await listener.until(lambda: listener.ended)
+    assert listener.events[-1][1:] == ("end", {"state": "succeeded"})
 
 
 async def test_lines_of_many_workers_come_in_pages(http: httpx.AsyncClient, scheduler: Scheduler, node: Node) -> None:

@@ -16,7 +16,7 @@ from services.gateway.shell import logs
 from services.gateway.shell.gateway import Gateway
 from shared.bus import Received
 from shared.channels import JOB_FEED, JOB_GET, JOB_LIST, JOB_LOGS
-from shared.errors import FieldProblem
+from shared.errors import FieldProblem, Unavailable
 from shared.events import JobChanged
 from shared.job import Job
 from shared.requests.jobs import JobListQuery, JobQuery, LogQuery
@@ -119,16 +119,19 @@ class _Followers:
         """Follow each member there is until their job has ended; return its last state, or None: that is unknown."""
         gateway, parent = self._gateway, self._parent
         async with gateway.live((JOB_FEED, {"job_id": parent.id})) as inbox:
-            heard: Received[Any] | None = None
             parent = await _job(gateway, parent.id)
+            missing = await self._follow_all(parent, is_news=False)
             while not gateway.stopping.is_set():
-                missing = await self._follow_all(parent, is_news=heard is not None)
                 if parent.is_terminal and not missing:
                     await asyncio.gather(*self._tasks.values())
                     return parent.state.value
                 self._check()
                 heard = await inbox.get(_LOOK_AGAIN_S if missing else gateway.settings.heartbeat_s)
-                parent = _job_in(heard) or await _job(gateway, parent.id)
+                try:
+                    parent = _job_in(heard) or await _job(gateway, parent.id)
+                    missing = await self._follow_all(parent, is_news=heard is not None)
+                except Unavailable:  # storage is away: those that are followed go on, and others are looked for again
+                    missing = True
         return None
 
     async def _follow_all(self, parent: Job, *, is_news: bool) -> bool:
