@@ -61,7 +61,8 @@ class Shell:
 
 
 @pytest.fixture
-async def wherry(storage: Any, tmp_path: Path) -> AsyncIterator[Shell]:
+async def wherry(storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shell]:
+    monkeypatch.setattr("services.storage.shell.jobs.WAIT_S", 60.0)  # lists have what was handed in, however busy it is
     port = free_port()
     settings = storage.settings("gateway")
     env = os.environ | {
