@@ -78,10 +78,10 @@ class Snapshots:
         if heads := await self._heads():
             self._next = 1 - _SLOTS.index(heads[0][2])
 
-    async def carried(self) -> snapshot.Carried:
-        """Return what the newest snapshot carries beside the jobs."""
+    async def newest(self) -> tuple[int, snapshot.Carried]:
+        """Return the newest snapshot's position, and what it carries beside the jobs; 0 and nothing without one."""
         heads = await self._heads()
-        return snapshot.read_carried(heads[0][3]) if heads else snapshot.Carried()
+        return (heads[0][0], snapshot.read_carried(heads[0][3])) if heads else (0, snapshot.Carried())
 
     async def load(self) -> snapshot.Snapshot | None:
         """Return the newest whole snapshot that the log reaches, or None."""

@@ -167,8 +167,7 @@ class _Term:
         self._retry: list[Input] = []  # inputs of jobs that had moved on when their decision was to be recorded
         self._conflicts = 0
         self._position = 0  # everything up to here is decided, recorded and believed
-        self._events = 0
-        self._saved = (0, monotonic())  # events, when
+        self._saved = (0, monotonic())  # the last snapshot: its position, and when it was written
 
     async def run(self, crew: _Crew) -> None:
         """Catch up with the log, then take turns; what goes on beside joins *crew*.
@@ -179,11 +178,12 @@ class _Term:
         with metrics.TAKEOVER.time():
             replayed = await self.standby.take_over()
             await self.fleet_log.reach_end()
-            carried = await self.standby.snapshots.carried()
+            saved, carried = await self.standby.snapshots.newest()
         # The lease may have been lost where the log was not.
         self._lease.claim(max(replayed.epoch, self.fleet_log.epoch, carried.epoch))
         state = self._state = State(self._settings.limits(), _now())
         state.position = self._position = replayed.position
+        self._saved = (self._position, monotonic())  # until all of it is believed there is nothing to save
         state.restore(carried)
         state.adopt(replayed.books)
         metrics.LEADER.set(1)
@@ -192,6 +192,9 @@ class _Term:
         crew.start(self._tick(), "tick")
         crew.start(self._save_regularly(), "save")
         again = await self._turn(state, Batch(facts=replayed.facts(), fleet=self.fleet_log.take()), [])
+        # As old as it is: where no leader lives for long, each would read a longer log than the one before.
+        saved = min(saved, replayed.position)  # one ahead of the log, whose data was set back, is worth nothing
+        self._saved = (saved, monotonic() - max(0.0, utc_now().timestamp() - carried.at_s))
         serving = asyncio.create_task(self._open_doors(), name="serve")
         try:
             # nats-py's flush must not be cancelled: the PONG that then finds nobody ends its read loop.
@@ -216,10 +219,10 @@ class _Term:
         return doors
 
     async def save(self) -> None:
-        """Keep a snapshot of what is believed, if anything was decided since the last."""
-        if self._state is None or self._events == self._saved[0] or not self.standby.letters.are_kept:
+        """Keep a snapshot of what is believed, if the log has moved on since the last."""
+        if self._state is None or self._position == self._saved[0] or not self.standby.letters.are_kept:
             return
-        self._saved = (self._events, monotonic())
+        self._saved = (self._position, monotonic())
         jobs = [(tracked.job, tracked.seq) for tracked in self._state.jobs.values()]
         jobs += [kept for job_id, kept in self._quarantine.passed.items() if job_id not in self._state.jobs]
         try:
@@ -357,7 +360,6 @@ class _Term:
                 with taking_in("job", decision.job.id, outcome.seq):
                     state.believe(decision.job, outcome.seq, now, decision.items)
                 metrics.DECISIONS.labels(decision.name.value).inc()
-                self._events += 1
             elif isinstance(outcome, Conflict):
                 conflicts.append(decision.job.id)
             else:
@@ -442,8 +444,8 @@ class _Term:
         return LookedUp(job_id, found.job if isinstance(found, Recorded) else None)
 
     def _snapshot_due(self) -> bool:
-        events, when = self._saved
-        new = self._events - events
+        position, when = self._saved
+        new = self._position - position
         interval_s = self._settings.scheduler_snapshot_interval_s
         return new >= self._settings.scheduler_snapshot_events or (new > 0 and monotonic() - when >= interval_s)
 

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from infra.bootstrap import bootstrap
 from services.scheduler.adapters.lease import Lease
-from services.scheduler.recovery import Standby
+from services.scheduler.recovery import Snapshots, Standby
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.shell import Scheduler
 from shared import channels
@@ -155,6 +155,17 @@ async def test_a_scheduler_that_is_started_again_under_its_name_does_not_wait_fo
     await first.process.ended()
     await stack.scheduler(**as_set, WHERRY_SCHEDULER_ID="one")
     assert await epoch_above(agent, epoch) > epoch
+
+
+async def test_a_leader_keeps_a_snapshot_soon_where_those_before_it_died_too_early_to_keep_one(stack: Stack) -> None:
+    agent = await stack.agent()
+    job_id = await stack.submit(resources={"cpus": 64})  # which no node can take
+    await stack.scheduler(WHERRY_SCHEDULER_SNAPSHOT_INTERVAL_S="3600")
+    await epoch_above(agent, 0)
+    async with asyncio.timeout(PATIENCE_S):
+        while (kept := await Snapshots(stack.operator).load()) is None:
+            await asyncio.sleep(0.05)
+    assert [job.id for job, _ in kept.jobs] == [job_id]
 
 
 async def test_a_renewal_that_was_cut_off_on_its_way_does_not_keep_a_lease_from_being_released(stack: Stack) -> None:
