@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sysconfig
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
@@ -38,7 +39,7 @@ class ServerFailedError(Exception):
     """A server did not start. The message has the end of its log."""
 
 
-class Server:
+class Server(ABC):
     """One server process: start, wait until it answers, stop, kill, start again.
 
     Attributes:
@@ -78,13 +79,13 @@ class Server:
         """Whether the process is there; not whether it answers."""
         return self.process is not None and self.process.poll() is None
 
+    @abstractmethod
     def command(self) -> list[str]:
         """Return what to execute."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self) -> bool:
         """Whether the server is ready for its clients."""
-        raise NotImplementedError
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process and return at once."""
