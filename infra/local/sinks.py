@@ -21,8 +21,6 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from infra.local.ports import LOOPBACK, TAKES_WEBHOOKS, write_whole
 
 BODY_MAX = 4 * 1024 * 1024
-#: For the mail server to answer itself: a busy machine is slow.
-_READY_S = 60.0
 
 
 class MailSink:

@@ -132,6 +132,20 @@ def test_a_stack_is_ready_once_its_own_receiver_takes_webhooks_and_no_other_prog
             other.shutdown()
 
 
+def test_what_is_on_this_machine_is_not_asked_for_through_a_proxy(sinks: tuple[int, int], tmp_path: Path):
+    home = Home(tmp_path / "stack")
+    write_whole(home.run, json.dumps({"sinks": {"webhook_url": f"http://127.0.0.1:{sinks[1]}/"}}))
+    env = {name: text for name, text in os.environ.items() if name.lower() not in ("no_proxy", "http_proxy")}
+    ask = (
+        "import pathlib, sys; from infra.local import control, home;"
+        "print(control.takes_webhooks(home.Home(pathlib.Path(sys.argv[1]))))"
+    )
+    told = subprocess.check_output(
+        [sys.executable, "-c", ask, str(home.root)], env=env | {"http_proxy": "http://127.0.0.1:1"}, text=True
+    )
+    assert told == "True\n"
+
+
 @pytest.fixture
 def sinks(tmp_path: Path) -> Iterator[tuple[int, int]]:
     smtp, http = free_port(), free_port()
