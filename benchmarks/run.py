@@ -195,8 +195,7 @@ write (`sync_interval: always`). Medians of {samples} samples after one that war
 * *artifacts*: {size_mib} MiB of random bytes through HTTP, gateway, NATS and storage, SHA-256 at both ends, beside pymongo's GridFS bucket straight to the same mongod with the
   same write concern; {pairs} pairs, the two sides in turn. The medians of the ratios inside each pair (least to greatest) are what counts: five processes share {cpus} cores
   with whatever else the machine does, and a plain read or write has two.
-* *artifacts of 4 KiB*: the ratio depends on the disk. Ours are bound by the processor, plain ones by how long a flush takes: on a later evening plain GridFS made 717 a
-  second and ours 1,570, which is 2.2 x.
+* *artifacts of 4 KiB*: the ratio depends on the disk. Ours are bound by the processor, plain ones by how long a flush takes.
 """
 
 

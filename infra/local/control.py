@@ -68,7 +68,7 @@ def up(home: Home) -> None:
 
 
 def wait_ready(home: Home, supervisor: subprocess.Popen[bytes] | None = None) -> None:
-    """Return when the gateway is ready and a node is online.
+    """Return when the gateway is ready, a node is online and webhooks are taken.
 
     Raises:
         StackFailedError: something died for good, or time ran out; with the end of the log at fault.

@@ -384,7 +384,7 @@ async def test_bytes_that_are_stored_again_while_they_are_collected_are_there_or
 
     async def commit(body: bytes) -> None:
         rounds = 0
-        while rounds < 20 or swept <= 2:  # until they have met
+        while rounds < 20 or (swept <= 2 and not sweeping.done()):  # until they have met
             rounds += 1
             try:
                 artifact_id = await upload(door, body)
